@@ -1,0 +1,57 @@
+"""One small table type, rendered as plain text, Markdown or HTML."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a header.
+
+    Parameters
+    ----------
+    header : sequence of str, length n
+    rows : sequence of sequences of str, each of length n
+    left : set of int
+        Columns aligned to the left; the others are numbers and align to the right.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: frozenset[int] = frozenset({0})
+
+    def to_text(self) -> str:
+        """Columns padded with blanks, a rule under the header, no trailing blanks."""
+        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        rule = ["-" * width for width in widths]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(width) if i in self.left else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in (self.header, rule, *self.rows)
+        )
+
+    def to_markdown(self) -> str:
+        """Pipe table as GitHub and most renderers read it."""
+        rule = [":--" if i in self.left else "--:" for i in range(len(self.header))]
+        escaped = ([cell.replace("|", "\\|") for cell in row] for row in (self.header, *self.rows))
+        lines = ["| " + " | ".join(row) + " |" for row in escaped]
+        return "\n".join([lines[0], "| " + " | ".join(rule) + " |", *lines[1:]])
+
+    def to_html(self) -> str:
+        """A ``<table>`` whose cells are escaped."""
+
+        def line(tag: str, row: Sequence[str]) -> str:
+            cells = (
+                f'<{tag} style="text-align:{"left" if i in self.left else "right"}">'
+                f"{html.escape(cell)}</{tag}>"
+                for i, cell in enumerate(row)
+            )
+            return "<tr>" + "".join(cells) + "</tr>"
+
+        body = "".join(line("td", row) for row in self.rows)
+        return f"<table><thead>{line('th', self.header)}</thead><tbody>{body}</tbody></table>"
