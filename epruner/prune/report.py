@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .tables import Table
-
+from epruner.prune.tables import Table
 
 _NAMES_SHOWN = 6
 

@@ -1,0 +1,79 @@
+"""The command line: ``epruner prune | inspect | demo``, a thin layer over the public functions."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from epruner.cli import commands, options
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments after the program's name; ``sys.argv[1:]`` by default.
+
+    Returns
+    -------
+    int
+        0 done, 2 bad arguments or input, 1 any other failure, 130 interrupted. Failures print
+        one line on standard error.
+    """
+    args = parser().parse_args(argv)
+    try:
+        commands.COMMANDS[args.command](args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # the reader (head, less) went away; keep the interpreter from flushing into the void
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        if args.traceback:
+            traceback.print_exc()
+        print(f"epruner {args.command}: error: {_one_line(error)}", file=sys.stderr)
+        return BAD_INPUT if _is_input_error(error) else FAILED
+    return DONE
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands; importing and building it does not import torch."""
+    top = argparse.ArgumentParser(
+        prog="epruner",
+        description="Make trained networks smaller: keep the exemplar filters of every layer.",
+        epilog="exit codes: 0 done, 2 bad arguments or input, 1 any other failure",
+        allow_abbrev=False,
+    )
+    subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, groups in options.GROUPS.items():
+        summary = (commands.COMMANDS[name].__doc__ or "").partition("\n")[0]
+        sub = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        for group in groups:
+            group(sub)
+        sub.add_argument("--traceback", action="store_true", help="show where an error came from")
+    return top
+
+
+def _is_input_error(error: Exception) -> bool:
+    # the public functions raise these for what the user gave; a full disk is a bare OSError
+    missing = FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError
+    return isinstance(error, ValueError | TypeError | ImportError | missing)
+
+
+def _one_line(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = " ".join(text.split())
+    return (
+        text
+        if _is_input_error(error) or isinstance(error, OSError)
+        else (f"{type(error).__name__}: {text} (--traceback shows where)")
+    )

@@ -1,0 +1,75 @@
+"""``PACKAGE.MODULE:FACTORY`` -> a network."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+
+def build(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Import a factory and call it; the current folder is importable, as with ``python -m``.
+
+    Parameters
+    ----------
+    spec : str
+        ``package.module:factory``; the factory is a class, a function or a built network.
+    arguments : mapping of str to object
+        Keyword arguments of the factory.
+
+    Raises
+    ------
+    ValueError
+        When the spec, the module or the factory is wrong, or what it returns is no network.
+    """
+    module_name, colon, attribute = spec.partition(":")
+    if not colon or not module_name or not attribute:
+        hint = f"; write {spec.rpartition('.')[0]}:{spec.rpartition('.')[2]}" if "." in spec else ""
+        raise ValueError(f"--model {spec!r} is not of the form PACKAGE.MODULE:FACTORY{hint}")
+    if module_name.endswith(".py"):
+        dotted = ".".join(Path(module_name).with_suffix("").parts)
+        raise ValueError(f"--model takes a module, not a file; write {dotted}:{attribute}")
+    folder = str(Path.cwd())
+    if folder not in sys.path and "" not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name + ".").startswith(error.name + "."):
+            message = (
+                f"--model: there is no module {error.name!r} in {folder} or among the installed "
+                "packages"
+            )
+            raise ValueError(message) from error
+        raise ValueError(f"--model: importing {module_name} failed: {error}") from error
+    except Exception as error:
+        message = f"--model: importing {module_name} failed: {type(error).__name__}: {error}"
+        raise ValueError(message) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            close = difflib.get_close_matches(part, dir(found), n=3)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise ValueError(f"--model: {module_name} has no {attribute!r}{hint}")
+        found = getattr(found, part)
+    if isinstance(found, nn.Module):
+        if arguments:
+            raise ValueError(f"--model-arg: {spec} is a built network and takes no arguments")
+        return found
+    if not callable(found):
+        raise ValueError(f"--model: {spec} is a {type(found).__name__}, not a callable")
+    try:
+        model = found(**arguments)
+    except Exception as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        message = f"--model: {attribute}({given}) raised {type(error).__name__}: {error}"
+        if isinstance(error, TypeError):
+            message += "; give its arguments with --model-arg NAME=VALUE"
+        raise ValueError(message) from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"--model: {spec} returned a {type(model).__name__}, not a torch network")
+    return model

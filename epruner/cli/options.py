@@ -1,0 +1,228 @@
+"""Every option of the command line, declared once, and the types that parse their values."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class InputShape:
+    """One example input: ``[NAME=]1,3,32,32[:int64]``."""
+
+    sizes: tuple[int, ...]
+    dtype: str = "float32"
+    keyword: str | None = None
+
+
+def input_shape(text: str) -> InputShape:
+    """Parse ``1,3,32,32``, ``1,16:int64`` or ``mask=1,16:bool``."""
+    keyword, equals, rest = text.rpartition("=")
+    sizes, _, dtype = rest.partition(":")
+    try:
+        numbers = tuple(int(part) for part in sizes.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1 or (equals and not keyword.isidentifier()):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no shape; write positive sizes, batch first, e.g. 1,3,32,32 "
+            "(1,16:int64 for integers, mask=1,16:bool for an argument by name)"
+        )
+    return InputShape(numbers, dtype or "float32", keyword or None)
+
+
+def pair(text: str) -> tuple[str, str]:
+    """Parse ``old=new``."""
+    old, equals, new = text.partition("=")
+    if not equals or not old:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form OLD=NEW")
+    return old, new
+
+
+def literal_pair(text: str) -> tuple[str, Any]:
+    """Parse ``name=value`` where the value is a Python literal or else a string."""
+    name, value = pair(text)
+    if not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{name!r} is not an argument's name")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def number(text: str) -> float:
+    """Parse a finite number; ``60%`` is 0.6."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
+
+
+def count_or_share(text: str) -> int | float:
+    """Parse ``8`` (a count) or ``0.05`` or ``5%`` (a share)."""
+    try:
+        return int(text)
+    except ValueError:
+        return number(text)
+
+
+def positive(text: str) -> int:
+    """Parse an integer of at least 1."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
+
+
+def number_or_pattern(text: str) -> tuple[str, float]:
+    """Parse ``0.76`` (for all layers, pattern ``*``) or ``layer3.*=0.9``."""
+    pattern, _, value = text.rpartition("=")
+    return pattern or "*", number(value)
+
+
+# Options that become keyword arguments of `epruner.prune` under the same name. An option left out
+# on the command line is not passed, so each default is written down once, there.
+PRUNING: Mapping[str, Mapping[str, Any]] = {
+    "layers": {
+        "nargs": "+",
+        "action": "extend",
+        "metavar": "PATTERN",
+        "help": "prune only layers of these names, e.g. 'layer?.*.conv1' (default: all that can)",
+    },
+    "ignore": {
+        "nargs": "+",
+        "action": "extend",
+        "metavar": "PATTERN",
+        "help": "leave layers of these names alone",
+    },
+    "min_keep": {
+        "type": count_or_share,
+        "metavar": "N",
+        "help": "filters that stay in every layer at least: a count or a share such as 5%% "
+        "(default: the larger of 1 and 5%%; 1 for the published rule)",
+    },
+}
+
+COST = {
+    "beta": {
+        "type": number_or_pattern,
+        "action": "append",
+        "metavar": "[PATTERN=]BETA",
+        "help": "preference in units of the median similarity: larger prunes more; with a "
+        "pattern for the layers it names, e.g. --beta 0.7 --beta 'layer3.*=0.9'",
+    },
+}
+
+
+def network(sub: argparse.ArgumentParser) -> None:
+    """Where the network, its weights and its inputs come from."""
+    group = sub.add_argument_group("network")
+    group.add_argument(
+        "--model",
+        required=True,
+        metavar="PACKAGE.MODULE:FACTORY",
+        help="a callable that builds the full-size network; the current folder is importable",
+    )
+    group.add_argument(
+        "--model-arg",
+        type=literal_pair,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="keyword argument of the factory, e.g. num_classes=10",
+    )
+
+
+def weights(sub: argparse.ArgumentParser) -> None:
+    """The checkpoint and how its keys are renamed."""
+    group = sub.add_argument_group("weights")
+    group.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="checkpoint (PyTorch state dict or safetensors; never unpickles code); "
+        "default: the weights the factory gives",
+    )
+    group.add_argument(
+        "--prefix-strip",
+        default="",
+        metavar="PREFIX",
+        help="take this off the start of the checkpoint's keys, e.g. module.",
+    )
+    group.add_argument(
+        "--key-map",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="rename the leading parts of keys, e.g. conv=conv1; * stands for one part",
+    )
+
+
+def example_inputs(sub: argparse.ArgumentParser) -> None:
+    """Shapes the network is run on."""
+    sub.add_argument(
+        "--input-shape",
+        type=input_shape,
+        action="append",
+        required=True,
+        metavar="SHAPE",
+        help="e.g. 1,3,32,32; 1,16:int64 for integers; mask=1,16:bool by name; "
+        "once for every input of the network",
+    )
+
+
+def pruning(sub: argparse.ArgumentParser) -> None:
+    """What to prune and how, apart from how much."""
+    group = sub.add_argument_group("pruning")
+    for name, settings in PRUNING.items():
+        group.add_argument("--" + name.replace("_", "-"), dest=name, **settings)
+
+
+def cost(sub: argparse.ArgumentParser) -> None:
+    """How much to prune, one answer."""
+    group = sub.add_mutually_exclusive_group()
+    for name, settings in COST.items():
+        group.add_argument("--" + name, **settings)
+
+
+def run(sub: argparse.ArgumentParser) -> None:
+    """Seed and threads."""
+    sub.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)"
+    )
+    sub.add_argument(
+        "--threads", type=positive, metavar="N", help="CPU threads (default: all cores)"
+    )
+
+
+def out(sub: argparse.ArgumentParser) -> None:
+    """File of the pruned network."""
+    sub.add_argument("--out", required=True, metavar="FILE", help="pruned network to write")
+
+
+def saved(sub: argparse.ArgumentParser) -> None:
+    """A file written before."""
+    sub.add_argument("file", metavar="FILE", help="pruned network written by epruner")
+
+
+def machine(sub: argparse.ArgumentParser) -> None:
+    """Output for machines."""
+    sub.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def optional_out(sub: argparse.ArgumentParser) -> None:
+    """File of the pruned network, if wanted."""
+    sub.add_argument("--out", metavar="FILE", help="also write the fine-tuned pruned network")
+
+
+GROUPS: Mapping[str, Sequence[Callable[[argparse.ArgumentParser], None]]] = {
+    "prune": (network, weights, example_inputs, cost, pruning, run, out, machine),
+    "inspect": (saved, machine),
+    "demo": (run, optional_out, machine),
+}

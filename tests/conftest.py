@@ -1,0 +1,30 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of real checkpoints and images (``EPRUNER_DATA``); the test skips without it."""
+    folder = Path(os.environ.get("EPRUNER_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder}: set EPRUNER_DATA to the folder that holds it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def resnet_files(data_dir: Path) -> dict[str, Path]:
+    """The trained CIFAR networks by short name."""
+    folder = data_dir / "cifar_resnets"
+    return {
+        "resnet20": folder / "resnet20-12fca82f.th",
+        "akamaster": folder / "resnet56-4bfd9763.th",
+        "theo": folder / "theo-obadiah_resnet56.pth",
+    }
