@@ -7,10 +7,21 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from epruner.cli import commands, options
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+_INPUT_ERRORS = (
+    ValueError,
+    TypeError,
+    ImportError,
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,9 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return DONE
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the whole usage."""
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands; importing and building it does not import torch."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="epruner",
         description="Make trained networks smaller: keep the exemplar filters of every layer.",
         epilog="exit codes: 0 done, 2 bad arguments or input, 1 any other failure",
@@ -65,8 +82,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _is_input_error(error: Exception) -> bool:
     # the public functions raise these for what the user gave; a full disk is a bare OSError
-    missing = FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError
-    return isinstance(error, ValueError | TypeError | ImportError | missing)
+    return isinstance(error, _INPUT_ERRORS)
 
 
 def _one_line(error: Exception) -> str:

@@ -103,7 +103,7 @@ def save(pruned: Pruned | tuple[nn.Module, Plan], path: str | os.PathLike[str]) 
         if not isinstance(tensor, Tensor):
             message = f"cannot save {name!r}: it is a {type(tensor).__name__}, not a tensor"
             raise TypeError(message)
-        memory = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        memory = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if tensor.numel() and names.setdefault(memory, name) != name:
             aliases[name] = names[memory]
             continue
@@ -254,8 +254,8 @@ def _adopt_types(
     model: nn.Module, state: Mapping[str, Tensor], channels_last: tuple[str, ...]
 ) -> None:
     """Give the model's tensors the stored types and layouts, so that copying rounds nothing."""
-    own = dict(model.named_parameters(remove_duplicate=False))
-    own |= dict(model.named_buffers(remove_duplicate=False))
+    own: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
+    own.update(model.named_parameters(remove_duplicate=False))
     for name, stored in state.items():
         if (tensor := own.get(name)) is None:
             continue

@@ -115,7 +115,7 @@ class Report:
 
     def table(self) -> Table:
         """One row a pruned layer."""
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (
                 layer.name,
                 layer.kind,
@@ -131,7 +131,7 @@ class Report:
             )
             for layer in self.layers
         ]
-        header = (
+        header: tuple[str, ...] = (
             "layer", "kind", "filters", "kept", "share", "beta",
             "MACs", "after", "params", "after", "remark",
         )  # fmt: skip
