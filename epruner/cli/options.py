@@ -109,7 +109,7 @@ PRUNING: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-COST = {
+COST: Mapping[str, Mapping[str, Any]] = {
     "beta": {
         "type": number_or_pattern,
         "action": "append",
