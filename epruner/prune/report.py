@@ -5,9 +5,12 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from epruner.prune.tables import Table
+
+if TYPE_CHECKING:
+    from os import PathLike
 
 _NAMES_SHOWN = 6
 
@@ -192,6 +195,25 @@ class Report:
             else "<p>no layer was pruned</p>"
         )
         return f"<div>{self.totals().to_html()}{layers}<ul>{remarks}</ul></div>"
+
+    def plot(self, path: str | PathLike[str]) -> None:
+        """Draw filters, multiply-adds saved and preference of every layer.
+
+        Parameters
+        ----------
+        path : path-like
+            The suffix chooses the format: png, svg, pdf and what else matplotlib writes.
+
+        Raises
+        ------
+        ImportError
+            When matplotlib (extra ``plot``) is absent.
+        ValueError
+            When no layer was pruned or the suffix names no format.
+        """
+        from epruner.prune.plots import draw_report, write_figure
+
+        write_figure(draw_report(self), path)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values only; ``Report.from_dict`` gives an equal report back."""
