@@ -1,0 +1,54 @@
+"""Exact, fast affinity propagation, and filter pruning of torch networks on top of it.
+
+The names below are imported on first use, so that ``import epruner`` loads neither torch nor any
+optional package.
+"""
+
+from importlib import import_module
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from epruner.cluster import (
+        AffinityPropagation,
+        Clustering,
+        affinity_propagation,
+        affinity_propagation_many,
+    )
+    from epruner.prune import Plan, PruningResult, load, prune, save
+
+__version__ = _version("epruner")
+
+_HOME = {
+    "AffinityPropagation": "epruner.cluster",
+    "Clustering": "epruner.cluster",
+    "affinity_propagation": "epruner.cluster",
+    "affinity_propagation_many": "epruner.cluster",
+    "Plan": "epruner.prune",
+    "PruningResult": "epruner.prune",
+    "load": "epruner.prune",
+    "prune": "epruner.prune",
+    "save": "epruner.prune",
+}
+
+__all__ = [
+    "AffinityPropagation",
+    "Clustering",
+    "Plan",
+    "PruningResult",
+    "affinity_propagation",
+    "affinity_propagation_many",
+    "load",
+    "prune",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'epruner' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,7 @@
+"""Affinity propagation for anyone who clusters. Nothing in here imports torch."""
+
+from epruner.cluster.affinity import AffinityPropagation, affinity_propagation
+from epruner.cluster.many import affinity_propagation_many
+from epruner.cluster.outcome import Clustering
+
+__all__ = ["AffinityPropagation", "Clustering", "affinity_propagation", "affinity_propagation_many"]

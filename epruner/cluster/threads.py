@@ -1,0 +1,34 @@
+"""How many threads a call may use."""
+
+import os
+from numbers import Integral
+
+_IMPORTED_IN = os.getpid()
+
+
+def resolve(n_threads: int | None) -> int:
+    """Return the number of OpenMP threads for one call.
+
+    None follows ``OMP_NUM_THREADS`` and threadpoolctl's limits, and otherwise takes the cores that
+    this process may run on. In a forked child the answer is 1: GNU's OpenMP hangs when a child
+    enters a parallel region after its parent did.
+    """
+    if n_threads is not None:
+        if not isinstance(n_threads, Integral) or isinstance(n_threads, bool):
+            raise TypeError(f"n_threads={n_threads!r} must be an integer or None")
+        if n_threads < 1:
+            raise ValueError(f"n_threads={n_threads} must be at least 1, or None for all cores")
+    if os.getpid() != _IMPORTED_IN:
+        return 1
+    if n_threads is not None:
+        return int(n_threads)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(_openmp_threads(), cores or 1)
+
+
+def _openmp_threads() -> int:
+    try:
+        from epruner.cluster import _native
+    except ImportError:
+        return os.cpu_count() or 1
+    return _native.max_threads()

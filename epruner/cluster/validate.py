@@ -1,0 +1,91 @@
+"""Checks at the door, in argument order. Behind them, arrays are clean and options are sane."""
+
+from numbers import Integral, Real
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_random_state
+
+from epruner.cluster import threads
+from epruner.cluster.outcome import Options
+
+Floats = NDArray[np.floating]
+RandomState = int | np.random.RandomState | None
+
+
+def similarities(S: ArrayLike) -> Floats:
+    """Return `S` as a C-contiguous float32 or float64 square matrix, copied only where needed."""
+    array = np.asarray(S)
+    if array.dtype not in (np.float32, np.float64):
+        if array.dtype.kind not in "iufb":
+            raise TypeError(f"S must hold real numbers, got dtype {array.dtype}")
+        array = array.astype(np.float64 if array.dtype.kind != "f" else np.float32)
+    if array.ndim != 2 or array.shape[0] != array.shape[1]:
+        raise ValueError(
+            "The matrix of similarities must be a square array. "
+            f"Got {array.shape} instead."
+        )
+    if array.shape[0] == 0:
+        raise ValueError("S holds no points: at least one is needed")
+    array = np.ascontiguousarray(array)
+    if not (array.max() <= np.finfo(array.dtype).max):  # a comparison that NaN fails, too
+        where = np.argwhere(~(array <= np.finfo(array.dtype).max))[0]
+        raise ValueError(
+            f"S[{where[0]}, {where[1]}] is {array[tuple(where)]}: similarities must be finite, "
+            "or -inf for pairs that must not be linked"
+        )
+    return array
+
+
+def preferences(preference: ArrayLike | None, S: Floats) -> Floats:
+    """Return one finite preference per point in the dtype of `S`; None is the median of `S`."""
+    if preference is None:
+        return np.full(S.shape[0], np.median(S), dtype=S.dtype)
+    p = np.asarray(preference, dtype=S.dtype)
+    if p.ndim == 0:
+        p = np.full(S.shape[0], p, dtype=S.dtype)
+    if p.shape != (S.shape[0],):
+        raise ValueError(
+            f"preference must be a scalar or have one entry per point: "
+            f"got shape {p.shape} for {S.shape[0]} points"
+        )
+    if not np.isfinite(p).all():
+        raise ValueError("preference holds NaN or infinite values; every entry must be finite")
+    return p
+
+
+def options(
+    damping: float,
+    max_iter: int,
+    convergence_iter: int,
+    random_state: RandomState,
+    *,
+    n_threads: int | None = None,
+    verbose: bool = False,
+) -> Options:
+    """Check the iteration parameters and turn `random_state` into the key of the jitter."""
+    if not isinstance(damping, Real):
+        raise TypeError(f"damping={damping!r} must be a number")
+    if not 0.5 <= damping < 1:
+        raise ValueError(f"damping={damping} must be in [0.5, 1)")
+    for name, value in (("max_iter", max_iter), ("convergence_iter", convergence_iter)):
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise TypeError(f"{name}={value!r} must be an integer")
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+    return Options(
+        damping=float(damping),
+        max_iter=int(max_iter),
+        convergence_iter=int(convergence_iter),
+        seed=_seed(random_state),
+        n_threads=threads.resolve(n_threads),
+        verbose=bool(verbose),
+    )
+
+
+def _seed(random_state: RandomState) -> int:
+    if random_state is None:
+        return 0
+    if isinstance(random_state, Integral):
+        return int(random_state) % 2**63
+    return int(check_random_state(random_state).randint(2**31 - 1))
