@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any
 from epruner.cli import options
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from epruner.prune.checkpoint import SavedFile
 
 
 def prune(args: argparse.Namespace) -> None:
     """Prune a trained network and write the smaller one."""
+    from epruner.cli.network import build_model, make_inputs
     from epruner.prune.checkpoint import check_target, save
     from epruner.prune.pruning import prune as prune_network
 
-    target = check_target(args.out)
+    target = check_target(args.out)  # before the minutes of work
     set_threads(args.threads)
     model = build_model(args)
     result = prune_network(
@@ -95,47 +94,6 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "inspect": inspect,
     "demo": demo,
 }
-
-
-def build_model(args: argparse.Namespace) -> nn.Module:
-    """The full-size network of ``--model`` with the weights of ``--weights``, if given."""
-    import torch
-
-    from epruner.cli.factory import build
-    from epruner.prune.weights import load_weights
-
-    torch.manual_seed(args.seed)
-    model = build(args.model, dict(args.model_arg))
-    if args.weights is not None:
-        load_weights(
-            model, args.weights, prefix_strip=args.prefix_strip, key_map=dict(args.key_map)
-        )
-    elif args.prefix_strip or args.key_map:
-        raise ValueError("--prefix-strip and --key-map rename keys of --weights, which is missing")
-    return model
-
-
-def make_inputs(args: argparse.Namespace) -> tuple[Tensor, ...] | dict[str, Tensor]:
-    """Example inputs of the shapes given: seeded noise, zeros for integers and booleans."""
-    import torch
-
-    generator = torch.Generator().manual_seed(args.seed)
-
-    def make(shape: options.InputShape) -> Tensor:
-        dtype = getattr(torch, shape.dtype, None)
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError(
-                f"--input-shape: unknown type {shape.dtype!r}; write e.g. float32, int64 or bool"
-            )
-        if dtype.is_floating_point:
-            return torch.randn(shape.sizes, generator=generator).to(dtype)
-        return torch.zeros(shape.sizes, dtype=dtype)
-
-    shapes: list[options.InputShape] = args.input_shape
-    named = {shape.keyword: make(shape) for shape in shapes if shape.keyword is not None}
-    if named and len(named) < len(shapes):
-        raise ValueError("--input-shape: give a distinct name to every input or to none")
-    return named or tuple(make(shape) for shape in shapes)
 
 
 def pruning_arguments(args: argparse.Namespace) -> dict[str, Any]:

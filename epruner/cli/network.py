@@ -1,7 +1,8 @@
-"""``PACKAGE.MODULE:FACTORY`` -> a network."""
+"""From the options to a network with its weights, and to example inputs."""
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import importlib
 import sys
@@ -9,7 +10,45 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from epruner.cli.options import InputShape
+from epruner.prune.weights import load_weights
+
+
+def build_model(args: argparse.Namespace) -> nn.Module:
+    """The full-size network of ``--model`` with the weights of ``--weights``, if given."""
+    torch.manual_seed(args.seed)
+    model = build(args.model, dict(args.model_arg))
+    if args.weights is not None:
+        load_weights(
+            model, args.weights, prefix_strip=args.prefix_strip, key_map=dict(args.key_map)
+        )
+    elif args.prefix_strip or args.key_map:
+        raise ValueError("--prefix-strip and --key-map rename keys of --weights, which is missing")
+    return model
+
+
+def make_inputs(args: argparse.Namespace) -> tuple[Tensor, ...] | dict[str, Tensor]:
+    """Example inputs of the shapes given: seeded noise, zeros for integers and booleans."""
+    generator = torch.Generator().manual_seed(args.seed)
+
+    def make(shape: InputShape) -> Tensor:
+        dtype = getattr(torch, shape.dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(
+                f"--input-shape: unknown type {shape.dtype!r}; write e.g. float32, int64 or bool"
+            )
+        if dtype.is_floating_point:
+            return torch.randn(shape.sizes, generator=generator).to(dtype)
+        return torch.zeros(shape.sizes, dtype=dtype)
+
+    shapes: list[InputShape] = args.input_shape
+    named = {shape.keyword: make(shape) for shape in shapes if shape.keyword is not None}
+    if named and len(named) < len(shapes):
+        raise ValueError("--input-shape: give a distinct name to every input or to none")
+    return named or tuple(make(shape) for shape in shapes)
 
 
 def build(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
