@@ -1,0 +1,117 @@
+"""Exported networks compute what the pruned ones do, without their code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from epruner.prune.export import export_onnx, export_program
+
+ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime (extra test)")
+
+
+class Masked(nn.Module):
+    """Two inputs, one of them an integer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(n, t), (n, t) -> (n, 3)."""
+        return self.head((self.embed(tokens) * mask[..., None]).mean(1))  # type: ignore[no-any-return]
+
+
+class OneBatch(nn.Linear):
+    """Works for a single sample only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(1, 4) -> (2, 2)."""
+        return super().forward(x).reshape(2, 2)
+
+
+class Branches(nn.Linear):
+    """Its path depends on values, which no export follows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 4) -> (n, 4)."""
+        return super().forward(x) if float(x.sum()) > 0 else x
+
+
+def small() -> nn.Module:
+    """Convolution, BatchNorm with statistics of its own, pooling, linear head."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(5, 4),
+    )  # fmt: skip
+    model(torch.randn(8, 3, 9, 9))
+    return model
+
+
+def run_onnx(file: Path, inputs: dict[str, Tensor]) -> Tensor:
+    session = ort.InferenceSession(file)
+    (output,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    return torch.from_numpy(output)
+
+
+@torch.no_grad()
+def test_onnx_equals_the_network_for_any_batch(tmp_path: Path) -> None:
+    model, file = small(), tmp_path / "m.onnx"
+    assert export_onnx(model, (1, 3, 9, 9), file)
+    assert model.training
+    x = torch.randn(5, 3, 9, 9)
+    got = run_onnx(file, {ort.InferenceSession(file).get_inputs()[0].name: x})
+    torch.testing.assert_close(got, model.eval()(x), rtol=1e-5, atol=1e-5)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@torch.no_grad()
+def test_inputs_by_name(tmp_path: Path) -> None:
+    model, file = Masked().eval(), tmp_path / "m.onnx"
+    inputs = {"tokens": torch.tensor([[1, 2, 3]]), "mask": torch.ones(1, 3)}
+    assert export_onnx(model, inputs, file)
+    inputs = {name: value.repeat(4, 1) for name, value in inputs.items()}
+    torch.testing.assert_close(run_onnx(file, inputs), model(**inputs), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_program_needs_no_code(tmp_path: Path) -> None:
+    model, file = small(), tmp_path / "m.pt2"
+    assert export_program(model, torch.randn(1, 3, 9, 9), file)
+    x = torch.randn(5, 3, 9, 9)
+    got = torch.export.load(file).module()(x)
+    torch.testing.assert_close(got, model.eval()(x), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_fixed_batch_is_exported_as_such(tmp_path: Path) -> None:
+    model, x = OneBatch(4, 4), torch.randn(1, 4)
+    assert not export_program(model, x, tmp_path / "m.pt2")
+    assert not export_onnx(model, x, tmp_path / "m.onnx")
+    torch.testing.assert_close(run_onnx(tmp_path / "m.onnx", {"x": x}), model(x))
+
+
+@pytest.mark.parametrize("export", [export_onnx, export_program])
+def test_what_cannot_be_exported_says_why(tmp_path: Path, export: Callable[..., bool]) -> None:
+    with pytest.raises(ValueError, match=r"Branches cannot be exported: .*data-dependent"):
+        export(Branches(4, 4), torch.randn(1, 4), tmp_path / "m")
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        export(small(), (1, 3, 9, 9), tmp_path / "absent" / "m")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript"])
+def test_a_missing_package_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    missing: Any = None
+    monkeypatch.setitem(sys.modules, package, missing)
+    with pytest.raises(ImportError, match=r"pip install 'epruner\[onnx\]'"):
+        export_onnx(small(), (1, 3, 9, 9), tmp_path / "m.onnx")
