@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from epruner.prune.checkpoint import check_target, load, read, save
+from epruner.prune.checkpoint import load, read, save
+from epruner.prune.files import check_target
 from epruner.prune.plan import ModulePlan, Plan
 from epruner.prune.report import LayerReport, Report, Totals
 
@@ -178,7 +179,7 @@ def test_a_real_limit_on_file_size(tmp_path: Path) -> None:
     program = """
 import resource, sys
 from pathlib import Path
-from epruner.prune.checkpoint import write_atomically
+from epruner.prune.files import write_atomically
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
     write_atomically(Path(sys.argv[1]), bytes(5000))

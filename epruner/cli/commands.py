@@ -6,33 +6,38 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from epruner.cli import options
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from epruner.prune.checkpoint import SavedFile
+    from epruner.prune.pruning import PruningResult
 
 
 def prune(args: argparse.Namespace) -> None:
     """Prune a trained network and write the smaller one."""
-    from epruner.cli.network import build_model, make_inputs
-    from epruner.prune.checkpoint import check_target, save
-    from epruner.prune.pruning import prune as prune_network
+    from epruner.prune.checkpoint import save
+    from epruner.prune.files import check_target
 
     target = check_target(args.out)  # before the minutes of work
-    set_threads(args.threads)
-    model = build_model(args)
-    result = prune_network(
-        model,
-        make_inputs(args),
-        random_state=args.seed,
-        n_threads=args.threads,
-        progress=sys.stderr.isatty(),
-        **pruning_arguments(args),
-    )
+    _check_plot(args)
+    model, inputs = _network(args)
+    how_much = [
+        cost_arguments(name, getattr(args, name))
+        for name in options.COST
+        if getattr(args, name) is not None
+    ]
+    if args.criterion is not None:
+        how_much.append({"criterion": args.criterion})
+    result = _prune(args, model, inputs, {key: v for part in how_much for key, v in part.items()})
     save(result, target)
     size = target.stat().st_size
+    if args.plot:
+        result.report.plot(args.plot)
     if args.json:
         _print_json(result.report.to_dict() | {"out": args.out, "bytes": size})
     else:
@@ -40,11 +45,98 @@ def prune(args: argparse.Namespace) -> None:
         print(f"\nwrote {args.out} ({_bytes(size)})")
 
 
+def compare(args: argparse.Namespace) -> None:
+    """Prune by several budgets and criteria and print them side by side."""
+    from epruner.prune.report import amount, change, percent
+    from epruner.prune.tables import Table
+
+    budgets = [(name, value) for name in options.COST for value in getattr(args, name)]
+    if not budgets:
+        raise ValueError("nothing to compare: give --beta, --macs, --params or --recipe values")
+    model, inputs = _network(args)
+    runs = []
+    for name, value in budgets:
+        for criterion in args.criterion or [None]:
+            how_much = cost_arguments(name, value)
+            if criterion is not None:
+                how_much["criterion"] = criterion
+            report = _prune(args, model, inputs, how_much).report
+            runs.append((f"{name} {value}", criterion or "exemplar", report))
+    if args.json:
+        documents = [
+            {"budget": budget, "criterion": criterion} | report.to_dict()
+            for budget, criterion, report in runs
+        ]
+        _print_json({"runs": documents})
+        return
+    rows = []
+    for budget, criterion, report in runs:
+        old, new = report.before, report.after
+        before = sum(layer.before for layer in report.layers)
+        after = sum(layer.after for layer in report.layers)
+        rows.append(
+            (
+                budget,
+                criterion,
+                percent(after / before if before else 1.0),
+                str(sum(layer.floor for layer in report.layers)),
+                amount(new.macs),
+                change(old.macs, new.macs),
+                amount(new.params),
+                change(old.params, new.params),
+                f"{sum(report.seconds.values()):.2f}",
+            )
+        )
+    header = (
+        "budget", "criterion", "filters", "floors", "MACs", "", "params", "", "seconds",
+    )  # fmt: skip
+    print(Table(header, rows, left=frozenset({0, 1})).to_text())
+    for budget, criterion, report in runs:
+        for note in report.notes:
+            print(f"{budget}, {criterion}: {note}")
+
+
+def export(args: argparse.Namespace) -> None:
+    """Convert a saved file for other run-times: ONNX or torch.export."""
+    from epruner.prune.checkpoint import load
+    from epruner.prune.files import check_target
+
+    if not args.onnx and not args.pt2:
+        raise ValueError("nothing to write: give --onnx FILE, --pt2 FILE or both")
+    for target in filter(None, (args.onnx, args.pt2)):
+        check_target(target)
+    set_threads(args.threads)
+    from epruner.cli.network import build_model, make_inputs
+    from epruner.prune.export import export_onnx, export_program
+
+    model = load(build_model(args), args.file)
+    inputs = make_inputs(args)
+    written = {}
+    for kind, target, write in (
+        ("onnx", args.onnx, export_onnx),
+        ("pt2", args.pt2, export_program),
+    ):
+        if target:
+            any_batch = write(model, inputs, target)
+            size = Path(target).stat().st_size
+            written[kind] = {"file": target, "bytes": size, "any_batch": any_batch}
+            if not args.json:
+                batch = "any batch size" if any_batch else "the batch size of --input-shape only"
+                print(f"wrote {target} ({_bytes(size)}; {batch})")
+    if args.json:
+        _print_json(written)
+
+
 def inspect(args: argparse.Namespace) -> None:
     """Print what a saved file holds, without its network's code."""
     from epruner.prune.checkpoint import read
 
+    _check_plot(args)
     saved = read(args.file)
+    if args.plot:
+        if saved.report is None:
+            raise ValueError(f"{args.file} holds no report to plot")
+        saved.report.plot(args.plot)
     if args.json:
         tensors = {
             name: {"shape": shape, "dtype": saved.dtypes[name]}
@@ -73,7 +165,8 @@ def inspect(args: argparse.Namespace) -> None:
 def demo(args: argparse.Namespace) -> None:
     """Train a small network on scikit-learn's digits, prune it, fine-tune it: a minute, offline."""
     from epruner._demo import run_demo
-    from epruner.prune.checkpoint import check_target, save
+    from epruner.prune.checkpoint import save
+    from epruner.prune.files import check_target
 
     target = check_target(args.out) if args.out else None
     set_threads(args.threads)
@@ -91,19 +184,64 @@ def demo(args: argparse.Namespace) -> None:
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "prune": prune,
+    "compare": compare,
     "inspect": inspect,
+    "export": export,
     "demo": demo,
 }
 
 
-def pruning_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `epruner.prune` for the options that were given."""
-    names = (*options.PRUNING, *options.COST)
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if "beta" in given:
-        beta = dict(given["beta"])
-        given["beta"] = beta["*"] if list(beta) == ["*"] else beta
-    return given
+def cost_arguments(name: str, value: Any) -> dict[str, Any]:
+    """Keyword arguments of `epruner.prune` for one of the options that say how much."""
+    if name == "recipe":
+        from epruner.prune.recipes import published
+
+        return published(value)
+    if isinstance(value, list):
+        by_pattern = dict(value)
+        value = by_pattern["*"] if list(by_pattern) == ["*"] else by_pattern
+    return {name: value}
+
+
+def _network(args: argparse.Namespace) -> tuple[nn.Module, Any]:
+    """The full-size network with its weights, and its example inputs."""
+    set_threads(args.threads)
+    from epruner.cli.network import build_model, make_inputs
+
+    return build_model(args), make_inputs(args)
+
+
+def _prune(
+    args: argparse.Namespace, model: nn.Module, inputs: Any, how_much: Mapping[str, Any]
+) -> PruningResult:
+    from epruner.prune.graph import TraceError
+    from epruner.prune.pruning import prune
+
+    given = {name: getattr(args, name) for name in options.PRUNING}
+    given = {name: value for name, value in given.items() if value is not None}
+    if "keep" in given:
+        given["keep"] = dict(given["keep"])
+    try:
+        return prune(
+            model,
+            inputs,
+            random_state=args.seed,
+            n_threads=args.threads,
+            progress=sys.stderr.isatty() and not args.json,
+            **(dict(how_much) | given),
+        )
+    except TraceError as error:
+        raise ValueError(str(error)) from error
+
+
+def _check_plot(args: argparse.Namespace) -> None:
+    """Raise before the work what writing the picture would raise after it."""
+    if args.plot:
+        from epruner.prune.files import check_target
+        from epruner.prune.plots import check_format
+
+        check_target(args.plot)
+        check_format(args.plot)
 
 
 def set_threads(threads: int | None) -> None:

@@ -80,6 +80,20 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """Parse a share above 0 and at most 1."""
+    value = number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not in (0, 1]; 0.5 or 50% keeps half")
+    return value
+
+
+def count_or_share_by_pattern(text: str) -> tuple[str, int | float]:
+    """Parse ``layer1.*=8``."""
+    pattern, value = pair(text)
+    return pattern, count_or_share(value)
+
+
 def number_or_pattern(text: str) -> tuple[str, float]:
     """Parse ``0.76`` (for all layers, pattern ``*``) or ``layer3.*=0.9``."""
     pattern, _, value = text.rpartition("=")
@@ -107,8 +121,45 @@ PRUNING: Mapping[str, Mapping[str, Any]] = {
         "help": "filters that stay in every layer at least: a count or a share such as 5%% "
         "(default: the larger of 1 and 5%%; 1 for the published rule)",
     },
+    "keep": {
+        "type": count_or_share_by_pattern,
+        "action": "append",
+        "metavar": "PATTERN=N",
+        "help": "filters (count or share) that the layers of these names keep, whatever the budget",
+    },
+    "round_to": {
+        "type": positive,
+        "metavar": "N",
+        "help": "keep multiples of N filters, e.g. 8 for tensor cores (default: 1)",
+    },
+    "scope": {
+        "choices": ("inner", "all"),
+        "help": "inner: channels with one producer (default); all: also channels that several "
+        "layers add onto, such as residual streams",
+    },
+    "widths": {
+        "choices": ("exemplar", "uniform"),
+        "help": "number of filters a layer keeps: its exemplars (default), or the same share of "
+        "every layer, which needs a budget",
+    },
+    "init": {
+        "choices": ("exemplar", "random", "random_projection"),
+        "help": "where the weights of the smaller network come from (default: exemplar)",
+    },
+    "bn": {
+        "choices": ("slice", "reset"),
+        "help": "BatchNorm of pruned layers: keep the rows of the filters that stay (default), "
+        "or start afresh as the published runs did",
+    },
 }
 
+CRITERION: Mapping[str, Any] = {
+    "metavar": "NAME",
+    "help": "which filters stay, once their number is set: exemplar (default), l1, l2, fpgm, "
+    "random",
+}
+
+# Options that say how much to prune.
 COST: Mapping[str, Mapping[str, Any]] = {
     "beta": {
         "type": number_or_pattern,
@@ -116,6 +167,20 @@ COST: Mapping[str, Mapping[str, Any]] = {
         "metavar": "[PATTERN=]BETA",
         "help": "preference in units of the median similarity: larger prunes more; with a "
         "pattern for the layers it names, e.g. --beta 0.7 --beta 'layer3.*=0.9'",
+    },
+    "macs": {
+        "type": share,
+        "metavar": "SHARE",
+        "help": "budget: share of the multiply-adds to keep, e.g. 0.5 or 50%%",
+    },
+    "params": {
+        "type": share,
+        "metavar": "SHARE",
+        "help": "budget: share of the parameters to keep, e.g. 0.3",
+    },
+    "recipe": {
+        "metavar": "NAME",
+        "help": "layers and betas of a published row, e.g. resnet56",
     },
 }
 
@@ -185,10 +250,22 @@ def pruning(sub: argparse.ArgumentParser) -> None:
 
 
 def cost(sub: argparse.ArgumentParser) -> None:
-    """How much to prune, one answer."""
-    group = sub.add_mutually_exclusive_group()
+    """How much to prune: one answer, and by which criterion."""
+    group = sub.add_argument_group("how much, one of").add_mutually_exclusive_group()
     for name, settings in COST.items():
         group.add_argument("--" + name, **settings)
+    sub.add_argument("--criterion", **CRITERION)
+
+
+def costs(sub: argparse.ArgumentParser) -> None:
+    """How much to prune: several answers, each alone."""
+    group = sub.add_argument_group("how much, each with every criterion")
+    for name, settings in COST.items():
+        settings = {key: value for key, value in settings.items() if key != "action"}
+        if name == "beta":
+            settings |= {"type": number, "metavar": "BETA", "help": "a preference for all layers"}
+        group.add_argument("--" + name, nargs="+", action="extend", default=[], **settings)
+    group.add_argument("--criterion", nargs="+", action="extend", **CRITERION)
 
 
 def run(sub: argparse.ArgumentParser) -> None:
@@ -221,8 +298,23 @@ def optional_out(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", metavar="FILE", help="also write the fine-tuned pruned network")
 
 
+def exported(sub: argparse.ArgumentParser) -> None:
+    """Files to export to."""
+    sub.add_argument("--onnx", metavar="FILE", help="ONNX file to write")
+    sub.add_argument("--pt2", metavar="FILE", help="torch.export program to write")
+
+
+def pictures(sub: argparse.ArgumentParser) -> None:
+    """Pictures to write."""
+    sub.add_argument(
+        "--plot", metavar="FILE", help="picture of what happened to every layer (png, svg, pdf)"
+    )
+
+
 GROUPS: Mapping[str, Sequence[Callable[[argparse.ArgumentParser], None]]] = {
-    "prune": (network, weights, example_inputs, cost, pruning, run, out, machine),
-    "inspect": (saved, machine),
+    "prune": (network, weights, example_inputs, cost, pruning, run, out, pictures, machine),
+    "compare": (network, weights, example_inputs, costs, pruning, run, machine),
+    "inspect": (saved, pictures, machine),
+    "export": (saved, network, example_inputs, exported, run, machine),
     "demo": (run, optional_out, machine),
 }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from epruner.prune.files import check_target, write_atomically
 from epruner.prune.plan import Plan
 from epruner.prune.report import Report
 from epruner.prune.weights import load_into
@@ -200,50 +200,6 @@ def read(path: str | os.PathLike[str]) -> SavedFile:
     except (KeyError, TypeError, ValueError) as error:
         message = f"the header of {path} is damaged: {type(error).__name__}: {error}"
         raise ValueError(message) from error
-
-
-def check_target(path: str | os.PathLike[str]) -> Path:
-    """Resolve a path to write to; raise now what would otherwise be raised after the work.
-
-    Raises
-    ------
-    FileNotFoundError
-        When the folder does not exist.
-    OSError
-        When the folder cannot be written to or the path is no ordinary file.
-    """
-    target = Path(path).resolve()
-    if not target.parent.is_dir():
-        message = f"cannot write {path}: no folder {target.parent}; create it first"
-        raise FileNotFoundError(message)
-    if target.exists() and not target.is_file():
-        raise OSError(f"cannot write {path}: it exists and is not an ordinary file")
-    if not os.access(target.parent, os.W_OK):
-        raise PermissionError(f"cannot write {path}: folder {target.parent} is not writable")
-    return target
-
-
-def write_atomically(target: Path, data: bytes) -> None:
-    """Write ``data`` to a temporary file beside ``target``, then rename it.
-
-    Raises
-    ------
-    OSError
-        When writing fails; the temporary file is gone and an older target untouched.
-    """
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            message = f"cannot write {target}: {error.strerror or error}; nothing was written"
-            raise OSError(error.errno, message) from error
-        raise
 
 
 def _is_channels_last(tensor: Tensor) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from epruner.prune.checkpoint import check_target, write_atomically
+from epruner.prune.files import check_target, write_atomically
 
 _T = TypeVar("_T")
 # protocol buffers cannot be larger

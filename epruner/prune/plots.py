@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from epruner.prune.files import check_target, write_atomically
 from epruner.prune.report import amount, change, percent
 
 if TYPE_CHECKING:
@@ -160,27 +163,50 @@ def write_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
 
     Raises
     ------
+    OSError
+        When the file cannot be written.
     ValueError
         When the suffix names no format.
     """
-    path = os.fspath(path)
-    suffix = os.path.splitext(path)[1].removeprefix(".").lower()  # noqa: PTH122
-    formats = sorted(figure.canvas.get_supported_filetypes())
+    suffix = check_format(path)
+    target = check_target(path)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=suffix, dpi=150)
+    write_atomically(target, buffer.getvalue())
+
+
+def check_format(path: str | os.PathLike[str]) -> str:
+    """The format that a path's suffix names.
+
+    Raises
+    ------
+    ImportError
+        When matplotlib is absent.
+    ValueError
+        When the suffix names no format.
+    """
+    suffix = Path(path).suffix.removeprefix(".").lower()
+    formats = sorted(_figure_type()().canvas.get_supported_filetypes())
     if suffix not in formats:
-        raise ValueError(f"cannot plot to {path!r}: its suffix must be one of {formats}")
-    figure.savefig(path, dpi=150)
+        message = f"cannot plot to {os.fspath(path)!r}: its suffix must be one of {formats}"
+        raise ValueError(message)
+    return suffix
+
+
+def _figure_type() -> type[Figure]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        message = "plots need matplotlib: pip install 'epruner[plot]'"
+        raise ImportError(message) from error
+    return Figure
 
 
 def _figure(
     width: float, height: float, ratios: Sequence[float], *, share_rows: bool = False
 ) -> tuple[Figure, list[Any]]:
     """A figure that no window system or global state knows of, and its axes side by side."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        message = "plots need matplotlib: pip install 'epruner[plot]'"
-        raise ImportError(message) from error
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = _figure_type()(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False, sharey=share_rows)[0]
     for each in axes if share_rows else []:
         each.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,51 @@
+"""Writing files so that a failure leaves neither half a file nor a damaged older one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """Resolve a path to write to; raise now what would otherwise be raised after the work.
+
+    Raises
+    ------
+    FileNotFoundError
+        When the folder does not exist.
+    OSError
+        When the folder cannot be written to or the path is no ordinary file.
+    """
+    target = Path(path).resolve()
+    if not target.parent.is_dir():
+        message = f"cannot write {path}: no folder {target.parent}; create it first"
+        raise FileNotFoundError(message)
+    if target.exists() and not target.is_file():
+        raise OSError(f"cannot write {path}: it exists and is not an ordinary file")
+    if not os.access(target.parent, os.W_OK):
+        raise PermissionError(f"cannot write {path}: folder {target.parent} is not writable")
+    return target
+
+
+def write_atomically(target: Path, data: bytes) -> None:
+    """Write ``data`` to a temporary file beside ``target``, then rename it.
+
+    Raises
+    ------
+    OSError
+        When writing fails; the temporary file is gone and an older target untouched.
+    """
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            message = f"cannot write {target}: {error.strerror or error}; nothing was written"
+            raise OSError(error.errno, message) from error
+        raise
