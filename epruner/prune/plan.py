@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +134,7 @@ class Plan:
         except json.JSONDecodeError as error:
             raise ValueError(f"not a pruning plan: {error}") from None
         if not isinstance(record, dict) or record.get("format") != FORMAT:
-            raise ValueError(f"not a pruning plan: no '\"format\": \"{FORMAT}\"' in it")
+            raise ValueError(f'not a pruning plan: no \'"format": "{FORMAT}"\' in it')
         if record.get("version") != VERSION:
             raise ValueError(
                 f"plan of version {record.get('version')!r}, this epruner reads version {VERSION}; "
@@ -191,7 +192,7 @@ def _check_side(side: str, kept: tuple[int, ...] | None, before: int | None) -> 
         raise ValueError(f"a plan that keeps some {side} channels needs {side}_before")
     if not kept:
         raise ValueError(f"a plan must keep at least one {side} channel")
-    ascending = all(a < b for a, b in zip(kept, kept[1:], strict=False))
+    ascending = all(a < b for a, b in pairwise(kept))
     if not ascending or kept[0] < 0 or kept[-1] >= before:
         raise ValueError(
             f"kept {side} channels must ascend within 0..{before - 1}, got {list(kept)!r:.60}"

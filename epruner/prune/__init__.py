@@ -1,0 +1,20 @@
+"""Pruning of torch networks. Imports `epruner.cluster`, never the other way round."""
+
+import sys
+from types import ModuleType
+
+from epruner.prune.checkpoint import load, save
+from epruner.prune.plan import Plan
+from epruner.prune.pruning import BudgetWarning, prune
+from epruner.prune.result import PruningResult
+
+__all__ = ["BudgetWarning", "Plan", "PruningResult", "load", "prune", "save"]
+
+
+class _CallablePackage(ModuleType):
+    """Lets ``epruner.prune(...)`` be the function although ``epruner.prune`` is this package."""
+
+    __call__ = staticmethod(prune)
+
+
+sys.modules[__name__].__class__ = _CallablePackage

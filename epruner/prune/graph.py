@@ -1,0 +1,397 @@
+"""Which tensors hang together: groups of coupled channels, as plain index arrays.
+
+The only file that knows Torch-Pruning, whose dependency graph is used to look, never to prune. It
+looks at a private copy of the model; what it says of operations that it does not really know is
+not believed: such groups are left alone, with the reason.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from epruner.prune.count import Costs, Recorder
+from epruner.prune.operations import LINEAR_INSIDES, flattens, objection, operation
+from epruner.prune.report import Skipped
+from epruner.prune.surgery import can_resize, is_depthwise
+from epruner.prune.tracing import TraceError, tensors_in
+
+Indices = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One side of one module in a group.
+
+    Parameters
+    ----------
+    module : str
+        Dotted name of the module or bare parameter.
+    index : ndarray of int, shape (m,)
+        Its channels that belong to the group.
+    root : ndarray of int, shape (m,)
+        Channel of the group that each of them goes with. A flattened feature map gives several
+        entries per channel, a concatenation an offset between the two.
+    size : int
+        All channels of this side of the module.
+    """
+
+    module: str
+    index: Indices
+    root: Indices
+    size: int
+
+    @property
+    def fold(self) -> int:
+        """Entries per channel of the group: 1, or the positions of a flattened map."""
+        return len(self.index) // len(np.unique(self.root))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that can only be removed together, wherever they appear.
+
+    Parameters
+    ----------
+    name : str
+        First producer, in the order of the network.
+    channels : int
+    blocks : int
+        A grouped convolution takes part: of each of this many consecutive equal blocks of
+        channels the same number must stay.
+    stream : bool
+        Several layers add onto these channels (a residual stream).
+    producers : tuple of Member
+        Convolutions and linear layers whose outputs the channels are; each covers all of them.
+    followers : tuple of Member
+        What sits on the channels without mixing them: BatchNorm, depthwise convolutions, PReLU,
+        bare parameters.
+    consumers : tuple of Member
+        Layers that read the channels.
+    """
+
+    name: str
+    channels: int
+    blocks: int
+    stream: bool
+    producers: tuple[Member, ...]
+    followers: tuple[Member, ...]
+    consumers: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """All that pruning needs to know of a network.
+
+    Parameters
+    ----------
+    groups : tuple of Group
+        In the order of the network.
+    skipped : tuple of Skipped
+        Convolutions and linear layers whose outputs must stay whole.
+    costs : Costs
+        Of the full-size network, for the example inputs.
+    """
+
+    groups: tuple[Group, ...]
+    skipped: tuple[Skipped, ...]
+    costs: Costs
+
+
+def analyse(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+) -> Structure:
+    """Find the groups of coupled channels.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A model of the analysis's own (see `tracing.tracing_copy`): in eval mode, float32, unfrozen.
+    args, kwargs
+        Arguments of its forward.
+
+    Returns
+    -------
+    Structure
+
+    Raises
+    ------
+    ValueError
+        There is nothing in the model that could be pruned.
+    TraceError
+        The forward pass or the analysis failed.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, (_ConvNd, nn.Linear))
+    ]
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no convolution and no linear layer, so there are no "
+            "filters to prune"
+        )
+    recorder = Recorder(model)
+    outputs: list[Tensor] = []
+    graph = _trace(model, args, dict(kwargs or {}), recorder, outputs)
+    costs = recorder.costs()
+    walker = _Walker(model, graph, names, outputs, costs)
+
+    groups: list[Group] = []
+    skipped: list[Skipped] = []
+    done: set[str] = set()
+    for name, module in layers:
+        if name in done:
+            continue
+        calls = costs.modules[name].calls
+        if module not in graph.module2node:
+            reason = "was not run by the example inputs" if not calls else "no gradient reaches it"
+            skipped.append(Skipped(name, reason))
+            continue
+        if is_depthwise(module):
+            continue  # goes with the layer before it
+        group, reason = walker.group(name, module)
+        if group is None:
+            skipped.append(Skipped(name, reason))
+        else:
+            groups.append(group)
+            done.update(member.module for member in group.producers)
+    return Structure(tuple(groups), tuple(skipped), costs)
+
+
+def _trace(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    recorder: Recorder,
+    outputs: list[Tensor],
+) -> Any:
+    import torch_pruning as tp  # here, because it takes long to import
+
+    def forward(traced: nn.Module, _: object) -> Any:
+        try:
+            with recorder.recording():
+                return traced(*args, **kwargs)
+        except Exception as error:
+            at = recorder.running[-1] if recorder.running else ""
+            where = f"in module {at!r}" if at else "in the model's own forward"
+            raise TraceError(
+                f"the forward pass failed {where}: {type(error).__name__}: {error}. Check "
+                "example_inputs: a tensor, a shape, a tuple of arguments or a dict of keyword "
+                "arguments"
+            ) from error
+
+    def with_gradient(output: Any) -> list[Tensor]:
+        outputs.extend(t for t in tensors_in(output) if t.grad_fn is not None)
+        if not outputs:
+            raise TraceError(
+                "no output of the model depends on its parameters in a differentiable way (is its "
+                "forward under torch.no_grad, or does it return integers?); nothing can be traced"
+            )
+        return outputs
+
+    try:
+        # a caller's no_grad must not reach the tracing, which follows gradients
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _tolerant(tp)().build_dependency(
+                model,
+                example_inputs=None,
+                forward_fn=forward,
+                output_transform=with_gradient,
+                verbose=False,
+            )
+    except TraceError:
+        raise
+    except Exception as error:
+        raise TraceError(
+            f"the structure of {type(model).__name__} could not be analysed: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _tolerant(tp: Any) -> Any:
+    """The library's graph, kept from interpreting reshapes that are not plain flattenings.
+
+    It reads every reshape as a flattening and divides by zero on others (channel shuffles). All
+    that matters of those here is that their groups are left alone.
+    """
+
+    class Graph(tp.DependencyGraph):  # type: ignore[misc]
+        def _trace(self, *args: Any, **kwargs: Any) -> Any:
+            nodes = super()._trace(*args, **kwargs)
+            for node in nodes.values():
+                if node.type == tp.ops.OPTYPE.RESHAPE and not flattens(node.grad_fn):
+                    node.type = tp.ops.OPTYPE.ELEMENTWISE
+            self._2d_4d = True  # a linear layer on sequences elsewhere must not stop flattenings
+            return nodes
+
+    return Graph
+
+
+class _Walker:
+    """Turns the library's groups into ours, or into a reason why not."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: Any,
+        names: Mapping[int, str],
+        outputs: Sequence[Tensor],
+        costs: Costs,
+    ) -> None:
+        self._graph = graph
+        self._names = names
+        self._order = {name: place for place, name in enumerate(names.values())}
+        self._parameters = {id(p): name for name, p in model.named_parameters()}
+        self._heads = {output.grad_fn for output in outputs}
+        self._costs = costs
+        owners: dict[int, int] = {}
+        for _, parameter in model.named_parameters(remove_duplicate=False):
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+        self._tied = {identity for identity, count in owners.items() if count > 1}
+
+    def group(self, name: str, module: nn.Module) -> tuple[Group | None, str]:
+        """The group whose first producer is `module`, or None and the reason."""
+        pruner = self._graph.get_pruner_of_module(module)
+        channels = pruner.get_out_channels(module)
+        try:
+            found = self._graph.get_pruning_group(
+                module, pruner.prune_out_channels, list(range(channels))
+            )
+        except Exception as error:  # whatever the library trips over, only this group is lost
+            return None, f"its dependencies could not be followed ({type(error).__name__}: {error})"
+        nodes = {item.dep.target: None for item in found}  # a set that keeps its order
+        for item in found:
+            if item.dep.target.grad_fn in self._heads and not _reads(item):
+                return None, "its channels are the output of the model"
+        for node in nodes:
+            if reason := self._objection(node):
+                return None, reason
+        return self._build(name, channels, found, nodes)
+
+    def _build(
+        self, name: str, channels: int, found: Any, nodes: dict[Any, None]
+    ) -> tuple[Group | None, str]:
+        producers: dict[str, Member] = {}
+        followers: dict[str, Member] = {}
+        consumers: dict[str, Member] = {}
+        blocks = 1
+        for item in found:
+            module = item.dep.target.module
+            if isinstance(module, nn.Parameter):
+                label, size, side = self._parameters[id(module)], channels, followers
+            elif id(module) in self._names and can_resize(module):
+                label = self._names[id(module)]
+                is_layer = isinstance(module, (_ConvNd, nn.Linear)) and not is_depthwise(module)
+                side = followers if not is_layer else consumers if _reads(item) else producers
+                cost = self._costs.modules.get(label)
+                size = 0 if cost is None else cost.inputs if side is consumers else cost.outputs
+                if not size:
+                    continue  # no channels of its own, e.g. a norm without parameters
+                if side is not followers and getattr(module, "groups", 1) > 1:
+                    if module.transposed:
+                        return None, f"{label!r} is a grouped transposed convolution"
+                    if blocks not in (1, module.groups):
+                        return None, (
+                            f"convolutions of {blocks} and of {module.groups} groups share its "
+                            "channels"
+                        )
+                    blocks = module.groups
+            else:
+                continue
+            index, root = np.asarray(item.idxs, np.intp), np.asarray(item.root_idxs, np.intp)
+            order = np.lexsort((index, root))
+            side[label] = Member(label, index[order], root[order], size)
+        for member in (*producers.values(), *followers.values(), *consumers.values()):
+            if reason := _bad_member(member, channels, whole=member.module in producers):
+                return None, reason
+            if blocks > 1 and member.fold > 1:
+                return None, f"{member.module!r} reads its flattened channels, which are grouped"
+        if not consumers:
+            return None, "nothing that could be made smaller reads its channels"
+        stream = len(producers) > 1 and any(
+            operation(node.grad_fn) == "Add" and sum(i in nodes for i in node.inputs) > 1
+            for node in nodes
+            if node.grad_fn is not None and id(node.module) not in self._names
+        )
+        sides = (
+            tuple(sorted(s.values(), key=self._place)) for s in (producers, followers, consumers)
+        )
+        group = Group(name, channels, blocks, stream, *sides)
+        return group, ""
+
+    def _place(self, member: Member) -> int:
+        return self._order.get(member.module, -1)
+
+    def _objection(self, node: Any) -> str:
+        """Why channels that meet this node cannot be removed; empty if they can."""
+        module = node.module
+        if isinstance(module, nn.Parameter):
+            label = self._parameters.get(id(module), "")
+            if id(module) in self._tied:
+                return f"parameter {label!r} on its channels is shared"
+            return ""
+        if id(module) in self._names:
+            return self._module_objection(self._names[id(module)], node)
+        return objection(node.grad_fn, inside_linear=_inside_linear(node))
+
+    def _module_objection(self, label: str, node: Any) -> str:
+        module = node.module
+        kind = type(module).__name__
+        if not can_resize(module):
+            # norms over channels, attention, recurrence: channels do not stay to themselves
+            return f"{kind} {label!r} mixes its channels" if list(module.parameters()) else ""
+        cost = self._costs.modules.get(label)
+        if cost is not None and cost.calls > 1:
+            return f"{label!r} is used {cost.calls} times in one forward pass"
+        if any(id(p) in self._tied for p in module.parameters(recurse=False)):
+            return f"the parameters of {label!r} are shared with another module"
+        groups = 1 if is_depthwise(module) else getattr(module, "groups", 1)
+        if groups > 1 and groups in (module.in_channels, module.out_channels):
+            return f"{label!r} is a depthwise convolution with a channel multiplier"
+        return ""
+
+
+def _reads(item: Any) -> bool:
+    """Whether an entry of the library's groups is the input side of a layer."""
+    module = item.dep.target.module
+    is_layer = isinstance(module, (_ConvNd, nn.Linear)) and not is_depthwise(module)
+    return is_layer and item.dep.handler.__name__ == "prune_in_channels"
+
+
+def _bad_member(member: Member, channels: int, *, whole: bool) -> str:
+    if len(np.unique(member.index)) != len(member.index) or member.index.max() >= member.size:
+        return f"its channels could not be mapped to those of {member.module!r}"
+    counts = np.bincount(member.root, minlength=channels)
+    if len(counts) > channels or np.any(counts != counts[0]) or counts[0] == 0:
+        return f"only some of its channels reach {member.module!r}"
+    if whole and (len(member.index) != member.size or counts[0] != 1):
+        return f"it shares only a part of the channels of {member.module!r}"
+    return ""
+
+
+def _inside_linear(node: Any) -> bool:
+    """Whether everything this operation feeds is the inside of a linear layer."""
+    frontier, seen = [node], {node}
+    while frontier:
+        outputs = frontier.pop().outputs
+        if not outputs:
+            return False
+        for output in outputs:
+            if isinstance(output.module, nn.Linear) or output in seen:
+                continue
+            if output.grad_fn is None or operation(output.grad_fn) not in LINEAR_INSIDES:
+                return False
+            seen.add(output)
+            frontier.append(output)
+    return True

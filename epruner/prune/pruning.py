@@ -1,0 +1,375 @@
+"""`prune`: the whole way from a network to a smaller one."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from epruner.prune.budget import Choice, Counts, Measure, Search, Sizes
+from epruner.prune.count import eval_mode
+from epruner.prune.criteria import CRITERIA, Criterion, Indices
+from epruner.prune.graph import Group, Structure, analyse
+from epruner.prune.inputs import (
+    Arguments,
+    as_arguments,
+    as_patterns,
+    check_patterns,
+    in_float32,
+    matches,
+)
+from epruner.prune.options import Goal, check_choice, check_min_keep, set_goal
+from epruner.prune.recipes import Recipe, published
+from epruner.prune.report import Report, Skipped
+from epruner.prune.result import PruningResult, layer_clusters, layer_reports, totals_of
+from epruner.prune.selection import Clusterings, Layer, cluster, make_layer
+from epruner.prune.stages import Stages
+from epruner.prune.surgery import BN_MODES, INITS, apply_plan
+from epruner.prune.tracing import TraceError, tracing_copy
+from epruner.prune.verify import make_plan, sound_groups
+
+
+class BudgetWarning(UserWarning):
+    """A budget could not be met; the message says what was, and why."""
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    beta: float | Mapping[str, float] | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    measure: Callable[[nn.Module], float] | None = None,
+    target: float | None = None,
+    keep: Mapping[str, int | float] | None = None,
+    recipe: str | Recipe | None = None,
+    layers: Iterable[str | nn.Module] | None = None,
+    ignore: Iterable[str | nn.Module] = (),
+    scope: str = "inner",
+    widths: str = "exemplar",
+    criterion: str | Criterion = "exemplar",
+    min_keep: int | float | None = None,
+    round_to: int = 1,
+    init: str = "exemplar",
+    bn: str = "slice",
+    random_state: int = 0,
+    n_threads: int | None = None,
+    progress: bool = False,
+) -> PruningResult:
+    """Make a smaller network of the filters that exemplify the others.
+
+    Needs no data. The filters of each layer are clustered by affinity propagation on their
+    negative squared distances, with beta times the median similarity as preference; the exemplars
+    stay [1]_. How many that are is set by beta, or searched so that the network meets a budget.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Never modified.
+    example_inputs : Tensor, shape, tuple of arguments, or dict of keyword arguments
+        Of the model's forward. Used to trace the network and to count, not to choose filters.
+    beta : float or mapping of str to float, optional
+        Larger prunes more. Default 0.73 if nothing else sets the sizes. A mapping goes from layer
+        patterns to values; the last matching pattern counts, layers that match none stay whole.
+    macs, params : float in (0, 1], optional
+        Share of the multiply-adds or parameters of the whole network to get down to; beta is
+        searched. Met within 1 %, from below, or a `BudgetWarning` says what was.
+    measure, target : callable and float in (0, 1], optional
+        Any other budget: a function from a network to a number, and the share of it to get down
+        to. The function is called a few dozen times.
+    keep : mapping of str to int or float, optional
+        Number of filters (int) or share of them (float) for layers that match a pattern; the last
+        match counts. Alone it prunes only these layers; with a budget or `beta` the others too.
+    recipe : str or Recipe, optional
+        A published row: layers, beta schedule and floor (see `epruner.recipes.published`).
+    layers, ignore : iterable of str or torch.nn.Module
+        Layers to prune (default: all that can be) and to leave alone, as names, names of parents,
+        glob patterns or modules.
+    scope : {"inner", "all"}
+        "inner" prunes channels that one layer produces; "all" also channels that several layers
+        add onto (residual streams), chosen by the filters of all of them side by side.
+    widths : {"exemplar", "uniform"}
+        What sets the numbers under a budget: exemplars, or the same share of every layer.
+    criterion : {"exemplar", "l1", "l2", "fpgm", "random"} or callable
+        Which filters stay once their number is set.
+    min_keep : int, float or None
+        At least so many (int) or this share (float) of the filters of a layer stay. Default: the
+        larger of 1 and 5 %. One always stays.
+    round_to : int
+        Keep a multiple of this many filters where the layer has so many.
+    init : {"exemplar", "random", "random_projection"}
+        Weights of the small network: those of the filters that stay; drawn anew in every pruned
+        layer; or with the inputs of the consumers from a sparse random projection of all of them.
+    bn : {"slice", "reset"}
+        Keep the rows of pruned BatchNorm layers, or start these layers anew.
+    random_state : int
+        Seed of everything that draws.
+    n_threads : int, optional
+        Of the clustering.
+    progress : bool
+        Show a progress bar on standard error.
+
+    Returns
+    -------
+    PruningResult
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong type or value, options that exclude each other, patterns that
+        match nothing, a model in which nothing can be pruned.
+    TraceError
+        The forward pass fails on `example_inputs`, or the model cannot be analysed.
+
+    References
+    ----------
+    .. [1] Lin et al., "Network Pruning using Adaptive Exemplar Filters", arXiv 2101.07985.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    arguments = as_arguments(model, example_inputs)
+    if recipe is not None:
+        if any(option is not None for option in (beta, macs, params, measure, keep, layers)):
+            raise ValueError(
+                "recipe sets layers and beta itself; give it without beta, macs, params, "
+                "measure, keep and layers"
+            )
+        found = recipe if isinstance(recipe, Recipe) else published(recipe)
+        beta = found.betas(model)
+        layers = list(beta)
+        min_keep = 1 if min_keep is None else min_keep
+    goal = set_goal(beta, macs, params, measure, target, keep, widths)
+    check_choice("scope", scope, ("inner", "all"))
+    check_choice("widths", widths, ("exemplar", "uniform"))
+    check_choice("init", init, INITS)
+    check_choice("bn", bn, BN_MODES)
+    if isinstance(criterion, str):
+        check_choice("criterion", criterion, tuple(CRITERIA))
+    choose = CRITERIA[criterion] if isinstance(criterion, str) else criterion
+    check_min_keep(min_keep)
+    if type(round_to) is not int or round_to < 1:
+        raise ValueError(f"round_to must be an integer of at least 1, got {round_to!r}")
+
+    stages = Stages(progress)
+    with stages.run("analysis"):
+        traced, parametrized = tracing_copy(model)
+        args, kwargs = in_float32(arguments[0]), in_float32(arguments[1])
+        structure = analyse(traced, args, kwargs)
+        groups, skipped = _candidates(model, structure, parametrized, layers, ignore, scope)
+    with stages.run("verification"):
+        groups, unsound = sound_groups(traced, args, kwargs, groups, random_state)
+        skipped += unsound
+        if not groups:
+            raise ValueError(_nothing(skipped))
+    with stages.run("similarities"):
+        names = [name for name, m in model.named_modules() if isinstance(m, (_ConvNd, nn.Linear))]
+        betas = _by_layer("beta", beta, names, groups) if isinstance(beta, Mapping) else {}
+        fixed_at = _by_layer("keep", keep or {}, names, groups)
+        if goal.kind == "beta" and isinstance(beta, Mapping):
+            groups = [g for g in groups if g.name in betas or g.name in fixed_at]
+        if goal.kind == "keep":
+            groups = [g for g in groups if g.name in fixed_at]
+        modules = dict(traced.named_modules())
+        problems = [
+            make_layer(modules, group, min_keep=min_keep, round_to=round_to) for group in groups
+        ]
+    sizes = Sizes(structure.costs, groups)
+    with stages.run("selection"):
+        fixed = {x.name: _fixed_count(x, fixed_at[x.name]) for x in problems if x.name in fixed_at}
+        search = Search(
+            problems,
+            fixed=fixed,
+            exemplars=choose is CRITERIA["exemplar"],
+            seed=random_state,
+            n_threads=n_threads,
+        )
+
+        def members(counts: Counts, clusterings: Mapping[str, Clusterings]) -> dict[str, Indices]:
+            return {
+                x.name: x.members(choose, clusterings.get(x.name), counts[x.name], random_state)
+                for x in problems
+            }
+
+        if goal.kind in ("beta", "keep"):
+            free = [x for x in problems if x.name not in fixed]
+            at = {x.name: betas.get(x.name, goal.value) for x in free}
+            clusterings = cluster(free, at, seed=random_state, n_threads=n_threads)
+            counts = fixed | {x.name: x.fit(x.exemplar_count(clusterings[x.name])) for x in free}
+            exact = search.exact([x for x in problems if x.name in fixed], counts)
+            choice = Choice(counts, clusterings | exact, at)
+        else:
+            cost = _cost(goal, traced, sizes, groups, members)
+            whole = cost({group.name: group.channels for group in groups})
+            choice = search.meet(
+                cost,
+                goal.value * whole,
+                uniform=widths == "uniform",
+                single_steps=goal.measure is None,
+            )
+        kept = members(choice.counts, choice.clusterings)
+    with stages.run("surgery"):
+        plan = make_plan(groups, kept, init=init, bn=bn, seed=random_state)
+        small = apply_plan(model, plan)
+        _dry_run(small, arguments)
+    stages.close()
+    for note in choice.notes:
+        warnings.warn(BudgetWarning(note), stacklevel=2)
+    after = totals_of(small, sizes.totals(choice.counts))
+    settings: dict[str, Any] = {
+        **goal.settings(),
+        "scope": scope,
+        "widths": widths,
+        "criterion": criterion if isinstance(criterion, str) else criterion.__name__,
+        "init": init,
+        "bn": bn,
+        "min_keep": min_keep,
+        "round_to": round_to,
+        "random_state": random_state,
+    }
+    report = Report(
+        layers=layer_reports(model, structure, problems, choice, sizes),
+        skipped=tuple(skipped),
+        before=totals_of(model, structure.costs.totals()),
+        after=after,
+        settings=settings,
+        notes=choice.notes,
+        seconds=stages.seconds,
+    )
+    clusters = {
+        x.name: layer_clusters(x, choice.clusterings[x.name], kept[x.name])
+        for x in problems
+        if x.name in choice.clusterings
+    }
+    return PruningResult(small, plan, report, clusters, tuple(groups), kept)
+
+
+def _candidates(
+    model: nn.Module,
+    structure: Structure,
+    parametrized: frozenset[str],
+    layers: Iterable[str | nn.Module] | None,
+    ignore: Iterable[str | nn.Module],
+    scope: str,
+) -> tuple[list[Group], list[Skipped]]:
+    """Groups to prune, and everything else with its reason."""
+    names = [name for name, m in model.named_modules() if isinstance(m, (_ConvNd, nn.Linear))]
+    wanted = None if layers is None else as_patterns(model, "layers", layers)
+    unwanted = as_patterns(model, "ignore", ignore)
+    check_patterns("layers", wanted or [], names)
+    check_patterns("ignore", unwanted, names)
+    groups = []
+    skipped = list(structure.skipped)
+    for group in structure.groups:
+        producers = [member.module for member in group.producers]
+        members = (*group.producers, *group.followers, *group.consumers)
+        computed = [m.module for m in members if m.module in parametrized]
+        if group.channels < 2:
+            skipped += [Skipped(name, "it has one channel") for name in producers]
+        elif computed:
+            reason = (
+                f"the weights of {computed[0]!r} are computed (a parametrization such as "
+                "weight_norm); remove it first (torch.nn.utils.parametrize."
+                "remove_parametrizations)"
+            )
+            skipped += [Skipped(name, reason) for name in producers]
+        elif any(matches(name, pattern) for name in producers for pattern in unwanted):
+            skipped += [Skipped(name, "ignored on request") for name in producers]
+        elif group.stream and scope == "inner":
+            reason = "several layers add onto its channels; scope='all' prunes them together"
+            skipped += [Skipped(name, reason) for name in producers]
+        elif wanted is None or any(matches(n, p) for n in producers for p in wanted):
+            groups.append(group)
+    order = {name: place for place, name in enumerate(names)}
+    skipped.sort(key=lambda s: order.get(s.name, len(order)))
+    reachable = [member.module for group in groups for member in group.producers]
+    for pattern in wanted or []:
+        if not any(matches(name, pattern) for name in reachable):
+            lost = next(s for s in skipped if matches(s.name, pattern))
+            raise ValueError(f"layers: {pattern!r} cannot be pruned: {lost.name}: {lost.reason}")
+    return groups, skipped
+
+
+def _nothing(skipped: Sequence[Skipped]) -> str:
+    shown = "; ".join(f"{s.name}: {s.reason}" for s in skipped[:3])
+    more = f" (and {len(skipped) - 3} more)" if len(skipped) > 3 else ""
+    return f"nothing in this model can be pruned: {shown}{more}"
+
+
+def _by_layer(
+    option: str, values: Mapping[str, Any], names: Sequence[str], groups: Sequence[Group]
+) -> dict[str, Any]:
+    """Value of the last pattern that matches a group's producers."""
+    check_patterns(option, values, names)
+    found = {}
+    for group in groups:
+        for pattern, value in values.items():
+            if any(matches(member.module, pattern) for member in group.producers):
+                found[group.name] = value
+    for pattern in values:
+        producers = (m.module for group in groups for m in group.producers)
+        if not any(matches(name, pattern) for name in producers):
+            raise ValueError(
+                f"{option}: {pattern!r} matches no layer that is pruned; see the report of a run "
+                "without it for what is skipped and why"
+            )
+    return found
+
+
+def _fixed_count(layer: Layer, value: int | float) -> int:
+    if isinstance(value, int) and value > layer.channels:
+        raise ValueError(
+            f"keep: {value} filters of {layer.name!r} asked for, which has {layer.channels}"
+        )
+    return layer.fit(value if isinstance(value, int) else value * layer.channels)
+
+
+def _cost(
+    goal: Goal,
+    model: nn.Module,
+    sizes: Sizes,
+    groups: Sequence[Group],
+    members: Callable[[Counts, Mapping[str, Clusterings]], dict[str, Indices]],
+) -> Measure:
+    """The measure of a budget as a function of the numbers of filters."""
+    if goal.kind == "macs":
+        return lambda counts: sizes.totals(counts).macs
+    if goal.kind == "params":
+        return lambda counts: sizes.totals(counts).params
+    function = goal.measure
+
+    def measured(counts: Counts) -> float:
+        # which filters stay is all the same to a size or a latency; how many is not
+        kept = {
+            g.name: np.concatenate(
+                [
+                    np.arange(counts[g.name] // g.blocks) + block * (g.channels // g.blocks)
+                    for block in range(g.blocks)
+                ]
+            )
+            for g in groups
+        }
+        small = apply_plan(model, make_plan(groups, kept))
+        value = function(small)  # type: ignore[misc]
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"measure must return a finite number, got {value!r}")
+        return float(value)
+
+    return measured
+
+
+def _dry_run(small: nn.Module, arguments: Arguments) -> None:
+    with eval_mode(small), torch.no_grad():
+        try:
+            small(*arguments[0], **arguments[1])
+        except Exception as error:
+            raise TraceError(
+                f"the pruned network does not run on example_inputs ({error}); please report this "
+                "with the model's class"
+            ) from error

@@ -1,0 +1,119 @@
+"""What `prune` returns, and how its figures are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import nn
+
+from epruner.prune.budget import Choice, Sizes
+from epruner.prune.criteria import Indices, Matrix
+from epruner.prune.graph import Group, Structure
+from epruner.prune.plan import Plan
+from epruner.prune.report import LayerReport, Report, Totals
+from epruner.prune.selection import Clusterings, Layer
+
+
+@dataclass(frozen=True)
+class LayerClusters:
+    """The clustering of one layer, for looking at.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n, d)
+        Filter matrix.
+    labels : ndarray of int, shape (n,)
+        Cluster of each filter, -1 where it has none.
+    exemplars : ndarray of int
+        As affinity propagation found them.
+    kept : ndarray of int
+        Filters that stayed.
+    """
+
+    features: Matrix
+    labels: Indices
+    exemplars: Indices
+    kept: Indices
+
+
+@dataclass(frozen=True)
+class PruningResult:
+    """A pruned network and how it came about.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The smaller network, in the mode of the original.
+    plan : Plan
+        Which channels stayed; rebuilds the network from a full-size one.
+    report : Report
+    clusters : mapping of str to LayerClusters
+        By layer name; only layers that were clustered.
+    groups : tuple of Group
+        The pruned groups of coupled channels: producers, followers and consumers with index maps.
+    kept : mapping of str to ndarray of int
+        By group name, the channels that stayed.
+    """
+
+    model: nn.Module
+    plan: Plan
+    report: Report
+    clusters: Mapping[str, LayerClusters] = field(default_factory=dict)
+    groups: tuple[Group, ...] = ()
+    kept: Mapping[str, Indices] = field(default_factory=dict)
+
+
+def totals_of(model: nn.Module, counted: Totals) -> Totals:
+    return Totals(
+        macs=counted.macs,
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        macs_with_norm=counted.macs_with_norm,
+    )
+
+
+def layer_reports(
+    model: nn.Module, structure: Structure, problems: Sequence[Layer], choice: Choice, sizes: Sizes
+) -> tuple[LayerReport, ...]:
+    after = sizes.sizes(choice.counts)
+    rows = {}
+    for layer in problems:
+        clusterings = choice.clusterings.get(layer.name)
+        beta = choice.betas.get(layer.name)
+        count = choice.counts[layer.name]
+        for member in layer.group.producers:
+            cost = structure.costs.modules[member.module]
+            small = after[member.module]
+            rows[member.module] = LayerReport(
+                name=member.module,
+                kind=type(model.get_submodule(member.module)).__name__,
+                before=layer.channels,
+                after=count,
+                preference=beta,
+                n_iter=None if clusterings is None else max(c.n_iter for c in clusterings),
+                converged=None if clusterings is None else all(c.converged for c in clusterings),
+                floor=bool(
+                    clusterings
+                    and beta is not None
+                    and count > layer.exemplar_count(clusterings)
+                    and count == layer.fit(layer.exemplar_count(clusterings))
+                ),
+                macs_before=cost.macs,
+                macs_after=cost.macs_at(*small),
+                params_before=cost.params_at(cost.outputs, cost.inputs),
+                params_after=cost.params_at(*small),
+            )
+    return tuple(rows[name] for name, _ in model.named_modules() if name in rows)
+
+
+def layer_clusters(layer: Layer, clusterings: Clusterings, kept: Indices) -> LayerClusters:
+    width = layer.channels // layer.group.blocks
+    labels, exemplars, offset = [], [], 0
+    for block, clustering in enumerate(clusterings):
+        labels.append(np.where(clustering.labels < 0, -1, clustering.labels + offset))
+        exemplars.append(clustering.exemplars + block * width)
+        offset += len(clustering.exemplars)
+    return LayerClusters(
+        np.concatenate(layer.features), np.concatenate(labels), np.concatenate(exemplars), kept
+    )

@@ -1,0 +1,40 @@
+"""Timing of the stages of a run, with a progress bar on request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stages:
+    """Times the stages, and shows them if asked to."""
+
+    def __init__(self, show: bool) -> None:
+        self.seconds: dict[str, float] = {}
+        self._bar = None
+        if show:
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._bar = Progress(console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task("pruning", total=5)
+            self._bar.start()
+
+    @contextmanager
+    def run(self, stage: str) -> Iterator[None]:
+        if self._bar:
+            self._bar.update(self._task, description=stage)
+        start = time.perf_counter()
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+        self.seconds[stage] = time.perf_counter() - start
+        if self._bar:
+            self._bar.advance(self._task)
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.stop()
