@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -40,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parser().parse_args(argv)
     try:
-        commands.COMMANDS[args.command](args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            commands.COMMANDS[args.command](args)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -78,6 +81,11 @@ def parser() -> argparse.ArgumentParser:
             group(sub)
         sub.add_argument("--traceback", action="store_true", help="show where an error came from")
     return top
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """One line, without the place in the source."""
+    print(f"epruner: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _is_input_error(error: Exception) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,10 +107,10 @@ def export(args: argparse.Namespace) -> None:
     for target in filter(None, (args.onnx, args.pt2)):
         check_target(target)
     set_threads(args.threads)
-    from epruner.cli.network import build_model, make_inputs
+    from epruner.cli.network import fresh_model, make_inputs
     from epruner.prune.export import export_onnx, export_program
 
-    model = load(build_model(args), args.file)
+    model = load(fresh_model(args), args.file)
     inputs = make_inputs(args)
     written = {}
     for kind, target, write in (
@@ -193,10 +194,6 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
 
 def cost_arguments(name: str, value: Any) -> dict[str, Any]:
     """Keyword arguments of `epruner.prune` for one of the options that say how much."""
-    if name == "recipe":
-        from epruner.prune.recipes import published
-
-        return published(value)
     if isinstance(value, list):
         by_pattern = dict(value)
         value = by_pattern["*"] if list(by_pattern) == ["*"] else by_pattern
@@ -215,21 +212,24 @@ def _prune(
     args: argparse.Namespace, model: nn.Module, inputs: Any, how_much: Mapping[str, Any]
 ) -> PruningResult:
     from epruner.prune.graph import TraceError
-    from epruner.prune.pruning import prune
+    from epruner.prune.pruning import BudgetWarning, prune
 
     given = {name: getattr(args, name) for name in options.PRUNING}
     given = {name: value for name, value in given.items() if value is not None}
     if "keep" in given:
         given["keep"] = dict(given["keep"])
     try:
-        return prune(
-            model,
-            inputs,
-            random_state=args.seed,
-            n_threads=args.threads,
-            progress=sys.stderr.isatty() and not args.json,
-            **(dict(how_much) | given),
-        )
+        with warnings.catch_warnings():
+            # the same text is among the report's notes, which every command prints
+            warnings.simplefilter("ignore", BudgetWarning)
+            return prune(
+                model,
+                inputs,
+                random_state=args.seed,
+                n_threads=args.threads,
+                progress=sys.stderr.isatty() and not args.json,
+                **(dict(how_much) | given),
+            )
     except TraceError as error:
         raise ValueError(str(error)) from error
 

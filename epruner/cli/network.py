@@ -19,8 +19,7 @@ from epruner.prune.weights import load_weights
 
 def build_model(args: argparse.Namespace) -> nn.Module:
     """The full-size network of ``--model`` with the weights of ``--weights``, if given."""
-    torch.manual_seed(args.seed)
-    model = build(args.model, dict(args.model_arg))
+    model = fresh_model(args)
     if args.weights is not None:
         load_weights(
             model, args.weights, prefix_strip=args.prefix_strip, key_map=dict(args.key_map)
@@ -28,6 +27,12 @@ def build_model(args: argparse.Namespace) -> nn.Module:
     elif args.prefix_strip or args.key_map:
         raise ValueError("--prefix-strip and --key-map rename keys of --weights, which is missing")
     return model
+
+
+def fresh_model(args: argparse.Namespace) -> nn.Module:
+    """The full-size network of ``--model`` as its factory gives it."""
+    torch.manual_seed(args.seed)
+    return build(args.model, dict(args.model_arg))
 
 
 def make_inputs(args: argparse.Namespace) -> tuple[Tensor, ...] | dict[str, Tensor]:

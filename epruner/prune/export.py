@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from epruner.prune.files import check_target, write_atomically
+from epruner.prune.inputs import as_arguments
 
 _T = TypeVar("_T")
 # protocol buffers cannot be larger
@@ -101,7 +102,7 @@ def _exported(
     model: nn.Module, example_inputs: Any, any_batch: bool, convert: Callable[[ExportedProgram], _T]
 ) -> tuple[_T, bool]:
     """Trace and convert, with an open batch size if the network lets us."""
-    args, kwargs = as_arguments(example_inputs)
+    args, kwargs = as_arguments(model, example_inputs)
     model = copy.deepcopy(model).eval()
     with _quiet():
         if any_batch:
@@ -141,18 +142,6 @@ def _open_batch_program(
             {name: doubled(value) for name, value in kwargs.items()},
             dynamic_shapes=shapes,
         )
-
-
-def as_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """Positional and keyword arguments from what ``example_inputs`` may be."""
-    if isinstance(example_inputs, Mapping):
-        return (), example_inputs
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,), {}
-    values = tuple(example_inputs)
-    if values and all(isinstance(value, int) for value in values):
-        return (torch.randn(values, generator=torch.Generator().manual_seed(0)),), {}
-    return values, {}
 
 
 @contextmanager

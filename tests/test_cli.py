@@ -1,0 +1,321 @@
+"""The command line: real runs, exit codes, and messages that say what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from epruner.cli import main
+from epruner.prune.checkpoint import load, read
+from epruner.prune.pruning import prune
+from epruner.prune.weights import load_weights
+from examples.cifar_resnet import resnet20, resnet56
+
+Run = Callable[..., tuple[int, str, str]]
+
+RESNET20 = ["--model", "examples.cifar_resnet:resnet20", "--input-shape", "1,3,32,32"]
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in an empty folder: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def runner(*arguments: str) -> tuple[int, str, str]:
+        try:
+            code = main(arguments)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return runner
+
+
+@pytest.mark.parametrize(
+    ("name", "renaming"),
+    [
+        ("theo", ["--key-map", "conv=conv1", "--key-map", "bn=bn1"]),
+        ("akamaster", ["--prefix-strip", "module."]),
+    ],
+)
+@torch.no_grad()
+def test_a_reloaded_file_computes_the_bits_of_the_process_that_pruned(
+    run: Run, resnet_files: dict[str, Path], name: str, renaming: list[str]
+) -> None:
+    code, out, err = run(
+        "prune", "--model", "examples.cifar_resnet:resnet56", "--weights", str(resnet_files[name]),
+        *renaming, "--input-shape", "1,3,32,32", "--beta", "0.76", "--out", "p.safetensors",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "layer3.8.conv1" in out
+    assert "wrote p.safetensors" in out
+
+    model = resnet56()
+    key_map = {"conv": "conv1", "bn": "bn1"} if name == "theo" else {}
+    prefix = "module." if name == "akamaster" else ""
+    load_weights(model, resnet_files[name], prefix_strip=prefix, key_map=key_map)
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    expected = prune(model, (1, 3, 32, 32), beta=0.76).model.eval()(x)
+    assert torch.equal(load(resnet56(), "p.safetensors").eval()(x), expected)
+
+
+def test_json_is_the_report(run: Run) -> None:
+    code, out, _ = run("prune", *RESNET20, "--out", "p.safetensors", "--json", "--threads", "1")
+    document = json.loads(out)
+    assert code == 0
+    assert document["out"] == "p.safetensors"
+    assert document["bytes"] == Path("p.safetensors").stat().st_size
+    saved = read("p.safetensors").report
+    assert saved is not None
+    assert document["layers"] == saved.to_dict()["layers"]
+
+
+def test_options_reach_the_pruning(run: Run) -> None:
+    code, out, err = run(
+        "prune", *RESNET20, "--out", "p.safetensors", "--json", "--beta", "0.7",
+        "--beta", "layer3=0.9", "--ignore", "layer1.*", "--keep", "layer2.0.conv1=8",
+        "--min-keep", "10%", "--round-to", "2", "--bn", "reset", "--seed", "3",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    layers = {layer["name"]: layer for layer in document["layers"]}
+    assert layers["layer2.0.conv1"]["after"] == 8
+    assert layers["layer3.1.conv1"]["preference"] == 0.9
+    assert layers["layer2.1.conv1"]["preference"] == 0.7
+    assert not any(name.startswith("layer1") for name in layers)
+    assert all(layer["after"] % 2 == 0 for layer in layers.values())
+    settings = document["settings"]
+    assert (settings["min_keep"], settings["bn"], settings["random_state"]) == (0.1, "reset", 3)
+
+
+def test_budget_and_recipe(run: Run) -> None:
+    code, out, _ = run("prune", *RESNET20, "--out", "p.safetensors", "--json", "--macs", "50%")
+    document = json.loads(out)
+    assert code == 0
+    assert document["after"]["macs"] == pytest.approx(document["before"]["macs"] / 2, rel=0.01)
+    code, _, err = run("prune", *RESNET20, "--out", "p.safetensors", "--recipe", "resnet56")
+    assert code == 2
+    assert "27 residual blocks" in err
+
+
+def test_compare_puts_budgets_side_by_side(run: Run) -> None:
+    arguments = ["compare", *RESNET20, "--macs", "0.7", "0.5", "--criterion", "exemplar", "l1"]
+    code, out, err = run(*arguments)
+    assert (code, err) == (0, "")
+    rows = [line.split()[:3] for line in out.splitlines()[2:6]]
+    assert rows == [["macs", b, c] for b in ("0.7", "0.5") for c in ("exemplar", "l1")]
+    code, out, _ = run(*arguments, "--json")
+    runs = json.loads(out)["runs"]
+    assert [(r["budget"], r["criterion"]) for r in runs] == [
+        (f"macs {b}", c) for b in (0.7, 0.5) for c in ("exemplar", "l1")
+    ]
+
+
+def test_inspect_needs_no_model(run: Run) -> None:
+    run("prune", *RESNET20, "--out", "p.safetensors", "--beta", "1.5")
+    code, out, err = run("inspect", "p.safetensors")
+    assert (code, err) == (0, "")
+    assert "tensors (F32, I64)" in out
+    assert "beta=1.5" in out
+    assert "layer2.1.conv1" in out
+    code, out, _ = run("inspect", "p.safetensors", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert document["tensors"]["conv1.weight"] == {"shape": [16, 3, 3, 3], "dtype": "F32"}
+    assert document["plan"]["modules"]["layer2.1.conv1"]["out_before"] == 32
+
+
+def test_plots(run: Run) -> None:
+    pytest.importorskip("matplotlib", reason="needs matplotlib (extra plot)")
+    code, _, _ = run("prune", *RESNET20, "--out", "p.safetensors", "--plot", "a.png")
+    assert code == 0
+    assert run("inspect", "p.safetensors", "--plot", "b.svg")[0] == 0
+    assert Path("a.png").stat().st_size > 10_000
+    assert Path("b.svg").stat().st_size > 10_000
+
+
+@torch.no_grad()
+def test_export(run: Run) -> None:
+    ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime (extra test)")
+    run("prune", *RESNET20, "--out", "p.safetensors", "--macs", "0.5")
+    code, out, err = run("export", "p.safetensors", *RESNET20, "--onnx", "m.onnx", "--pt2", "m.pt2")
+    assert (code, err) == (0, "")
+    assert "m.onnx" in out
+    x = torch.randn(3, 3, 32, 32)
+    expected = load(resnet20(), "p.safetensors").eval()(x)
+    (got,) = ort.InferenceSession("m.onnx").run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), expected, rtol=1e-5, atol=1e-5)
+    got = torch.export.load("m.pt2").module()(x)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_current_folder_is_importable(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "my_net.py").write_text(
+        "from torch import nn\n"
+        "def build(width, name='x'):\n"
+        "    return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 2, 1))\n"
+    )
+    shape = ["--input-shape", "1,3,8,8", "--out", "p.safetensors"]
+    code, out, err = run("prune", "--model", "my_net:build", "--model-arg", "width=12", *shape)
+    assert (code, err) == (0, "")
+    assert "12" in out
+    code, _, err = run("prune", "--model", "my_net:build", *shape)
+    assert code == 2
+    assert "'width'; give its arguments with --model-arg" in err
+
+
+PRUNE = ["prune", *RESNET20, "--out", "p.safetensors"]
+MODEL = RESNET20[:2]
+
+
+def but(option: str, *values: str) -> list[str]:
+    """A prune command with other values for one of its options."""
+    at = PRUNE.index(option)
+    return [*PRUNE[: at + 1], *values, *PRUNE[at + 2 :]]
+
+
+BAD_INPUT: list[tuple[list[str], str]] = [
+    (["prune"], "required: --model, --input-shape, --out"),
+    (["purne"], "invalid choice: 'purne'"),
+    (but("--model", "examples.cifar_resnet.resnet20"), "write examples.cifar_resnet:resnet20"),
+    (but("--model", "examples/cifar_resnet.py:resnet20"), "write examples.cifar_resnet:resnet20"),
+    (but("--model", "absent.module:net"), "there is no module 'absent'"),
+    (but("--model", "examples.cifar_resnet:resnet2"), "did you mean resnet20"),
+    (but("--model", "examples.cifar_resnet:F"), "is a module, not a callable"),
+    (but("--model", "builtins:dict"), "returned a dict, not a torch network"),
+    (but("--model", "torch.nn:Sequential"), "no convolution and no linear layer"),
+    (but("--model", "torch.nn:ReLU"), "no convolution and no linear layer"),
+    (but("--input-shape", "3x32x32"), "'3x32x32' is no shape"),
+    (but("--input-shape", "1,3,0,32"), "is no shape"),
+    (but("--input-shape", "1,3,32,32:float31"), "unknown type 'float31'"),
+    (but("--input-shape", "1,4,32,32"), "the forward pass failed in module 'conv1'"),
+    (but("--out", "absent/p.safetensors"), "create it first"),
+    ([*PRUNE, "--weights", "absent.pth"], "no such file: absent.pth"),
+    ([*PRUNE, "--weights", "text.pth"], "not a readable PyTorch checkpoint"),
+    ([*PRUNE, "--weights", "other.pth"], "missing: conv1.weight, bn1.weight, bn1.bias and"),
+    ([*PRUNE, "--prefix-strip", "module."], "rename keys of --weights, which is missing"),
+    ([*PRUNE, "--key-map", "conv"], "'conv' is not of the form OLD=NEW"),
+    ([*PRUNE, "--beta", "much"], "'much' is not a number"),
+    ([*PRUNE, "--beta", "-1"], "beta must be a positive number, got -1"),
+    ([*PRUNE, "--beta", "nan"], "'nan' is not a number"),
+    ([*PRUNE, "--macs", "50"], "'50' is not in (0, 1]"),
+    ([*PRUNE, "--macs", "0.5", "--beta", "0.7"], "not allowed with argument"),
+    ([*PRUNE, "--layers", "layer9.*"], "'layer9.*' matches no convolution"),
+    ([*PRUNE, "--ignore", "layer9.*"], "'layer9.*' matches no convolution"),
+    ([*PRUNE, "--min-keep", "x"], "'x' is not a number"),
+    ([*PRUNE, "--round-to", "0"], "'0' is not a positive integer"),
+    ([*PRUNE, "--criterion", "l3"], "criterion must be one of 'exemplar', 'l1'"),
+    ([*PRUNE, "--recipe", "resnet57"], "no published recipe 'resnet57'; there are vgg16"),
+    ([*PRUNE, "--threads", "none"], "'none' is not a positive integer"),
+    ([*PRUNE, "--plot", "p.docx"], "suffix must be one of"),
+    ([*PRUNE, "--plot", "absent/p.png"], "create it first"),
+    (["inspect"], "required: FILE"),
+    (["inspect", "absent.safetensors"], "no such file"),
+    (["inspect", "other.pth"], "not a readable safetensors file"),
+    (["export", "absent.safetensors", *RESNET20], "nothing to write: give --onnx FILE"),
+    (["export", "absent.safetensors", *RESNET20, "--onnx", "m.onnx"], "no such file"),
+    (["export", "other.pth", *RESNET20, "--onnx", "no/m.onnx"], "create it first"),
+    (["compare", *RESNET20], "nothing to compare"),
+    (["compare", *RESNET20, "--macs", "0.5", "2"], "'2' is not in (0, 1]"),
+    (["compare", *RESNET20, "--macs", "0.5", "--criterion", "l7"], "criterion must be one of"),
+    (["demo", "--seed", "x"], "invalid int value: 'x'"),
+    (["demo", "--out", "absent/p.safetensors"], "create it first"),
+    (["demo", "--threads", "-1"], "'-1' is not a positive integer"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_INPUT, ids=lambda v: str(v)[-50:])
+def test_bad_input_is_one_clear_line(
+    run: Run, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "text.pth").write_text("these are not the weights")
+    torch.save({"w": torch.zeros(1)}, tmp_path / "other.pth")
+    code, out, err = run(*arguments)
+    assert message in err
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.pth", "text.pth"]
+
+
+def test_a_malicious_checkpoint_is_refused(run: Run, tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, ("trap",)
+
+    torch.save({"state_dict": Trap()}, tmp_path / "w.pth")
+    code, _, err = run(*PRUNE, "--weights", "w.pth")
+    assert code == 2
+    assert "pickled code (posix.mkdir)" in err
+    assert not Path("trap").exists()
+
+
+def test_a_wrong_folder_is_found_before_the_work(run: Run) -> None:
+    start = time.perf_counter()
+    code, _, err = run("prune", "--model", "absent:x", "--input-shape", "1", "--out", "no/p")
+    assert code == 2
+    assert "cannot write no/p" in err
+    assert time.perf_counter() - start < 1
+
+
+def test_a_full_disk_is_no_input_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, out, err = run(*PRUNE)
+    assert (code, out) == (1, "")
+    assert "No space left on device; nothing was written" in err
+    assert err.count("\n") == 1
+    assert not any(Path.cwd().iterdir())
+
+
+def test_an_unforeseen_failure_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("epruner.prune.pruning.prune", broken)
+    code, _, err = run(*PRUNE)
+    assert code == 1
+    assert err == "epruner prune: error: RuntimeError: two lines (--traceback shows where)\n"
+    assert "in broken" in run(*PRUNE, "--traceback")[2]
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    program = (
+        "import sys; from epruner.cli import parser; parser().format_help();"
+        "print([m for m in ('torch', 'numpy', 'sklearn') if m in sys.modules])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
+    assert out.strip() == "[]"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
+def test_an_interrupt_is_quiet(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import time\nprint('go', flush=True)\ntime.sleep(60)\n")
+    arguments = ["prune", "--model", "slow:x", "--input-shape", "1", "--out", "p.safetensors"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "epruner", *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "go\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "")
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".safetensors"] == []
