@@ -69,9 +69,9 @@ class Outcome:
                 stage.name,
                 percent(stage.accuracy),
                 amount(stage.totals.params),
-                change(first.params, stage.totals.params),
+                change(first.params, stage.totals.params) if stage.totals != first else "",
                 amount(stage.totals.macs),
-                change(first.macs, stage.totals.macs),
+                change(first.macs, stage.totals.macs) if stage.totals != first else "",
             )
             for stage in self.stages
         ]
