@@ -138,8 +138,10 @@ def test_inspect_needs_no_model(run: Run) -> None:
 
 def test_plots(run: Run) -> None:
     pytest.importorskip("matplotlib", reason="needs matplotlib (extra plot)")
-    code, _, _ = run("prune", *RESNET20, "--out", "p.safetensors", "--plot", "a.png")
+    heat = ["--plot-layer", "layer3.1.conv1=c.png"]
+    code, _, _ = run("prune", *RESNET20, "--out", "p.safetensors", "--plot", "a.png", *heat)
     assert code == 0
+    assert Path("c.png").stat().st_size > 10_000
     assert run("inspect", "p.safetensors", "--plot", "b.svg")[0] == 0
     assert Path("a.png").stat().st_size > 10_000
     assert Path("b.svg").stat().st_size > 10_000
@@ -219,6 +221,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     ([*PRUNE, "--recipe", "resnet57"], "no published recipe 'resnet57'; there are vgg16"),
     ([*PRUNE, "--threads", "none"], "'none' is not a positive integer"),
     ([*PRUNE, "--plot", "p.docx"], "suffix must be one of"),
+    ([*PRUNE, "--plot-layer", "layer1.0.conv1=p"], "suffix must be one of"),
     ([*PRUNE, "--plot", "absent/p.png"], "create it first"),
     (["inspect"], "required: FILE"),
     (["inspect", "absent.safetensors"], "no such file"),

@@ -65,12 +65,12 @@ def test_matplotlib_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_similarity_orders_filters_by_cluster(tmp_path: Path) -> None:
-    points = np.array([0.0, 10.0, 0.1, 10.1, 0.2, 50.0])[:, None]
+    points = np.array([0.2, 10.0, 0.0, 10.1, 0.1, 50.0])[:, None]
     similarities = -((points - points.T) ** 2)
     figure = draw_similarity(similarities, np.array([0, 1, 0, 1, 0, 2]), [2, 1, 5], name="conv1")
     axes = figure.axes[0]
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["2", "0", "4", "1", "3", "5"]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["2", "4", "0", "1", "3", "5"]
     shown = axes.images[0].get_array()
     assert shown is not None
-    np.testing.assert_allclose(shown[0, :3], [0, 0.1, 0.1])
+    np.testing.assert_allclose(shown[0, :3], [0, 0.1, 0.2])
     write_figure(figure, tmp_path / "s.png")

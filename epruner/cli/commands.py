@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from epruner.prune.checkpoint import SavedFile
-    from epruner.prune.pruning import PruningResult
+    from epruner.prune.result import PruningResult
 
 
 def prune(args: argparse.Namespace) -> None:
@@ -25,7 +25,7 @@ def prune(args: argparse.Namespace) -> None:
     from epruner.prune.files import check_target
 
     target = check_target(args.out)  # before the minutes of work
-    _check_plot(args)
+    _check_pictures(args.plot, *dict(args.plot_layer).values())
     model, inputs = _network(args)
     how_much = [
         cost_arguments(name, getattr(args, name))
@@ -39,6 +39,8 @@ def prune(args: argparse.Namespace) -> None:
     size = target.stat().st_size
     if args.plot:
         result.report.plot(args.plot)
+    for layer, path in args.plot_layer:
+        result.plot_layer(layer, path)
     if args.json:
         _print_json(result.report.to_dict() | {"out": args.out, "bytes": size})
     else:
@@ -132,7 +134,7 @@ def inspect(args: argparse.Namespace) -> None:
     """Print what a saved file holds, without its network's code."""
     from epruner.prune.checkpoint import read
 
-    _check_plot(args)
+    _check_pictures(args.plot)
     saved = read(args.file)
     if args.plot:
         if saved.report is None:
@@ -211,8 +213,8 @@ def _network(args: argparse.Namespace) -> tuple[nn.Module, Any]:
 def _prune(
     args: argparse.Namespace, model: nn.Module, inputs: Any, how_much: Mapping[str, Any]
 ) -> PruningResult:
-    from epruner.prune.graph import TraceError
     from epruner.prune.pruning import BudgetWarning, prune
+    from epruner.prune.tracing import TraceError
 
     given = {name: getattr(args, name) for name in options.PRUNING}
     given = {name: value for name, value in given.items() if value is not None}
@@ -234,14 +236,14 @@ def _prune(
         raise ValueError(str(error)) from error
 
 
-def _check_plot(args: argparse.Namespace) -> None:
-    """Raise before the work what writing the picture would raise after it."""
-    if args.plot:
+def _check_pictures(*paths: str | None) -> None:
+    """Raise before the work what writing the pictures would raise after it."""
+    for path in filter(None, paths):
         from epruner.prune.files import check_target
         from epruner.prune.plots import check_format
 
-        check_target(args.plot)
-        check_format(args.plot)
+        check_target(path)
+        check_format(path)
 
 
 def set_threads(threads: int | None) -> None:

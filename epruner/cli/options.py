@@ -304,6 +304,18 @@ def exported(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--pt2", metavar="FILE", help="torch.export program to write")
 
 
+def layer_pictures(sub: argparse.ArgumentParser) -> None:
+    """Pictures that need the clusterings."""
+    sub.add_argument(
+        "--plot-layer",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="LAYER=FILE",
+        help="heat map of one layer's filter similarities, ordered by cluster",
+    )
+
+
 def pictures(sub: argparse.ArgumentParser) -> None:
     """Pictures to write."""
     sub.add_argument(
@@ -312,7 +324,18 @@ def pictures(sub: argparse.ArgumentParser) -> None:
 
 
 GROUPS: Mapping[str, Sequence[Callable[[argparse.ArgumentParser], None]]] = {
-    "prune": (network, weights, example_inputs, cost, pruning, run, out, pictures, machine),
+    "prune": (
+        network,
+        weights,
+        example_inputs,
+        cost,
+        pruning,
+        run,
+        out,
+        pictures,
+        layer_pictures,
+        machine,
+    ),
     "compare": (network, weights, example_inputs, costs, pruning, run, machine),
     "inspect": (saved, pictures, machine),
     "export": (saved, network, example_inputs, exported, run, machine),

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from epruner.prune.files import check_target, write_atomically
-from epruner.prune.report import amount, change, percent
+from epruner.prune.report import amount, change
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,6 +70,7 @@ def draw_report(report: Report) -> Figure:
         text = f" and {100 * rest:.1f} in other layers, which get fewer input channels"
         saved.text(0, len(layers), text, **(_text() | {"style": "italic"}))
     saved.set_xlim(0, 100 * max(cut.max(), 1e-3) * 1.18)
+    saved.locator_params(axis="x", nbins=5)
     saved.set_xlabel("multiply-adds saved (% of the whole network's)")
 
     if has_betas:
@@ -99,7 +100,7 @@ def draw_report(report: Report) -> Figure:
 def draw_similarity(
     similarities: npt.NDArray[Any],
     labels: npt.NDArray[Any],
-    exemplars: Sequence[int] | npt.NDArray[Any],
+    kept: Sequence[int] | npt.NDArray[Any],
     *,
     name: str,
 ) -> Figure:
@@ -111,7 +112,7 @@ def draw_similarity(
         Negative squared distances.
     labels : ndarray of int, shape (n,)
         Cluster of every filter; -1 for none.
-    exemplars : sequence of int
+    kept : sequence of int
         The filters that stay, marked on the diagonal.
     name : str
         Of the layer, for the title.
@@ -122,15 +123,28 @@ def draw_similarity(
         When matplotlib is absent.
     """
     n = len(labels)
-    kept = np.zeros(n, bool)
-    kept[np.asarray(exemplars, int)] = True
-    # large clusters first, the exemplar at the head of its cluster
+    stays = np.zeros(n, bool)
+    stays[np.asarray(kept, int)] = True
+    # large clusters first, what stays of a cluster at its head, then the others by distance to it
     sizes = {label: int((labels == label).sum()) for label in np.unique(labels)}
-    order = sorted(range(n), key=lambda i: (-sizes[labels[i]], labels[i], not kept[i], i))
+    heads = {labels[i]: i for i in np.flatnonzero(stays)[::-1]}
+    order = sorted(
+        range(n),
+        key=lambda i: (
+            -sizes[labels[i]],
+            labels[i],
+            not stays[i],
+            -similarities[i, heads.get(labels[i], i)],
+            i,
+        ),
+    )
     distances = np.sqrt(np.maximum(-similarities[np.ix_(order, order)], 0))
+    # the zeros of the diagonal would take up most of the colours
+    apart = distances[~np.eye(n, dtype=bool)]
+    low, high = np.quantile(apart, [0.01, 0.99]) if n > 1 else (0.0, 1.0)
 
     figure, (axes,) = _figure(6.4, 5.6, [1])
-    image = axes.imshow(distances, cmap="cividis_r", interpolation="nearest")
+    image = axes.imshow(distances, cmap="cividis_r", interpolation="nearest", vmin=low, vmax=high)
     ordered = labels[order]
     starts = [0, *(np.flatnonzero(np.diff(ordered)) + 1), n]
     for first, last in pairwise(starts):
@@ -142,9 +156,11 @@ def draw_similarity(
                 color=_MARK,
                 linewidth=1.2,
             )
-    on_diagonal = np.flatnonzero(kept[order])
+    on_diagonal = np.flatnonzero(stays[order])
     size = float(np.clip(220 / n, 1.2, 5))
-    axes.plot(on_diagonal, on_diagonal, "o", color=_MARK, markersize=size, label="exemplar (kept)")
+    axes.plot(
+        on_diagonal, on_diagonal, "o", color=_MARK, markersize=size, label="filter that stays"
+    )
     if n <= 64:
         small = {"fontsize": float(np.clip(300 / n, 4, 8))}
         axes.set_xticks(range(n), [str(i) for i in order], rotation=90, **small)
@@ -152,8 +168,10 @@ def draw_similarity(
     axes.set_xlabel("filter, ordered by cluster")
     axes.set_ylabel("filter, ordered by cluster")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=8)
-    figure.colorbar(image, ax=axes, label="distance between filters (Euclidean)", shrink=0.85)
-    title = f"{name}: {n} filters, {kept.sum()} exemplars ({percent(kept.mean())})"
+    figure.colorbar(
+        image, ax=axes, label="distance between filters (Euclidean)", shrink=0.85, extend="both"
+    )
+    title = f"{name}: {n} filters, {len(starts) - 1} clusters, {stays.sum()} filters stay"
     figure.suptitle(title, fontsize=10)
     return figure
 

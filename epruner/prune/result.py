@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 
 import numpy as np
 from torch import nn
 
+from epruner.cluster.similarity import negative_squared_distances
 from epruner.prune.budget import Choice, Sizes
 from epruner.prune.criteria import Indices, Matrix
 from epruner.prune.graph import Group, Structure
@@ -63,6 +65,32 @@ class PruningResult:
     clusters: Mapping[str, LayerClusters] = field(default_factory=dict)
     groups: tuple[Group, ...] = ()
     kept: Mapping[str, Indices] = field(default_factory=dict)
+
+    def plot_layer(self, layer: str, path: str | PathLike[str]) -> None:
+        """Draw a heat map of one layer's filter similarities, ordered by cluster.
+
+        Parameters
+        ----------
+        layer : str
+            A layer that was clustered, one of ``clusters``.
+        path : path-like
+            The suffix chooses the format: png, svg, pdf and what else matplotlib writes.
+
+        Raises
+        ------
+        ImportError
+            When matplotlib (extra ``plot``) is absent.
+        ValueError
+            When the layer was not clustered or the suffix names no format.
+        """
+        from epruner.prune.plots import draw_similarity, write_figure
+
+        if layer not in self.clusters:
+            raise ValueError(f"no clustered layer {layer!r}; there are {', '.join(self.clusters)}")
+        found = self.clusters[layer]
+        similarities = negative_squared_distances(found.features)
+        figure = draw_similarity(similarities, found.labels, found.kept, name=layer)
+        write_figure(figure, path)
 
 
 def totals_of(model: nn.Module, counted: Totals) -> Totals:
