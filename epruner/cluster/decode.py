@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from epruner.cluster.ties import jittered
+from epruner.cluster.ties import jittered, scale
 
 Floats = NDArray[np.floating]
 Indices = NDArray[np.intp]
@@ -22,9 +22,9 @@ def decode(
     if exemplars.size == 0:
         return exemplars, np.full(n, -1, dtype=np.intp), float("-inf")
     labels = _assign(S, exemplars, seed)
-    moved = np.array(
-        [_best_member(S, preference, np.flatnonzero(labels == c), seed) for c in range(exemplars.size)]
-    )
+    by_label = np.argsort(labels, kind="stable")[np.count_nonzero(labels < 0) :]
+    clusters = np.split(by_label, np.cumsum(np.bincount(labels[by_label]))[:-1])
+    moved = np.array([_best_member(S, preference, members, seed) for members in clusters])
     labels = _assign(S, moved, seed)
     exemplars, labels = _sorted_by_index(moved, labels)
     return exemplars, labels, net_similarity(S, preference, exemplars, labels)
@@ -39,15 +39,23 @@ def net_similarity(S: Floats, preference: Floats, exemplars: Indices, labels: In
 
 
 def _assign(S: Floats, exemplars: Indices, seed: int) -> Indices:
-    rows = np.arange(S.shape[0])
-    near = jittered(S[:, exemplars], rows[:, None], exemplars[None, :], seed)  # (n, K)
+    near = S[:, exemplars]  # (n, K)
     labels = near.argmax(axis=1)
-    labels[near[rows, labels] == -np.inf] = -1
+    best = near.max(axis=1).astype(np.float64)
+    labels[best == -np.inf] = -1
+    # The jitter, costly per element, can only decide between entries this close to the largest.
+    relative, absolute = scale(S.dtype)
+    finite = np.isfinite(best)
+    floor = np.where(finite, best - 4 * (relative * np.abs(best) + absolute), np.inf)
+    tied = np.flatnonzero((near >= floor[:, None]).sum(axis=1) > 1)
+    labels[tied] = jittered(near[tied], tied[:, None], exemplars[None, :], seed).argmax(axis=1)
     labels[exemplars] = np.arange(exemplars.size)
     return labels
 
 
 def _best_member(S: Floats, preference: Floats, members: Indices, seed: int) -> int:
+    if members.size == 1:
+        return int(members[0])
     within = S[np.ix_(members, members)].copy()  # (m, m)
     np.fill_diagonal(within, preference[members])
     support = jittered(within, members[:, None], members[None, :], seed).sum(axis=0)
