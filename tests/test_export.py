@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from networks import stirred
 from torch import Tensor, nn
 
 from epruner.prune.export import export_onnx, export_program
+from epruner.prune.pruning import prune
+from examples.cifar_resnet import CifarResNet
 
 ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime (extra test)")
 
@@ -96,6 +99,82 @@ def test_a_fixed_batch_is_exported_as_such(tmp_path: Path) -> None:
     assert not export_program(model, x, tmp_path / "m.pt2")
     assert not export_onnx(model, x, tmp_path / "m.onnx")
     torch.testing.assert_close(run_onnx(tmp_path / "m.onnx", {"x": x}), model(x))
+
+
+class Attention(nn.Module):
+    """A transformer's block on patches, with a head."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, width, 4, stride=4)
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(width, 48), nn.GELU(), nn.Linear(48, width))
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 3, h, w) -> (n, 5)."""
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        y = self.norm(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        x = x + self.mlp(self.norm(x))
+        return self.head(x.mean(1))  # type: ignore[no-any-return]
+
+
+def grouped() -> nn.Module:
+    """A grouped and a depthwise convolution, as in ResNeXt and MobileNet."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, groups=4), nn.BatchNorm2d(32), nn.ReLU6(),
+        nn.Conv2d(32, 32, 3, groups=32), nn.BatchNorm2d(32), nn.SiLU(),
+        nn.Conv2d(32, 12, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(12, 4),
+    )  # fmt: skip
+    return stirred(model)
+
+
+def published(name: str) -> nn.Module:
+    """An ImageNet network of pytorchcv with random weights."""
+    provider = pytest.importorskip("pytorchcv.model_provider", reason="needs pytorchcv")
+    return stirred(provider.get_model(name))
+
+
+@torch.no_grad()
+def check(model: nn.Module, size: int, folder: Path) -> None:
+    """Prune to half the multiply-adds, export both ways, compare on another batch size."""
+    pruned = prune(model.eval(), (1, 3, size, size), macs=0.5).model
+    example = torch.randn(1, 3, size, size)
+    x = torch.randn(2, 3, size, size)
+    expected = pruned(x)
+    assert export_onnx(pruned, example, folder / "m.onnx")
+    session = ort.InferenceSession(folder / "m.onnx")
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    limit = 1e-5 * float(expected.abs().max())
+    assert float((torch.from_numpy(got) - expected).abs().max()) < limit
+    assert export_program(pruned, example, folder / "m.pt2")
+    again = torch.export.load(folder / "m.pt2").module()(x)
+    assert float((again - expected).abs().max()) < limit
+
+
+@pytest.mark.filterwarnings("ignore::epruner.prune.pruning.BudgetWarning")
+@pytest.mark.parametrize("make", [lambda: CifarResNet(1), Attention, grouped])
+def test_pruned_networks_export(tmp_path: Path, make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    check(make(), 32, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bn_vgg16", "resnet50", "resnext50_32x4d", "seresnet50", "densenet121", "mobilenetv2_w1",
+        "efficientnet_b0",
+    ],
+)  # fmt: skip
+def test_pruned_published_networks_export(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    check(published(name), 224, tmp_path)
 
 
 @pytest.mark.parametrize("export", [export_onnx, export_program])
