@@ -1,7 +1,7 @@
 """How many filters each layer keeps so that the whole network costs what was asked.
 
 The number of exemplars is a step function of beta, and not even a monotone one. So a budget is met
-in three steps, each deterministic: bisect one beta for all layers; between the two nearest answers
+in three steps, each deterministic: search one beta for all layers; between the two nearest answers
 (one above the budget, one below) move all layers proportionally; fill what is left one filter at a
 time, the dearest layer that still fits first. Nothing runs the network: costs are arithmetic on
 shapes, and only messages are solved again.
@@ -22,10 +22,14 @@ Counts = dict[str, int]
 Measure = Callable[[Counts], float]
 
 TOLERANCE = 0.01
-# Bisection of beta: 0.02 keeps practically everything that differs at all, and beyond 64 a layer
-# has practically collapsed.
-BETA_RANGE = (0.02, 64.0)
-BISECTIONS = 10
+# beta = 0.02 keeps practically everything that differs at all; beyond 64 a layer has practically
+# collapsed. Searched is -log(beta), which grows with what is kept.
+WEAKNESS_RANGE = (-math.log(64.0), -math.log(0.02))
+FIRST_WEAKNESS = -math.log(0.55)
+TRIALS = 9
+UNIFORM_TRIALS = 20
+EXACT_TRIALS = 12
+CLOSE = 0.04  # two answers this close around the budget need no more betas between them
 
 
 class Sizes:
@@ -105,13 +109,17 @@ class Search:
         self._fixed = fixed
         self._seed = seed
         self._n_threads = n_threads
-        self._seen: dict[float, dict[str, Clusterings]] = {}
+        self._seen: dict[float, dict[str, Clusterings]] = {}  # by weakness
 
-    def at_beta(self, beta: float) -> Counts:
-        """Numbers of exemplars at one beta for all layers, floors and rounding applied."""
-        if beta not in self._seen:
-            self._seen[beta] = self._cluster(self._free, {x.name: beta for x in self._free})
-        found = self._seen[beta]
+    def at_weakness(self, weakness: float) -> Counts:
+        """Numbers of exemplars at beta = exp(-weakness), floors and rounding applied.
+
+        The larger the weakness the more filters stay, as with a share.
+        """
+        if weakness not in self._seen:
+            beta = math.exp(-weakness)
+            self._seen[weakness] = self._cluster(self._free, {x.name: beta for x in self._free})
+        found = self._seen[weakness]
         return self._fixed | {x.name: x.fit(x.exemplar_count(found[x.name])) for x in self._free}
 
     def at_share(self, share: float) -> Counts:
@@ -125,25 +133,25 @@ class Search:
         """
         if not self._exemplars:
             return {}
-        low = {layer.name: math.log(BETA_RANGE[0]) for layer in layers}
-        high = {layer.name: math.log(BETA_RANGE[1]) for layer in layers}
+        low = {layer.name: WEAKNESS_RANGE[0] for layer in layers}
+        high = {layer.name: WEAKNESS_RANGE[1] for layer in layers}
         best: dict[str, Clusterings] = {}
         misses: dict[str, int] = {}
         searched = list(layers)
-        for _ in range(BISECTIONS + 2):
+        for _ in range(EXACT_TRIALS):
             if not searched:
                 break
             middle = {x.name: (low[x.name] + high[x.name]) / 2 for x in searched}
-            found = self._cluster(searched, {name: math.exp(b) for name, b in middle.items()})
+            found = self._cluster(searched, {name: math.exp(-w) for name, w in middle.items()})
             for layer in searched:
                 name = layer.name
                 miss = sum(len(c.exemplars) for c in found[name]) - counts[name]
                 if name not in misses or abs(miss) < abs(misses[name]):
                     best[name], misses[name] = found[name], miss
                 if miss > 0:
-                    low[name] = middle[name]
-                else:
                     high[name] = middle[name]
+                else:
+                    low[name] = middle[name]
             searched = [x for x in searched if misses[x.name]]
         return best
 
@@ -169,26 +177,21 @@ class Search:
         least = self._fixed | {x.name: x.fit(1) for x in self._free}
         over, under = whole, least
         over_cost, under_cost = measure(whole), measure(least)
-        low, high = (0.0, 1.0) if uniform else (math.log(b) for b in BETA_RANGE)
-        at_beta = math.exp(high)
-        for _ in range(BISECTIONS):
-            if not under_cost <= target < over_cost:
-                break
-            middle = (low + high) / 2
-            counts = self.at_share(middle) if uniform else self.at_beta(math.exp(middle))
-            cost = measure(counts)
-            fits = cost <= target
-            if fits and cost >= under_cost:
-                under, under_cost, at_beta = counts, cost, math.exp(middle)
-            elif not fits and cost <= over_cost:
-                over, over_cost = counts, cost
-            # a larger share keeps more, a larger beta less
-            if fits is uniform:
-                low = middle
-            else:
-                high = middle
-            if fits and cost >= target * (1 - TOLERANCE / 10):
-                break
+        nearest = 0.0  # strength of the cheapest answer above the budget or dearest below it
+        if under_cost <= target < over_cost:
+            at = self.at_share if uniform else self.at_weakness
+            bracket = _Bracket(0.0, 1.0) if uniform else _Bracket(*WEAKNESS_RANGE, FIRST_WEAKNESS)
+            for _ in range(UNIFORM_TRIALS if uniform else TRIALS):
+                strength = bracket.next(target)
+                counts = at(strength)
+                cost = measure(counts)
+                bracket.set(strength, cost, target)
+                if cost <= target and cost >= under_cost:
+                    under, under_cost, nearest = counts, cost, strength
+                elif target < cost <= over_cost:
+                    over, over_cost = counts, cost
+                if over_cost - under_cost <= CLOSE * target:
+                    break
         if over_cost <= target:
             counts = whole
         elif under_cost > target:
@@ -200,9 +203,11 @@ class Search:
         notes = _shortfall(self._free, counts, measure(counts), target, measure(whole))
         if uniform:
             return Choice(counts, self.exact(self._layers, counts), {}, notes)
-        self.at_beta(at_beta)
-        clusterings = self._seen[at_beta] | self._clusterings_of_fixed(counts)
-        return Choice(counts, clusterings, {x.name: at_beta for x in self._free}, notes)
+        if not nearest:  # at the end of what can be asked for: no beta was searched
+            return Choice(counts, self.exact(self._layers, counts), {}, notes)
+        beta = math.exp(-nearest)
+        clusterings = self._seen[nearest] | self._clusterings_of_fixed(counts)
+        return Choice(counts, clusterings, {x.name: beta for x in self._free}, notes)
 
     def _clusterings_of_fixed(self, counts: Counts) -> dict[str, Clusterings]:
         return self.exact([x for x in self._layers if x.name in self._fixed], counts)
@@ -250,6 +255,41 @@ class Search:
         self, layers: Sequence[Layer], betas: Mapping[str, float]
     ) -> dict[str, Clusterings]:
         return cluster(layers, betas, seed=self._seed, n_threads=self._n_threads)
+
+
+class _Bracket:
+    """Where to look next for the strength whose cost is the target.
+
+    Interpolates where both ends were measured (never closer than a tenth to an end), doubles its
+    step where only one was.
+    """
+
+    def __init__(self, low: float, high: float, first: float | None = None) -> None:
+        self._low, self._high = low, high
+        self._next = (low + high) / 2 if first is None else first
+        self._below: tuple[float, float] | None = None
+        self._above: tuple[float, float] | None = None
+        self._step = 0.2
+
+    def set(self, strength: float, cost: float, target: float) -> None:
+        """Note a measurement."""
+        if cost <= target:
+            self._low, self._below = strength, (strength, cost)
+        else:
+            self._high, self._above = strength, (strength, cost)
+
+    def next(self, target: float) -> float:
+        """The strength to measure next."""
+        if self._below and self._above:
+            (x0, y0), (x1, y1) = self._below, self._above
+            share = (target - y0) / (y1 - y0) if y1 > y0 else 0.5
+            return x0 + min(max(share, 0.1), 0.9) * (x1 - x0)
+        if self._below or self._above:
+            self._step *= 2
+            if self._below:
+                return min(self._low + self._step, (self._low + self._high) / 2)
+            return max(self._high - self._step, (self._low + self._high) / 2)
+        return self._next
 
 
 def _shortfall(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from epruner.prune.count import Costs, Recorder
-from epruner.prune.operations import LINEAR_INSIDES, flattens, objection, operation
+from epruner.prune.operations import INSIDES, flattens, objection, operation
 from epruner.prune.report import Skipped
 from epruner.prune.surgery import can_resize, is_depthwise
 from epruner.prune.tracing import TraceError, tensors_in
@@ -154,8 +154,7 @@ def analyse(
             continue
         calls = costs.modules[name].calls
         if module not in graph.module2node:
-            reason = "was not run by the example inputs" if not calls else "no gradient reaches it"
-            skipped.append(Skipped(name, reason))
+            skipped.append(Skipped(name, _unseen(model, name, calls)))
             continue
         if is_depthwise(module):
             continue  # goes with the layer before it
@@ -166,6 +165,13 @@ def analyse(
             groups.append(group)
             done.update(member.module for member in group.producers)
     return Structure(tuple(groups), tuple(skipped), costs)
+
+
+def _unseen(model: nn.Module, name: str, calls: int) -> str:
+    parent = name.rpartition(".")[0]
+    if isinstance(model.get_submodule(parent), nn.MultiheadAttention):
+        return f"MultiheadAttention {parent!r} mixes its channels"
+    return "no gradient reaches it" if calls else "was not run by the example inputs"
 
 
 def _trace(
@@ -343,7 +349,9 @@ class _Walker:
             return ""
         if id(module) in self._names:
             return self._module_objection(self._names[id(module)], node)
-        return objection(node.grad_fn, inside_linear=_inside_linear(node))
+        if not node.inputs or _inside_module(node):
+            return ""  # works on a parameter alone, or is a part of a layer that is known
+        return objection(node.grad_fn)
 
     def _module_objection(self, label: str, node: Any) -> str:
         module = node.module
@@ -380,18 +388,21 @@ def _bad_member(member: Member, channels: int, *, whole: bool) -> str:
     return ""
 
 
-def _inside_linear(node: Any) -> bool:
-    """Whether everything this operation feeds is the inside of a linear layer."""
-    frontier, seen = [node], {node}
-    while frontier:
-        outputs = frontier.pop().outputs
-        if not outputs:
-            return False
-        for output in outputs:
-            if isinstance(output.module, nn.Linear) or output in seen:
-                continue
-            if output.grad_fn is None or operation(output.grad_fn) not in LINEAR_INSIDES:
-                return False
-            seen.add(output)
-            frontier.append(output)
-    return True
+def _inside_module(node: Any) -> bool:
+    """Whether all that this operation feeds is the inside of one kind of known layer."""
+    for kind, operations in INSIDES.items():
+        frontier, seen, inside = [node], {node}, operation(node.grad_fn) in operations
+        while frontier and inside:
+            outputs = frontier.pop().outputs
+            inside = bool(outputs)
+            for output in outputs:
+                if isinstance(output.module, kind) or output in seen:
+                    continue
+                if output.grad_fn is None or operation(output.grad_fn) not in operations:
+                    inside = False
+                    break
+                seen.add(output)
+                frontier.append(output)
+        if inside:
+            return True
+    return False

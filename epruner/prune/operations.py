@@ -10,6 +10,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from torch import nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+
 Shape = tuple[int, ...]
 
 # fmt: off
@@ -29,25 +32,27 @@ _CHANNELWISE = frozenset([
 ])
 # fmt: on
 _VIEWS = frozenset(["View", "UnsafeView", "ReshapeAlias", "Reshape"])
-_PRODUCTS = frozenset(["Addmm", "Mm", "T", "Bmm"])
-LINEAR_INSIDES = _VIEWS | _PRODUCTS
+# What a layer is made of where one module is several operations; the layer is known, so they are.
+INSIDES: dict[type[nn.Module], frozenset[str]] = {
+    nn.Linear: _VIEWS | {"Addmm", "Mm", "T", "Bmm", "Add"},
+    _InstanceNorm: _VIEWS | {"NativeBatchNorm", "CudnnBatchNorm"},
+}
 
 
-def objection(function: Any, *, inside_linear: bool) -> str:
+def objection(function: Any) -> str:
     """Why channels that pass this operation cannot be removed; empty if they can.
 
     Parameters
     ----------
     function : torch.autograd.graph.Node or None
-    inside_linear : bool
-        The operation is a part of what a linear layer does.
+        Not a part of a module that is known as a whole.
     """
     if function is None:
         return "an operation on its channels is unknown"
     raw = function.name()
     name = operation(function)
     before, after = shapes(function)
-    if name in _CHANNELWISE or name == "Cat" or (name in LINEAR_INSIDES and inside_linear):
+    if name in _CHANNELWISE or name == "Cat":
         return ""
     if name in _VIEWS:
         if _harmless_view(before, after):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -130,15 +131,18 @@ def cluster(
     """
     problems = [s for layer in layers for s in layer.similarities]
     preferences = [m * m.dtype.type(betas[layer.name]) for layer in layers for m in layer.medians]
-    results = iter(
-        affinity_propagation_many(
-            problems,
-            preference=preferences,
-            damping=0.5,
-            max_iter=200,
-            convergence_iter=15,
-            random_state=seed,
-            n_threads=n_threads,
+    with warnings.catch_warnings():
+        # filters all alike (two in a block, or all dead) are no news to whoever prunes them
+        warnings.filterwarnings("ignore", message="All samples have mutually equal")
+        results = iter(
+            affinity_propagation_many(
+                problems,
+                preference=preferences,
+                damping=0.5,
+                max_iter=200,
+                convergence_iter=15,
+                random_state=seed,
+                n_threads=n_threads,
+            )
         )
-    )
     return {layer.name: tuple(next(results) for _ in layer.similarities) for layer in layers}

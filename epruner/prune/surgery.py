@@ -158,7 +158,7 @@ def _norm(module: _BatchNorm | _InstanceNorm, part: ModulePlan) -> None:
 @rule(nn.PReLU)
 def _prelu(module: nn.PReLU, part: ModulePlan) -> None:
     if module.num_parameters > 1 and part.out is not None:
-        module.weight = take(module.weight, 0, part.out)
+        module.weight = take(module.weight, 0, part.out)  # type: ignore[assignment]
         module.num_parameters = len(part.out)
 
 
