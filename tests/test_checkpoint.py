@@ -154,7 +154,7 @@ def test_missing_folder(tmp_path: Path, result: Result) -> None:
 
 def test_targets_that_are_no_files(tmp_path: Path) -> None:
     for target in (tmp_path, Path(os.devnull)):
-        with pytest.raises(OSError, match="not an ordinary file"):
+        with pytest.raises(ValueError, match="not an ordinary file"):
             check_target(target)
 
 

@@ -112,6 +112,13 @@ def test_a_forgotten_prefix_is_suggested(tmp_path: Path) -> None:
         load_weights(network(), tmp_path / "w.pth")
 
 
+def test_renamed_modules_are_suggested(tmp_path: Path) -> None:
+    state = {key.replace("3.", "head."): value for key, value in network().state_dict().items()}
+    torch.save({key.replace("0.", "stem."): value for key, value in state.items()}, tmp_path / "w")
+    with pytest.raises(ValueError, match=r"perhaps --key-map stem=0 --key-map head=3$"):
+        load_weights(network(), tmp_path / "w")
+
+
 class _RunsCode:
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -159,7 +166,7 @@ def test_truncated_file(tmp_path: Path) -> None:
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         load_weights(network(), tmp_path / "w.pth")
-    with pytest.raises(FileNotFoundError, match="no such file"):
+    with pytest.raises(ValueError, match="is a folder"):
         load_weights(network(), tmp_path)
 
 

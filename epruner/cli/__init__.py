@@ -39,7 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done, 2 bad arguments or input, 1 any other failure, 130 interrupted. Failures print
         one line on standard error.
     """
-    args = parser().parse_args(argv)
+    args, unknown = parser().parse_known_args(argv)
+    if unknown:
+        # here, because the top parser would not say of which command
+        name = f"epruner {args.command}"
+        message = f"unrecognized arguments: {' '.join(unknown)} (see {name} --help)"
+        print(f"{name}: error: {message}", file=sys.stderr)
+        return BAD_INPUT
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

@@ -35,6 +35,8 @@ def prune(args: argparse.Namespace) -> None:
     if args.criterion is not None:
         how_much.append({"criterion": args.criterion})
     result = _prune(args, model, inputs, {key: v for part in how_much for key, v in part.items()})
+    for layer, _ in args.plot_layer:
+        result.clusters_of(layer)  # raise before anything is written
     save(result, target)
     size = target.stat().st_size
     if args.plot:

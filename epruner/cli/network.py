@@ -73,7 +73,8 @@ def build(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
     """
     module_name, colon, attribute = spec.partition(":")
     if not colon or not module_name or not attribute:
-        hint = f"; write {spec.rpartition('.')[0]}:{spec.rpartition('.')[2]}" if "." in spec else ""
+        module, dot, name = spec.rpartition(".")
+        hint = f"; write {module}:{name}" if dot else ", such as my_package.my_module:MyNet"
         raise ValueError(f"--model {spec!r} is not of the form PACKAGE.MODULE:FACTORY{hint}")
     if module_name.endswith(".py"):
         dotted = ".".join(Path(module_name).with_suffix("").parts)

@@ -39,7 +39,7 @@ def pair(text: str) -> tuple[str, str]:
     """Parse ``old=new``."""
     old, equals, new = text.partition("=")
     if not equals or not old:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form OLD=NEW")
+        raise argparse.ArgumentTypeError(f"{text!r} has no '=' between two parts")
     return old, new
 
 

@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -18,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from epruner.prune.files import check_target, write_atomically
+from epruner.prune.files import check_source, check_target, write_atomically
 from epruner.prune.plan import Plan
 from epruner.prune.report import Report
 from epruner.prune.weights import load_into
@@ -166,9 +165,7 @@ def read(path: str | os.PathLike[str]) -> SavedFile:
     ValueError
         When it is not such a file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+    path = check_source(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -176,7 +173,7 @@ def read(path: str | os.PathLike[str]) -> SavedFile:
             shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
             dtypes = {name: part.get_dtype() for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        message = f"{path} is not a readable safetensors file ({error})"
+        message = f"{path} is not a readable safetensors file, as written by epruner.save ({error})"
         raise ValueError(message) from error
     if header.get("format") != _FORMAT:
         found = header.get("format")

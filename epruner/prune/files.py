@@ -7,6 +7,24 @@ import secrets
 from pathlib import Path
 
 
+def check_source(path: str | os.PathLike[str]) -> Path:
+    """A path to read from.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no such file.
+    ValueError
+        When it is a folder or no ordinary file.
+    """
+    source = Path(path)
+    if not source.exists():
+        raise FileNotFoundError(f"no such file: {path}")
+    if not source.is_file():
+        raise ValueError(f"{path} is {'a folder' if source.is_dir() else 'no ordinary file'}")
+    return source
+
+
 def check_target(path: str | os.PathLike[str]) -> Path:
     """Resolve a path to write to; raise now what would otherwise be raised after the work.
 
@@ -14,15 +32,17 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     ------
     FileNotFoundError
         When the folder does not exist.
-    OSError
-        When the folder cannot be written to or the path is no ordinary file.
+    PermissionError
+        When the folder cannot be written to.
+    ValueError
+        When the path exists and is no ordinary file.
     """
     target = Path(path).resolve()
     if not target.parent.is_dir():
         message = f"cannot write {path}: no folder {target.parent}; create it first"
         raise FileNotFoundError(message)
     if target.exists() and not target.is_file():
-        raise OSError(f"cannot write {path}: it exists and is not an ordinary file")
+        raise ValueError(f"cannot write {path}: it exists and is not an ordinary file")
     if not os.access(target.parent, os.W_OK):
         raise PermissionError(f"cannot write {path}: folder {target.parent} is not writable")
     return target

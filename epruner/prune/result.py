@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -66,6 +67,16 @@ class PruningResult:
     groups: tuple[Group, ...] = ()
     kept: Mapping[str, Indices] = field(default_factory=dict)
 
+    def clusters_of(self, layer: str) -> LayerClusters:
+        """The clustering of a layer; ValueError if it was not clustered."""
+        if layer not in self.clusters:
+            close = difflib.get_close_matches(layer, self.clusters, n=3, cutoff=0.3)
+            raise ValueError(
+                f"{layer!r} was not clustered; layers that were are like "
+                f"{', '.join(close or list(self.clusters)[:3])}"
+            )
+        return self.clusters[layer]
+
     def plot_layer(self, layer: str, path: str | PathLike[str]) -> None:
         """Draw a heat map of one layer's filter similarities, ordered by cluster.
 
@@ -85,9 +96,7 @@ class PruningResult:
         """
         from epruner.prune.plots import draw_similarity, write_figure
 
-        if layer not in self.clusters:
-            raise ValueError(f"no clustered layer {layer!r}; there are {', '.join(self.clusters)}")
-        found = self.clusters[layer]
+        found = self.clusters_of(layer)
         similarities = negative_squared_distances(found.features)
         figure = draw_similarity(similarities, found.labels, found.kept, name=layer)
         write_figure(figure, path)

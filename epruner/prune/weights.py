@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from epruner.prune.files import check_source
 
 # entries under which training scripts commonly nest the weights
 _NESTS = ("state_dict", "model_state_dict", "model", "net")
@@ -61,9 +62,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     ValueError
         When the file is unreadable or holds no state dict.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+    path = check_source(path)
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -162,21 +161,43 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, what: str) -> No
             lines.append(f"unexpected: {_first(unexpected)}")
         if problems:
             lines.append("; ".join(problems[:_NAMED]))
-        if hint := _prefix_hint(missing, unexpected):
+        hint = _hint({k: own[k] for k in missing}, {k: state[k] for k in unexpected})
+        if hint:
             lines.append(hint)
         raise ValueError("; ".join(lines))
     model.load_state_dict(dict(state), strict=False)
 
 
-def _prefix_hint(missing: Sequence[str], unexpected: Sequence[str]) -> str:
-    """Suggest the prefix that, taken off the file's keys, gives the model's."""
+def _hint(missing: Mapping[str, Tensor], unexpected: Mapping[str, Tensor]) -> str:
+    """Suggest the prefix to strip or the modules to rename so that the file's keys fit."""
     if not missing or not unexpected:
         return ""
+    first = next(iter(missing))
     for key in unexpected:
-        if key.endswith("." + missing[0]):
-            prefix = key.removesuffix(missing[0])
+        if key.endswith("." + first):
+            prefix = key.removesuffix(first)
             return f"strip the prefix {prefix!r} (--prefix-strip {prefix})"
+    wanted, found = _by_module(missing), _by_module(unexpected)
+    renamed = []
+    for new, shapes in wanted.items():
+        old = next((name for name, others in found.items() if others == shapes), None)
+        if old is None:
+            break
+        del found[old]
+        renamed.append(f"--key-map {old}={new}")
+    if len(renamed) == len(wanted) <= _NAMED:
+        return f"rename keys with a key map, perhaps {' '.join(renamed)}"
     return "rename keys with a key map (--key-map old=new)"
+
+
+def _by_module(state: Mapping[str, Tensor]) -> dict[str, dict[str, torch.Size]]:
+    """Shapes by module and by the last part of the key; counters aside, which may be absent."""
+    modules: dict[str, dict[str, torch.Size]] = {}
+    for key, tensor in state.items():
+        module, _, leaf = key.rpartition(".")
+        if leaf != "num_batches_tracked":
+            modules.setdefault(module, {})[leaf] = tensor.shape
+    return modules
 
 
 def _refusal(error: UnpicklingError) -> str:
