@@ -7,9 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -77,6 +78,14 @@ def test_header_holds_plan_and_report(tmp_path: Path, result: Result) -> None:
     assert read(tmp_path / "q.safetensors").report is None
 
 
+def test_settings_may_be_numpy_numbers(tmp_path: Path, result: Result) -> None:
+    report = replace(result.report, settings={"beta": np.float32(0.5), "round_to": np.int64(8)})
+    save(replace(result, report=report), tmp_path / "p.safetensors")
+    saved = read(tmp_path / "p.safetensors").report
+    assert saved is not None
+    assert saved.settings == {"beta": 0.5, "round_to": 8}
+
+
 def test_half_precision_and_layout_come_back(tmp_path: Path, result: Result) -> None:
     model = result.model.to(torch.bfloat16)
     weight = model.get_parameter("0.weight")
@@ -136,6 +145,7 @@ def test_files_not_written_by_save_are_refused(tmp_path: Path) -> None:
         {"aliases": '{"a": "absent"}'},
         {"aliases": "3"},
         {"channels_last": "3"},
+        {"plan": "[" * 100_000},
     ],
     ids=lambda damage: f"{next(iter(damage))}",
 )

@@ -163,7 +163,9 @@ def inspect(args: argparse.Namespace) -> None:
         print(f"no report; {len(saved.plan.modules)} modules were resized\n")
         print(_plan_table(saved))
         return
-    settings = ", ".join(f"{key}={value}" for key, value in saved.report.settings.items())
+    settings = ", ".join(
+        f"{key}={value}" for key, value in saved.report.settings.items() if value is not None
+    )
     print(f"pruned with {settings}\n\n{saved.report}")
 
 

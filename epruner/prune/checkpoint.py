@@ -113,7 +113,8 @@ def save(pruned: Pruned | tuple[nn.Module, Plan], path: str | os.PathLike[str]) 
 
     header = {"format": _FORMAT, "plan": plan.to_json()}
     if report is not None:
-        header["report"] = json.dumps(report.to_dict())
+        # settings may hold NumPy's numbers if the caller did
+        header["report"] = json.dumps(report.to_dict(), default=lambda number: number.item())
     if aliases:
         header["aliases"] = json.dumps(aliases)
     if channels_last:
@@ -194,7 +195,7 @@ def read(path: str | os.PathLike[str]) -> SavedFile:
             aliases=aliases,
             channels_last=tuple(json.loads(header.get("channels_last", "[]"))),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         message = f"the header of {path} is damaged: {type(error).__name__}: {error}"
         raise ValueError(message) from error
 
