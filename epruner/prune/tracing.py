@@ -38,6 +38,9 @@ def tracing_copy(model: nn.Module) -> tuple[nn.Module, frozenset[str]]:
     for name, module in list(traced.named_modules()):
         if parametrize.is_parametrized(module):
             parametrized.add(name)
+            # removing edits the module's class, which a deep copy shares with the user's module
+            kind = type(module)
+            module.__class__ = type(kind.__name__, kind.__bases__, dict(kind.__dict__))
             for tensor in list(module.parametrizations):
                 parametrize.remove_parametrizations(module, tensor)
     for parameter in traced.parameters():
