@@ -28,8 +28,7 @@ WEAKNESS_RANGE = (-math.log(64.0), -math.log(0.02))
 FIRST_WEAKNESS = -math.log(0.55)
 TRIALS = 9
 UNIFORM_TRIALS = 20
-EXACT_TRIALS = 12
-CLOSE = 0.04  # two answers this close around the budget need no more betas between them
+CLOSE = 0.04  # two answers this close around what is wanted need no more betas between them
 
 
 class Sizes:
@@ -127,32 +126,28 @@ class Search:
         return self._fixed | {x.name: x.fit(share * x.channels) for x in self._free}
 
     def exact(self, layers: Sequence[Layer], counts: Counts) -> dict[str, Clusterings]:
-        """Clusterings with as nearly `counts` exemplars as any beta gives, a beta per layer.
+        """Clusterings with nearly `counts` exemplars, each layer at a beta of its own.
 
         Empty if the members will not be exemplars.
         """
         if not self._exemplars:
             return {}
-        low = {layer.name: WEAKNESS_RANGE[0] for layer in layers}
-        high = {layer.name: WEAKNESS_RANGE[1] for layer in layers}
+        brackets = {x.name: _Bracket(*WEAKNESS_RANGE, FIRST_WEAKNESS) for x in layers}
         best: dict[str, Clusterings] = {}
         misses: dict[str, int] = {}
         searched = list(layers)
-        for _ in range(EXACT_TRIALS):
+        for _ in range(TRIALS):
             if not searched:
                 break
-            middle = {x.name: (low[x.name] + high[x.name]) / 2 for x in searched}
-            found = self._cluster(searched, {name: math.exp(-w) for name, w in middle.items()})
+            tried = {x.name: brackets[x.name].next(counts[x.name]) for x in searched}
+            found = self._cluster(searched, {name: math.exp(-w) for name, w in tried.items()})
             for layer in searched:
-                name = layer.name
-                miss = sum(len(c.exemplars) for c in found[name]) - counts[name]
-                if name not in misses or abs(miss) < abs(misses[name]):
-                    best[name], misses[name] = found[name], miss
-                if miss > 0:
-                    high[name] = middle[name]
-                else:
-                    low[name] = middle[name]
-            searched = [x for x in searched if misses[x.name]]
+                name, wanted = layer.name, counts[layer.name]
+                count = sum(len(c.exemplars) for c in found[name])
+                brackets[name].set(tried[name], count, wanted)
+                if name not in misses or abs(count - wanted) < misses[name]:
+                    best[name], misses[name] = found[name], abs(count - wanted)
+            searched = [x for x in searched if misses[x.name] > CLOSE / 2 * counts[x.name]]
         return best
 
     def meet(self, measure: Measure, target: float, *, uniform: bool, single_steps: bool) -> Choice:

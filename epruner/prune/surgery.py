@@ -232,10 +232,12 @@ def _project_inputs(full: nn.Module, small: nn.Module, part: ModulePlan) -> None
 
 
 def _like(tensor: Tensor, sliced: Tensor) -> Tensor:
-    if tensor.dim() == 4 and tensor.stride(1) == 1 and tensor.shape[1] > 1:
-        strides_last = tensor.is_contiguous(memory_format=torch.channels_last)
-        if strides_last and tensor.stride(3) != 1:
-            sliced = sliced.contiguous(memory_format=torch.channels_last)
+    if tensor.dim() == 4 and tensor.stride(1) == 1 and tensor.stride(3) == tensor.shape[1] > 1:
+        _, c, h, w = sliced.shape  # channels last; by strides, as 1 x 1 kernels look contiguous
+        strides = (h * w * c, 1, w * c, c)
+        sliced = torch.empty_strided(
+            sliced.shape, strides, dtype=sliced.dtype, device=sliced.device
+        ).copy_(sliced)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(sliced, requires_grad=tensor.requires_grad)
     return sliced

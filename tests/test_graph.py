@@ -1,0 +1,251 @@
+"""What hangs together, what is left alone and why: every guard with a network that needs it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import networks
+import pytest
+import torch
+from pytorchcv.model_provider import get_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+from epruner.prune import prune
+from epruner.prune.graph import Structure, analyse
+from epruner.prune.tracing import TraceError, tracing_copy
+
+IMAGE = (1, 3, 16, 16)
+
+
+def structure_of(model: nn.Module, *args: Any, **kwargs: Any) -> Structure:
+    """Analysis of a private copy."""
+    traced, _ = tracing_copy(model)
+    return analyse(traced, args or (torch.randn(IMAGE),), kwargs)
+
+
+def reasons(model: nn.Module, x: Any = IMAGE, **options: Any) -> dict[str, str]:
+    """Reason of every layer that pruning leaves alone."""
+    return {s.name: s.reason for s in prune(model, x, **options).report.skipped}
+
+
+def test_a_chain_is_one_group_a_layer() -> None:
+    structure = structure_of(networks.Vgg())
+    assert [g.name for g in structure.groups] == [
+        "features.0", "features.3", "features.7", "features.10", "features.14", "classifier.0",
+    ]  # fmt: skip
+    flattened = structure.groups[4]
+    (head,) = flattened.consumers
+    assert (head.module, head.size, head.fold) == ("classifier.0", 128, 4)
+    assert head.index[head.root == 5].tolist() == [20, 21, 22, 23]
+    assert [m.module for m in flattened.followers] == ["features.15"]
+
+
+def test_concatenated_channels_keep_their_offset() -> None:
+    structure = structure_of(networks.TwoInputs(), torch.randn(1, 3, 8, 8), torch.randn(1, 1, 8, 8))
+    right = next(g for g in structure.groups if g.name == "right")
+    (join,) = right.consumers
+    assert join.index.tolist() == list(range(12, 22))
+    assert join.root.tolist() == list(range(10))
+
+
+def test_a_gate_is_no_stream_but_a_sum_is() -> None:
+    groups = {g.name: g for g in structure_of(networks.GroupedSqueezeExcite()).groups}
+    assert [m.module for m in groups["grouped"].producers] == ["grouped", "excite"]
+    assert not groups["grouped"].stream
+    assert groups["stem"].stream
+    assert groups["reduce"].blocks == groups["grouped"].blocks == 4
+    assert not structure_of(networks.GatedMlp(), torch.randn(2, 12)).groups[0].stream
+
+
+def test_the_output_keeps_its_channels() -> None:
+    for model in (networks.Vgg(), networks.Upsampler()):
+        assert "output" in list(reasons(model).values())[-1] or "output" in str(reasons(model))
+    features = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Softplus())
+    assert reasons(features)["2"] == "its channels are the output of the model"
+
+
+class AllOutputs(nn.Module):
+    """Returns what its head reads, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3)
+        self.b = nn.Conv2d(8, 8, 3)
+        self.c = nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> dict[str, list[Tensor]]:
+        x = self.b(self.a(x).relu())
+        return {"outputs": [x, self.c(x.relu())]}
+
+
+def test_every_output_counts_however_nested() -> None:
+    assert set(reasons(AllOutputs())) == {"b", "c"}
+
+
+def test_padded_shortcuts_are_left_alone_and_named() -> None:
+    model = networks.resnet20()
+    for scope in ("inner", "all"):
+        found = reasons(model, (1, 3, 32, 32), scope=scope)
+        assert "pads its channels with zeros" in found["conv1"]
+        assert "pads its channels with zeros" in found["layer2.1.conv2"]
+        assert "layer2.1.conv1" not in found
+
+
+def test_channel_shuffles_do_not_break_the_analysis() -> None:
+    found = reasons(networks.ChannelShuffle())
+    assert "view" in found["first"]
+    assert set(found) == {"first", "head"}
+    found = reasons(networks.SplitNet())
+    assert "split" in found["stem"]
+    assert "branch1" not in found
+
+
+def test_shufflenet() -> None:
+    model = get_model("shufflenetv2_wd2")
+    found = reasons(model, (1, 3, 224, 224), beta=0.9)
+    assert any("split" in reason for reason in found.values())
+
+
+def test_split_channels_are_left_alone() -> None:
+    assert "split" in reasons(networks.ChunkedMlp(), (2, 12))["both"]
+
+
+def test_what_mixes_channels_is_left_alone() -> None:
+    found = reasons(networks.ConvNext(), scope="all")
+    assert set(found) == {"stem", "down", "head"}
+    assert "LayerNorm 'norm' mixes" in found["stem"]
+    normed = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1)
+    )
+    assert "GroupNorm '1' mixes" in reasons(normed)["0"]
+
+
+def test_only_a_trial_shows_that_a_mean_counts_channels() -> None:
+    found = reasons(networks.ChannelMean())
+    assert "more than silencing" in found["second"]
+    assert "first" not in found
+    assert "third" not in found
+
+
+class HardCodedView(nn.Module):
+    """Its forward writes a number of channels down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, padding=1)
+        self.b = nn.Conv2d(8, 10, 3, padding=1)
+        self.head = nn.Linear(10 * 16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.adaptive_max_pool2d(self.b(self.a(x).relu()).relu(), 4)
+        return self.head(x.view(-1, 160))
+
+
+def test_numbers_written_in_the_forward_are_left_alone() -> None:
+    found = reasons(HardCodedView())
+    assert "does not run without" in found["b"]
+    assert "a" not in found
+
+
+def test_shared_modules_and_parameters_are_left_alone() -> None:
+    found = reasons(networks.Shared())
+    assert "'twice' is used 2 times" in found["stem"]
+    tied = nn.Sequential(
+        nn.Linear(6, 6),
+        nn.ReLU(),
+        nn.Linear(6, 6),
+        nn.ReLU(),
+        nn.Linear(6, 9),
+        nn.ReLU(),
+        nn.Linear(9, 2),
+    )
+    tied[2].weight = tied[0].weight
+    assert "shared" in reasons(tied, (1, 6))["0"]
+    assert "4" not in reasons(tied, (1, 6))
+
+
+def test_computed_weights_are_left_alone() -> None:
+    model = nn.Sequential(
+        parametrizations.weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Conv2d(8, 8, 3),
+        nn.ReLU(), nn.Conv2d(8, 9, 3), nn.ReLU(), nn.Conv2d(9, 2, 3),
+    )  # fmt: skip
+    found = reasons(model)
+    assert "the weights of '0' are computed" in found["0"]
+    assert set(found) == {"0", "6"}
+
+
+def test_depthwise_multipliers_are_left_alone() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3, groups=8), nn.Conv2d(16, 9, 1), nn.Conv2d(9, 2, 1)
+    )
+    found = reasons(model)
+    assert "channel multiplier" in found["0"]
+    assert "channel multiplier" in found["1"]
+    assert "2" not in found
+
+
+def test_layers_that_do_not_run_are_named() -> None:
+    class Spare(networks.Vgg):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spare = nn.Linear(4, 4)
+
+    assert reasons(Spare())["spare"] == "was not run by the example inputs"
+
+
+def test_attention_is_left_alone_and_named() -> None:
+    found = reasons(networks.Vit())
+    assert "MultiheadAttention 'attention'" in found["attention.out_proj"]
+    assert "fc1" not in found
+
+
+def test_frozen_layers_are_seen() -> None:
+    frozen = networks.Vgg().requires_grad_(False)
+    thawed = copy.deepcopy(frozen).requires_grad_(True)
+    assert prune(frozen, IMAGE).plan == prune(thawed, IMAGE).plan
+
+
+def test_no_grad_around_the_call_does_not_matter() -> None:
+    model = networks.Vgg()
+    with torch.no_grad():
+        inside = prune(model, IMAGE)
+    assert inside.plan == prune(model, IMAGE).plan
+
+
+def test_a_forward_without_gradients_is_reported() -> None:
+    class NoGrad(networks.Vgg):
+        @torch.no_grad()
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    with pytest.raises(TraceError, match="no_grad"):
+        prune(NoGrad(), IMAGE)
+
+
+def test_a_failing_forward_names_the_module_and_what_to_check() -> None:
+    with pytest.raises(TraceError, match=r"in module 'features\.0'.*example_inputs"):
+        prune(networks.Vgg(), (1, 4, 16, 16))
+    with pytest.raises(TraceError, match=r"missing 1 required positional argument.*keyword"):
+        prune(networks.TwoInputs(), IMAGE)
+
+
+def test_networks_without_filters_are_refused() -> None:
+    with pytest.raises(ValueError, match="no convolution and no linear layer"):
+        prune(nn.Sequential(nn.ReLU()), (1, 3))
+    with pytest.raises(ValueError, match=r"nothing in this model can be pruned: 0: its channels"):
+        prune(nn.Sequential(nn.Linear(3, 3)), (1, 3))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_transposed_convolutions(transposed: bool) -> None:
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    groups = {
+        g.name: g
+        for g in structure_of(
+            nn.Sequential(kind(3, 8, 3), nn.ReLU(), kind(8, 5, 3), kind(5, 2, 1))
+        ).groups
+    }
+    assert {name: g.channels for name, g in groups.items()} == {"0": 8, "2": 5}

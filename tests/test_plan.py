@@ -1,0 +1,118 @@
+"""Plans as data: JSON there and back, and what does not pass for one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from epruner.prune.plan import ModulePlan, Plan
+
+
+@st.composite
+def sides(draw: st.DrawFn) -> tuple[tuple[int, ...], int]:
+    """Kept channels and the size they are of."""
+    size = draw(st.integers(1, 40))
+    kept = draw(st.sets(st.integers(0, size - 1), min_size=1))
+    return tuple(sorted(kept)), size
+
+
+@st.composite
+def module_plans(draw: st.DrawFn) -> ModulePlan:
+    """Plans of modules with either side, both or none."""
+    out = draw(st.none() | sides())
+    in_ = draw(st.none() | sides())
+    return ModulePlan(
+        out=out and out[0],
+        out_before=out and out[1],
+        in_=in_ and in_[0],
+        in_before=in_ and in_[1],
+        add_bias=draw(st.booleans()),
+    )
+
+
+@settings(deadline=None)
+@given(
+    st.builds(
+        Plan,
+        st.dictionaries(st.text(max_size=12), module_plans(), max_size=4),
+        st.sampled_from(["exemplar", "random", "random_projection"]),
+        st.sampled_from(["slice", "reset"]),
+        st.integers(0, 2**31),
+    )
+)
+def test_a_plan_survives_json_copying_and_pickling(plan: Plan) -> None:
+    assert Plan.from_json(plan.to_json()) == plan
+    assert copy.deepcopy(plan) == plan
+    assert pickle.loads(pickle.dumps(plan)) == plan
+
+
+def test_a_plan_cannot_be_changed() -> None:
+    plan = Plan({"conv": ModulePlan(out=(0,), out_before=2)})
+    with pytest.raises(TypeError):
+        plan.modules["other"] = ModulePlan()  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not a pruning plan"),
+        ("[]", "not a pruning plan"),
+        ('{"format": "other"}', "not a pruning plan"),
+        ('{"format": "epruner-plan", "version": 99, "modules": {}}', "version 99"),
+        ('{"format": "epruner-plan", "version": 1, "modules": []}', "map names"),
+    ],
+)
+def test_what_is_not_a_plan_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Plan.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ({"out": [0, 1]}, "out_before"),
+        ({"out": [], "out_before": 3}, "at least one"),
+        ({"out": [1, 0], "out_before": 3}, "ascend"),
+        ({"out": [0, 3], "out_before": 3}, "ascend"),
+        ({"in": [-1, 1], "in_before": 3}, "ascend"),
+        ({"in": ["0"], "in_before": 3}, "integers"),
+        ({"in": [True], "in_before": 3}, "integers"),
+        ({"weights": [0]}, "unknown keys"),
+    ],
+)
+def test_impossible_module_plans_are_refused(module: dict[str, object], message: str) -> None:
+    text = json.dumps({"format": "epruner-plan", "version": 1, "modules": {"conv": module}})
+    with pytest.raises(ValueError, match=message):
+        Plan.from_json(text)
+
+
+def test_a_plan_needs_a_model_that_fits() -> None:
+    plan = Plan({"0": ModulePlan(out=(0, 2), out_before=4)})
+    small = plan.apply(nn.Sequential(nn.Linear(3, 4)))
+    assert small(torch.ones(1, 3)).shape == (1, 2)
+    with pytest.raises(ValueError, match="4 output channels, this one has 5"):
+        plan.apply(nn.Sequential(nn.Linear(3, 5)))
+    with pytest.raises(ValueError, match="'0', which this model has not"):
+        plan.apply(nn.Linear(3, 4))
+    with pytest.raises(ValueError, match="no rule resizes '0', a LayerNorm"):
+        plan.apply(nn.Sequential(nn.LayerNorm(4)))
+
+
+def test_plan_py_imports_no_torch() -> None:
+    code = (
+        "import importlib.util, sys; spec = importlib.util.spec_from_file_location('plan', "
+        f"{sys.modules[Plan.__module__].__file__!r}); "
+        "module = importlib.util.module_from_spec(spec); sys.modules['plan'] = module; "
+        "spec.loader.exec_module(module); print('torch' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
