@@ -133,16 +133,22 @@ def grouped() -> nn.Module:
     return stirred(model)
 
 
+@torch.no_grad()
 def published(name: str) -> nn.Module:
-    """An ImageNet network of pytorchcv with random weights."""
+    """An ImageNet network of pytorchcv, random weights, BatchNorm statistics that fit them."""
     provider = pytest.importorskip("pytorchcv.model_provider", reason="needs pytorchcv")
-    return stirred(provider.get_model(name))
+    model: nn.Module = provider.get_model(name)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    model(torch.randn(4, 3, 224, 224))
+    return model
 
 
 @torch.no_grad()
-def check(model: nn.Module, size: int, folder: Path) -> None:
+def check(model: nn.Module, size: int, folder: Path, ignore: tuple[str, ...] = ()) -> None:
     """Prune to half the multiply-adds, export both ways, compare on another batch size."""
-    pruned = prune(model.eval(), (1, 3, size, size), macs=0.5).model
+    pruned = prune(model.eval(), (1, 3, size, size), macs=0.5, ignore=ignore).model
     example = torch.randn(1, 3, size, size)
     x = torch.randn(2, 3, size, size)
     expected = pruned(x)
@@ -174,7 +180,8 @@ def test_pruned_networks_export(tmp_path: Path, make: Callable[[], nn.Module]) -
 )  # fmt: skip
 def test_pruned_published_networks_export(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
-    check(published(name), 224, tmp_path)
+    # the two huge linear layers would take minutes to cluster and test nothing more
+    check(published(name), 224, tmp_path, ignore=("output",) if name == "bn_vgg16" else ())
 
 
 @pytest.mark.parametrize("export", [export_onnx, export_program])

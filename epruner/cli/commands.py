@@ -46,6 +46,7 @@ def prune(args: argparse.Namespace) -> None:
     if args.json:
         _print_json(result.report.to_dict() | {"out": args.out, "bytes": size})
     else:
+        print(f"{args.model}, weights: {args.weights or 'as the factory gives them'}\n")
         print(result.report)
         print(f"\nwrote {args.out} ({_bytes(size)})")
 
