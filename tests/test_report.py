@@ -22,7 +22,7 @@ def report() -> Report:
         after=Totals(49_360_000, 384_000, 51_000_000),
         settings={"beta": 0.76, "min_keep": None},
         notes=("the budget was not met",),
-        seconds={"analysis": 0.5},
+        seconds={"analysis": 0.5, "surgery": 1.0},
     )
 
 
@@ -34,6 +34,7 @@ def test_text_has_every_layer_total_and_reason(report: Report) -> None:
     assert "note: the budget was not met" in text
     assert "shared by a sum" in text
     assert "and 3 more" in text
+    assert "took 1.5 s (analysis 0.5, surgery 1.0)" in text
     assert all(line == line.rstrip() for line in text.splitlines())
 
 

@@ -84,7 +84,7 @@ def draw_report(report: Report) -> Figure:
         for layer, (beta, row) in zip(layers, points, strict=True):
             if beta is not None:
                 betas.text(high + 1.3 * pad, row, str(layer.after), **(_text() | {"ha": "center"}))
-        betas.set_xlabel("preference β\n(right: exemplars)")
+        betas.set_xlabel("preference β\n(right: filters kept)")
 
     filters.set_ylim(len(layers) + elsewhere - 0.4, -0.6)
     figure.suptitle(

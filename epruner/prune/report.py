@@ -159,7 +159,7 @@ class Report:
         return Table(("whole network", "before", "after", "change"), rows)
 
     def remarks(self) -> list[str]:
-        """The notes, then the layers left alone, grouped by reason, one line each."""
+        """The notes, the layers left alone by reason, the time taken; one line each."""
         by_reason: dict[str, list[str]] = {}
         for skipped in self.skipped:
             by_reason.setdefault(skipped.reason, []).append(skipped.name)
@@ -167,6 +167,9 @@ class Report:
         for reason, names in by_reason.items():
             more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
             lines.append(f"left alone ({reason}): {', '.join(names[:_NAMES_SHOWN])}{more}")
+        if self.seconds:
+            stages = ", ".join(f"{stage} {time:.1f}" for stage, time in self.seconds.items())
+            lines.append(f"took {sum(self.seconds.values()):.1f} s ({stages})")
         return lines
 
     def __str__(self) -> str:
