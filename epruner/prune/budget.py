@@ -150,7 +150,9 @@ class Search:
             searched = [x for x in searched if misses[x.name] > CLOSE / 2 * counts[x.name]]
         return best
 
-    def meet(self, measure: Measure, target: float, *, uniform: bool, single_steps: bool) -> Choice:
+    def meet(
+        self, measure: Measure, target: float, *, uniform: bool, proxy: Measure, patience: int
+    ) -> Choice:
         """Numbers of filters whose measure is just not above `target`.
 
         Parameters
@@ -160,8 +162,10 @@ class Search:
         target : float
         uniform : bool
             The same share of every layer instead of the number of exemplars at the same beta.
-        single_steps : bool
-            Whether `measure` is cheap enough to try filters one at a time.
+        proxy : callable
+            A cheap measure, to order the layers by what a filter of theirs costs.
+        patience : int
+            How many single filters to try at most.
 
         Returns
         -------
@@ -172,7 +176,7 @@ class Search:
         least = self._fixed | {x.name: x.fit(1) for x in self._free}
         over, under = whole, least
         over_cost, under_cost = measure(whole), measure(least)
-        nearest = 0.0  # strength of the cheapest answer above the budget or dearest below it
+        nearest: float | None = None  # strength of the dearest answer within the budget
         if under_cost <= target < over_cost:
             at = self.at_share if uniform else self.at_weakness
             bracket = _Bracket(0.0, 1.0) if uniform else _Bracket(*WEAKNESS_RANGE, FIRST_WEAKNESS)
@@ -193,12 +197,9 @@ class Search:
             counts = least
         else:
             counts = self._between(under, over, measure, target)
-            if single_steps:
-                counts = self._fill(counts, measure, target)
+            counts = self._fill(counts, measure, target, proxy, patience)
         notes = _shortfall(self._free, counts, measure(counts), target, measure(whole))
-        if uniform:
-            return Choice(counts, self.exact(self._layers, counts), {}, notes)
-        if not nearest:  # at the end of what can be asked for: no beta was searched
+        if uniform or nearest is None:  # no beta, or none that was within the budget
             return Choice(counts, self.exact(self._layers, counts), {}, notes)
         beta = math.exp(-nearest)
         clusterings = self._seen[nearest] | self._clusterings_of_fixed(counts)
@@ -224,26 +225,37 @@ class Search:
                 high = middle
         return best
 
-    def _fill(self, counts: Counts, measure: Measure, target: float) -> Counts:
-        """Add filters while they fit: in each round one a layer, the dearest layer first."""
-        counts = dict(counts)
-        cost = measure(counts)
+    def _fill(
+        self, counts: Counts, measure: Measure, target: float, proxy: Measure, patience: int
+    ) -> Counts:
+        """Add filters while they fit: in each round one a layer, the dearest layer first.
+
+        No layer gains more than a twentieth of its channels (or one step), unless the budget is
+        missed without.
+        """
+        start, cost = counts, measure(counts)
 
         def one_more(layer: Layer) -> Counts:
             more = min(counts[layer.name] + layer.unit, layer.channels)
             return counts | {layer.name: more}
 
         # the sort is stable: of layers that cost the same the first in the network comes first
-        order = sorted(self._free, key=lambda x: -measure(one_more(x)))
-        grew = True
-        while grew and cost < target * (1 - TOLERANCE / 10):
-            grew = False
-            for layer in order:
-                trial = one_more(layer)
-                if trial == counts:
-                    continue
-                if (trial_cost := measure(trial)) <= target:
-                    counts, cost, grew = trial, trial_cost, True
+        order = sorted(self._free, key=lambda x: -proxy(one_more(x)))
+        for enough, share in ((target * (1 - TOLERANCE / 10), 0.05), (target * (1 - TOLERANCE), 1)):
+            grew = True
+            while grew and cost < enough:
+                grew = False
+                for layer in order:
+                    trial = one_more(layer)
+                    gain = trial[layer.name] - start[layer.name]
+                    whole = counts[layer.name] == layer.channels
+                    if whole or gain > max(layer.unit, share * layer.channels):
+                        continue
+                    if cost >= enough or patience <= 0:
+                        return counts
+                    patience -= 1
+                    if (trial_cost := measure(trial)) <= target:
+                        counts, cost, grew = trial, trial_cost, True
         return counts
 
     def _cluster(

@@ -83,7 +83,7 @@ def prune(
         searched. Met within 1 %, from below, or a `BudgetWarning` says what was.
     measure, target : callable and float in (0, 1], optional
         Any other budget: a function from a network to a number, and the share of it to get down
-        to. The function is called a few dozen times.
+        to. The function is called some fifty times.
     keep : mapping of str to int or float, optional
         Number of filters (int) or share of them (float) for layers that match a pattern; the last
         match counts. Alone it prunes only these layers; with a budget or `beta` the others too.
@@ -205,13 +205,14 @@ def prune(
             exact = search.exact([x for x in problems if x.name in fixed], counts)
             choice = Choice(counts, clusterings | exact, at)
         else:
-            cost = _cost(goal, traced, sizes, groups, members)
+            cost = _cost(goal, traced, sizes, groups)
             whole = cost({group.name: group.channels for group in groups})
             choice = search.meet(
                 cost,
                 goal.value * whole,
                 uniform=widths == "uniform",
-                single_steps=goal.measure is None,
+                proxy=lambda counts: sizes.totals(counts).macs,
+                patience=5000 if goal.measure is None else 40,
             )
         kept = members(choice.counts, choice.clusterings)
     with stages.run("surgery"):
@@ -335,7 +336,6 @@ def _cost(
     model: nn.Module,
     sizes: Sizes,
     groups: Sequence[Group],
-    members: Callable[[Counts, Mapping[str, Clusterings]], dict[str, Indices]],
 ) -> Measure:
     """The measure of a budget as a function of the numbers of filters."""
     if goal.kind == "macs":

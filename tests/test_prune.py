@@ -1,0 +1,263 @@
+"""The whole way on real networks, against scikit-learn, and every option that is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import networks
+import numpy as np
+import pytest
+import torch
+from networks import stirred, trained_resnet
+from sklearn.cluster import AffinityPropagation
+from torch import nn
+
+import epruner
+from epruner.prune import PruningResult, prune
+from epruner.prune.criteria import CRITERIA, Candidates, Indices
+from epruner.prune.filters import filter_matrix
+
+IMAGE = (1, 3, 16, 16)
+
+
+def counts(result: PruningResult) -> dict[str, int]:
+    """Filters kept, by layer."""
+    return {layer.name: layer.after for layer in result.report.layers}
+
+
+def test_the_published_rule_on_a_trained_resnet56(data_dir: Path) -> None:
+    """The first real run: 0.384 M parameters, 49.4 M multiply-adds, scikit-learn's exemplars."""
+    model = trained_resnet(data_dir, "theo")
+    result = prune(model, (1, 3, 32, 32), beta=0.76, min_keep=0)
+    after = result.report.after
+    assert after.macs == pytest.approx(49.4e6, abs=0.5e6)
+    assert after.params == pytest.approx(0.384e6, abs=0.003e6)
+    assert [layer.name for layer in result.report.layers] == [
+        f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in range(9)
+    ]
+    for layer in result.report.layers:
+        rows = filter_matrix(model.get_submodule(layer.name)).astype(np.float64)
+        similarities = -((rows[:, None] - rows[None]) ** 2).sum(-1)
+        theirs = AffinityPropagation(
+            affinity="precomputed",
+            preference=0.76 * np.median(similarities, axis=0),
+            random_state=0,
+        ).fit(similarities)
+        kept = result.plan.modules[layer.name].out
+        assert kept is not None
+        if layer.converged:
+            assert list(kept) == sorted(theirs.cluster_centers_indices_)
+        assert layer.after == len(theirs.cluster_centers_indices_)
+
+
+def test_the_same_rule_on_another_network_collapses_but_never_to_nothing(data_dir: Path) -> None:
+    model = trained_resnet(data_dir, "akamaster")
+    bare = prune(model, (1, 3, 32, 32), beta=0.76, min_keep=0)
+    assert min(counts(bare).values()) == 1
+    assert bare.report.after.macs < 0.1 * bare.report.before.macs
+    with_floor = prune(model, (1, 3, 32, 32), beta=0.76)
+    for layer in with_floor.report.layers:
+        assert layer.after >= max(1, layer.before / 20)
+        assert layer.floor == (layer.after > counts(bare)[layer.name])
+    assert any(layer.floor for layer in with_floor.report.layers)
+
+
+def test_one_filter_stays_where_all_are_alike() -> None:
+    model = networks.Vgg()
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.zeros_(module.weight)
+    result = prune(model, IMAGE, beta=0.73, min_keep=0)
+    assert set(counts(result).values()) == {1}
+    assert torch.isfinite(result.model(torch.randn(2, 3, 16, 16))).all()
+
+
+def test_seeds_and_threads_change_no_bit() -> None:
+    model = stirred(networks.Vgg())
+    first = prune(model, IMAGE, macs=0.5, n_threads=1)
+    second = prune(model, IMAGE, macs=0.5, n_threads=2)
+    assert first.plan == second.plan
+    for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"image": torch.randn(1, 3, 8, 8), "depth": torch.randn(1, 1, 8, 8)},
+        (torch.randn(1, 3, 8, 8), torch.randn(1, 1, 8, 8)),
+        [torch.randn(1, 3, 8, 8), torch.randn(1, 1, 8, 8)],
+    ],
+    ids=["keywords", "tuple", "list"],
+)
+def test_several_inputs(inputs: Any) -> None:
+    assert len(prune(networks.TwoInputs(), inputs).report.layers) == 3
+
+
+def test_layers_and_ignore_take_names_parents_globs_and_modules() -> None:
+    model = networks.Vgg()
+    first = model.features[0]
+    assert set(counts(prune(model, IMAGE, layers=["features"]))) == {
+        f"features.{i}" for i in (0, 3, 7, 10, 14)
+    }
+    assert set(counts(prune(model, IMAGE, layers=["*.0", first]))) == {"features.0", "classifier.0"}
+    left = prune(model, IMAGE, ignore=["classifier", first])
+    assert set(counts(left)) == {f"features.{i}" for i in (3, 7, 10, 14)}
+    reasons = {s.name: s.reason for s in left.report.skipped}
+    assert reasons["features.0"] == "ignored on request"
+
+
+def test_beta_by_layer_and_the_last_match_counts() -> None:
+    model = stirred(networks.Vgg())
+    result = prune(model, IMAGE, beta={"features": 0.6, "features.14": 1.4})
+    assert {x.name: x.preference for x in result.report.layers} == {
+        "features.0": 0.6, "features.3": 0.6, "features.7": 0.6, "features.10": 0.6,
+        "features.14": 1.4,
+    }  # fmt: skip
+    alone = prune(model, IMAGE, beta=1.4)
+    assert counts(result)["features.14"] == counts(alone)["features.14"]
+
+
+def test_keep_sets_exact_numbers() -> None:
+    model = stirred(networks.Vgg())
+    result = prune(model, IMAGE, keep={"features": 0.5, "features.3": 5, "classifier.0": 20})
+    assert counts(result) == {
+        "features.0": 8, "features.3": 5, "features.7": 12, "features.10": 12, "features.14": 16,
+        "classifier.0": 20,
+    }  # fmt: skip
+    mixed = prune(model, IMAGE, keep={"features.3": 5}, beta=0.73)
+    assert counts(mixed)["features.3"] == 5
+    assert len(counts(mixed)) == 6
+
+
+def test_round_to_and_min_keep() -> None:
+    model = stirred(networks.Vgg())
+    rounded = prune(model, IMAGE, beta=0.9, round_to=8)
+    assert all(n % 8 == 0 or n == 20 for n in counts(rounded).values())
+    floored = prune(model, IMAGE, beta=5.0, min_keep=0.5)
+    assert all(x.after >= x.before / 2 for x in floored.report.layers)
+    assert all(x.after >= 7 for x in prune(model, IMAGE, beta=5.0, min_keep=7).report.layers)
+    assert all(x.floor for x in floored.report.layers if x.after > 1)
+
+
+def test_scope_all_prunes_the_stream_of_a_residual_network() -> None:
+    torch.manual_seed(0)
+    model = stirred(networks.GroupedSqueezeExcite())
+    inner = prune(model, IMAGE, beta=1.1)
+    everything = prune(model, IMAGE, beta=1.1, scope="all")
+    assert "several layers add" in {s.name: s.reason for s in inner.report.skipped}["stem"]
+    assert {"stem", "expand"} == set(counts(everything)) - set(counts(inner))
+    assert counts(everything)["stem"] == counts(everything)["expand"] < 16
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_criteria_choose_members_and_exemplars_the_number(criterion: str) -> None:
+    model = stirred(networks.Vgg())
+    exemplars = prune(model, IMAGE, beta=1.0)
+    result = prune(model, IMAGE, beta=1.0, criterion=criterion)
+    assert counts(result) == counts(exemplars)
+    uniform = prune(model, IMAGE, macs=0.5, widths="uniform", criterion=criterion)
+    shares = [x.kept for x in uniform.report.layers]
+    assert max(shares) - min(shares) < 0.15
+    if criterion != "exemplar":
+        assert uniform.report.layers[0].preference is None
+
+
+def test_a_criterion_of_ones_own() -> None:
+    def last(candidates: Candidates, count: int) -> Indices:
+        n = len(candidates.features)
+        return np.arange(n - count, n)
+
+    result = prune(networks.Vgg(), IMAGE, keep={"features.3": 3}, criterion=last)
+    assert result.plan.modules["features.3"].out == (13, 14, 15)
+    assert result.report.settings["criterion"] == "last"
+
+
+def test_criteria_on_filters_made_for_them() -> None:
+    rows = np.array([[9.0, 0], [0, 1], [0, 1.1], [3, 3], [-4, -4]], np.float32)
+    s = -((rows[:, None] - rows[None]) ** 2).sum(-1)
+    candidates = Candidates(rows, s, np.array([0, 3]), 0, "layer")
+    assert CRITERIA["l1"](candidates, 2).tolist() == [0, 4]
+    assert CRITERIA["l2"](candidates, 2).tolist() == [0, 4]
+    assert CRITERIA["fpgm"](candidates, 2).tolist() == [0, 4]
+    assert CRITERIA["exemplar"](candidates, 2).tolist() == [0, 3]
+    assert CRITERIA["exemplar"](candidates, 3).tolist() == [0, 3, 4]
+    assert CRITERIA["exemplar"](candidates, 1).tolist() == [3]
+    assert sorted(CRITERIA["random"](candidates, 5)) == list(range(5))
+    assert len(CRITERIA["exemplar"](Candidates(rows, s, np.empty(0, np.intp), 0, ""), 5)) == 5
+
+
+def test_what_was_clustered_can_be_looked_at() -> None:
+    result = prune(stirred(networks.GroupedSqueezeExcite()), IMAGE, beta=1.0)
+    clusters = result.clusters["grouped"]
+    assert clusters.features.shape == (24, 6 * 9 + 8)
+    assert clusters.labels.shape == (24,)
+    assert len(np.unique(clusters.labels)) == len(clusters.exemplars)
+    group = next(g for g in result.groups if g.name == "grouped")
+    assert [m.module for m in group.consumers] == ["squeeze", "expand"]
+    assert result.kept["grouped"].tolist() == list(result.plan.modules["grouped"].out or ())
+
+
+def test_the_package_is_the_function() -> None:
+    model = stirred(networks.Vgg())
+    assert epruner.prune(model, IMAGE).plan == prune(model, IMAGE).plan
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"macs": 0.0}, r"macs must be in \(0, 1\].*got 0.0"),
+        ({"macs": 1.5}, r"macs must be in \(0, 1\].*got 1.5"),
+        ({"params": -1}, r"params must be in \(0, 1\].*got -1"),
+        ({"macs": float("nan")}, r"macs must be in \(0, 1\]"),
+        ({"macs": 0.5, "params": 0.5}, "macs and params exclude each other"),
+        ({"macs": 0.5, "beta": 0.7}, "macs and beta exclude each other"),
+        ({"measure": len}, "measure and target go together"),
+        ({"target": 0.5}, "measure and target go together"),
+        ({"beta": 0}, "beta must be a positive number, got 0"),
+        ({"beta": {"features": -1.0}}, "beta must be a positive number, got -1"),
+        ({"beta": float("inf")}, "beta must be a positive number"),
+        ({"beta": {"feature": 0.5}}, "'feature' matches no convolution.*'features.0'"),
+        ({"beta": {"classifier.2": 0.5}}, "matches no layer that is pruned"),
+        ({"keep": {"features": 1.5}}, "keep.*share in"),
+        ({"keep": {"features": 0}}, "keep.*share in"),
+        ({"keep": {"features.0": 17}}, "17 filters of 'features.0' asked for, which has 16"),
+        ({"keep": {"nothing": 2}}, "'nothing' matches no convolution"),
+        ({"layers": ["nothing"]}, "layers: 'nothing' matches no convolution"),
+        ({"layers": ["classifier.2"]}, "cannot be pruned: classifier.2: its channels are the"),
+        ({"layers": [nn.Linear(2, 2)]}, "Linear is not a module of this model"),
+        ({"ignore": ["nothing"]}, "ignore: 'nothing' matches no convolution"),
+        ({"scope": "outer"}, "scope must be one of 'inner', 'all', got 'outer'"),
+        ({"widths": "wide"}, "widths must be one of"),
+        ({"widths": "uniform"}, "needs a budget"),
+        ({"criterion": "l3"}, "criterion must be one of 'exemplar', 'l1'"),
+        ({"init": "zeros"}, "init must be one of"),
+        ({"bn": "drop"}, "bn must be one of"),
+        ({"min_keep": -1}, "min_keep must be"),
+        ({"min_keep": 1.5}, "min_keep must be"),
+        ({"round_to": 0}, "round_to must be an integer of at least 1, got 0"),
+        ({"recipe": "resnet56", "beta": 0.5}, "recipe sets layers and beta itself"),
+        ({"recipe": "resnet57"}, "no published recipe 'resnet57'"),
+        ({"ignore": ["features", "classifier"]}, "nothing in this model can be pruned"),
+    ],
+    ids=str,
+)
+def test_refused_options(options: Mapping[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prune(networks.Vgg(), IMAGE, **options)
+
+
+def test_refused_arguments() -> None:
+    with pytest.raises(TypeError, match="model must be"):
+        prune("resnet", IMAGE)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="example_inputs must be a tensor, a shape"):
+        prune(networks.Vgg(), None)
+    with pytest.raises(ValueError, match="size below 1"):
+        prune(networks.Vgg(), (1, 3, 0, 16))
+
+
+def test_a_stream_asked_for_by_name_needs_the_scope() -> None:
+    with pytest.raises(ValueError, match="scope='all'"):
+        prune(networks.GroupedSqueezeExcite(), IMAGE, layers=["stem"])
