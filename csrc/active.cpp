@@ -15,32 +15,55 @@ constexpr Index kSerialBelow = 8192;  // listed entries; thread start-up costs m
 constexpr Index kCrowdedShare = 8;    // dense passes win once lists hold more than n / 8 columns
 constexpr Index kAlwaysSparse = 48;   // lists of this length are never worth a dense pass
 constexpr Index kSelectionChunk = Index{1} << 26;  // entries of S read between two polls
-constexpr std::size_t kArenaChunk = std::size_t{1} << 18;  // doubles
+constexpr std::size_t kArenaChunk = std::size_t{1} << 16;  // quads
 
 template <class T>
 T lowest_finite() {
   return std::numeric_limits<T>::lowest();
 }
 
-// A threshold that at least `want` of the entries below `below` reach, and few more.
+// A value in [low, high] that at least `want` and not many more entries of x reach (without those
+// from `below` up). At least `want` reach `low`; fewer reach `high`. Counting is vectorised and
+// exactness is not needed, which beats a selection.
 template <class T>
-T threshold(Index n, const T* x, Index self, T below, Index want, std::vector<T>& scratch) {
-  if (want >= n - 1) return lowest_finite<T>();
-  if (want <= kLanes / 4) {
+T bisect(Index n, const T* x, T low, T high, T below, Index want) {
+  const Index enough = want + want / 2 + 1;
+  for (int step = 0; step < 24; ++step) {
+    const T middle = low + (high - low) / 2;
+    if (!(middle > low && middle < high)) break;
+    const Index count = count_between(n, x, middle, below);
+    if (count < want) {
+      high = middle;
+    } else {
+      low = middle;
+      if (count <= enough) break;
+    }
+  }
+  return low;
+}
+
+// A threshold that at least `want` of a row's entries below `below` reach, and not many more; the
+// row may hold its own point, which then counts. lowest() if fewer are left.
+template <class T>
+T threshold(Index n, const T* x, Index self, T below, T nearest, Index want) {
+  if (n <= 2 * kLanes && n <= 4 * want) return lowest_finite<T>();
+  if (below == std::numeric_limits<T>::infinity()) {  // first call: maxima of strided lanes
     std::array<T, kLanes> lanes;
     lanes.fill(minus_infinity<T>);
     lane_maxima(self, x, below, lanes.data());
     lane_maxima(n - self - 1, x + self + 1, below, lanes.data());
-    std::nth_element(lanes.begin(), lanes.begin() + (want - 1), lanes.end(), std::greater<T>());
-    const T low = lanes[static_cast<std::size_t>(want - 1)];
-    return low == minus_infinity<T> ? lowest_finite<T>() : low;
+    const auto [low, high] = std::minmax_element(lanes.begin(), lanes.end());
+    if (*low == minus_infinity<T>) return lowest_finite<T>();
+    return bisect(kLanes, lanes.data(), *low, *high, below, want);
   }
-  scratch.clear();
-  for (Index k = 0; k < n; ++k)
-    if (k != self && x[k] < below) scratch.push_back(x[k]);
-  if (static_cast<Index>(scratch.size()) <= want) return lowest_finite<T>();
-  std::nth_element(scratch.begin(), scratch.begin() + (want - 1), scratch.end(), std::greater<T>());
-  return std::max(scratch[static_cast<std::size_t>(want - 1)], lowest_finite<T>());
+  T gap = nearest - below;  // later calls: widen downwards from where the last one ended
+  for (T low = below; gap > T(0) && low > lowest_finite<T>() / 4; gap *= 2) {
+    const T high = low;
+    low = below - gap;
+    if (count_between(n, x, low, below) >= want) return bisect(n, x, low, high, below, want);
+    if (count_between(n, x, minus_infinity<T>, low) <= 1) break;
+  }
+  return lowest_finite<T>();
 }
 
 }  // namespace
@@ -65,72 +88,72 @@ Index ActiveSet::next_want(const Row& row) const { return std::max(kFirstWant, r
 // within chunks that never move, so that growth copies one row and nothing else.
 void ActiveSet::reserve(Row& row, Index capacity) {
   if (capacity <= row.capacity) return;
-  capacity = (capacity + 7) / 8 * 8;
-  const std::size_t doubles = static_cast<std::size_t>(capacity) / 2 * 7;  // 3 doubles + 1 column
-  if (doubles > arena_left_) {
-    const std::size_t chunk = std::max(doubles, kArenaChunk);
-    arena_.emplace_back(new double[chunk]);
+  const auto quads = static_cast<std::size_t>((capacity + Quad::width - 1) / Quad::width);
+  if (quads > arena_left_) {
+    const std::size_t chunk = std::max(quads, kArenaChunk);
+    arena_.emplace_back(new Quad[chunk]);
     arena_next_ = arena_.back().get();
     arena_left_ = chunk;
   }
-  Row grown = row;
-  grown.s = arena_next_;
-  grown.r = grown.s + capacity;
-  grown.a = grown.r + capacity;
-  grown.column = reinterpret_cast<Column*>(grown.a + capacity);
-  grown.capacity = capacity;
-  arena_next_ += doubles;
-  arena_left_ -= doubles;
-  std::copy_n(row.s, row.listed, grown.s);
-  std::copy_n(row.r, row.active, grown.r);
-  std::copy_n(row.a, row.active, grown.a);
-  std::copy_n(row.column, row.listed, grown.column);
-  row = grown;
+  std::copy_n(row.quads, (row.listed + Quad::width - 1) / Quad::width, arena_next_);
+  row.quads = arena_next_;
+  row.capacity = static_cast<Index>(quads) * Quad::width;
+  arena_next_ += quads;
+  arena_left_ -= quads;
 }
 
-// Append `found` candidates in descending order of their jittered similarity.
-void ActiveSet::fill(Row& row, Index i, Index found, const Column* columns,
-                     const double* similarities, double below, double unlisted,
-                     std::vector<std::pair<double, Column>>& order) {
-  order.resize(static_cast<std::size_t>(found));
-  for (Index e = 0; e < found; ++e) {
-    const auto q = static_cast<std::size_t>(e);
-    order[q] = {jitter_(similarities[e], i, columns[e]), columns[e]};
-  }
-  std::sort(order.begin(), order.end(), [](const auto& x, const auto& y) {
+// Append candidates in descending order of their jittered similarity.
+void ActiveSet::append(Row& row, std::vector<std::pair<double, Column>>& found) {
+  std::sort(found.begin(), found.end(), [](const auto& x, const auto& y) {
     return x.first > y.first || (x.first == y.first && x.second < y.second);
   });
-  for (Index e = 0; e < found; ++e) {
-    row.s[row.listed + e] = order[static_cast<std::size_t>(e)].first;
-    row.column[row.listed + e] = order[static_cast<std::size_t>(e)].second;
+  for (const auto& [s, column] : found) {
+    row.s(row.listed) = s;
+    row.r(row.listed) = row.a(row.listed) = minus_infinity<double>;
+    row.column(row.listed) = column;
+    ++row.listed;
   }
-  row.listed += found;
-  row.below = below;
-  row.unlisted = unlisted;
+  for (Index e = row.listed; e % Quad::width != 0; ++e) {
+    row.s(e) = row.r(e) = row.a(e) = minus_infinity<double>;
+    row.column(e) = 0;
+  }
+}
+
+// How far the jittered similarity of a pair may be from the entry `s` of point i's row.
+template <class T>
+double ActiveSet::uncertainty(Index i, double s, const Refinement<T>& refinement) const {
+  return std::isinf(s) ? 0.0 : jitter_.ceiling(s) - s + refinement.error(i, s);
+}
+
+// What no unlisted pair of point i exceeds once all entries from `low` up have been looked at.
+// Lists keep only what reaches this bound, so that they descend and end where the rest begins.
+template <class T>
+double ActiveSet::bound(Index i, double low, bool everything,
+                        const Refinement<T>& refinement) const {
+  return everything ? minus_infinity<double> : low + uncertainty(i, low, refinement);
 }
 
 template <class T>
-void ActiveSet::extend(const std::vector<Index>& rows, const RowSource<T>& source) {
+void ActiveSet::extend(const Indices& rows, const RowSource<T>& source,
+                       const Refinement<T>& refinement) {
   const auto count = static_cast<Index>(rows.size());
   const int threads = count * n_ < kSerialBelow * 4 ? 1 : settings_.threads;
   struct Scratch {
-    std::vector<T> values;
     std::vector<Column> columns;
-    std::vector<double> exact;
-    std::vector<std::pair<double, Column>> order;
+    std::vector<std::uint8_t> listed;
+    std::vector<std::pair<double, Column>> found;
   };
   std::vector<Scratch> scratch(static_cast<std::size_t>(threads));
   for (Scratch& own : scratch) {
-    own.values.reserve(static_cast<std::size_t>(n_));
     own.columns.resize(static_cast<std::size_t>(n_));
-    own.exact.resize(static_cast<std::size_t>(n_));
-    own.order.reserve(static_cast<std::size_t>(n_));
+    own.listed.resize(static_cast<std::size_t>(n_));
+    own.found.reserve(static_cast<std::size_t>(n_));
   }
   for (Index i : rows) {
     Row& row = rows_[static_cast<std::size_t>(i)];
     reserve(row, std::min(n_ - 1, row.listed + 2 * next_want(row)));
   }
-  std::vector<std::uint8_t> tight(static_cast<std::size_t>(count));  // rows with too little room
+  std::vector<std::uint8_t> tight(rows.size());  // rows with too little room
   std::atomic<bool> invalid{false};
 
   const auto serve = [&](Index q, Scratch& own) {
@@ -141,24 +164,38 @@ void ActiveSet::extend(const std::vector<Index>& rows, const RowSource<T>& sourc
       invalid.store(true, std::memory_order_relaxed);
       return;
     }
-    const T below = static_cast<T>(row.below);
-    const T low = threshold(n_, x, i, below, next_want(row), own.values);
-    Column* columns = own.columns.data();
-    Index found = collect_between(i, x, low, below, columns);
-    const Index right = collect_between(n_ - i - 1, x + i + 1, low, below, columns + found);
-    for (Index e = found; e < found + right; ++e) columns[e] += static_cast<Column>(i + 1);
-    found += right;
-    if (row.listed + found > row.capacity) {
+    // What the last threshold's uncertainty kept off the list lies a little over it.
+    const auto below = static_cast<T>(row.below);
+    const auto over = static_cast<T>(row.below + 2 * uncertainty(i, row.below, refinement));
+    for (Index e = 0; e < row.listed; ++e) own.listed[static_cast<std::size_t>(row.column(e))] = 1;
+    const T nearest = row.listed > 0 ? static_cast<T>(row.s(0)) : below;
+    T low = below;
+    double unlisted = row.unlisted;
+    for (Index want = next_want(row);; want *= 2) {
+      low = threshold(n_, x, i, below, nearest, want);
+      unlisted = bound(i, static_cast<double>(low), low == lowest_finite<T>(), refinement);
+      Column* columns = own.columns.data();
+      const Index left = collect_between(i, x, low, over, columns);
+      const Index right = collect_between(n_ - i - 1, x + i + 1, low, over, columns + left);
+      for (Index e = left; e < left + right; ++e) columns[e] += static_cast<Column>(i + 1);
+      own.found.clear();
+      for (Index e = 0; e < left + right; ++e) {
+        const Column k = columns[e];
+        if (own.listed[static_cast<std::size_t>(k)]) continue;
+        const double exact = refinement.exact ? (*refinement.exact)(i, k) : static_cast<double>(x[k]);
+        const double s = jitter_(exact, i, k);
+        if (s >= unlisted) own.found.emplace_back(s, k);
+      }
+      if (!own.found.empty() || low == lowest_finite<T>()) break;
+    }
+    for (Index e = 0; e < row.listed; ++e) own.listed[static_cast<std::size_t>(row.column(e))] = 0;
+    if (row.listed + static_cast<Index>(own.found.size()) > row.capacity) {
       tight[static_cast<std::size_t>(q)] = 1;
       return;
     }
-    for (Index e = 0; e < found; ++e)
-      own.exact[static_cast<std::size_t>(e)] =
-          source.exact ? (*source.exact)(i, columns[e]) : static_cast<double>(x[columns[e]]);
-    const bool all = low == lowest_finite<T>();
-    const double unlisted = all ? minus_infinity<double>
-                                : jitter_.ceiling(static_cast<double>(low) + source.error);
-    fill(row, i, found, columns, own.exact.data(), static_cast<double>(low), unlisted, own.order);
+    append(row, own.found);
+    row.below = static_cast<double>(low);
+    row.unlisted = unlisted;
   };
 
 #pragma omp parallel for schedule(dynamic, 16) num_threads(threads)
@@ -174,17 +211,73 @@ void ActiveSet::extend(const std::vector<Index>& rows, const RowSource<T>& sourc
   blocks_stale_ = true;
 }
 
-void ActiveSet::adopt(const Index* offsets, const Column* columns, const double* similarities,
-                      const double* unlisted) {
-  std::vector<std::pair<double, Column>> order;
+void ActiveSet::adopt(const Index* offsets, const Column* columns, const double* similarities) {
+  std::vector<std::pair<double, Column>> found;
   for (Index i = 0; i < n_; ++i) {
     Row& row = rows_[static_cast<std::size_t>(i)];
-    const Index found = offsets[i + 1] - offsets[i];
-    reserve(row, found);
-    fill(row, i, found, columns + offsets[i], similarities + offsets[i], unlisted[i],
-         jitter_.ceiling(unlisted[i]), order);
+    found.clear();
+    for (Index e = offsets[i]; e < offsets[i + 1]; ++e)
+      if (columns[e] != i && similarities[e] > minus_infinity<double>)
+        found.emplace_back(jitter_(similarities[e], i, columns[e]), columns[e]);
+    reserve(row, static_cast<Index>(found.size()));
+    append(row, found);
+    row.unlisted = minus_infinity<double>;
   }
   blocks_stale_ = true;
+}
+
+template <class T>
+void ActiveSet::adopt(const Nearest<T>& nearest, const Refinement<T>& refinement) {
+  for (Index i = 0; i < n_; ++i) reserve(rows_[static_cast<std::size_t>(i)], nearest.size(i));
+  std::vector<std::vector<std::pair<double, Column>>> scratch(
+      static_cast<std::size_t>(settings_.threads));
+  for (auto& found : scratch) found.reserve(static_cast<std::size_t>(2 * nearest.want()));
+#pragma omp parallel for schedule(dynamic, 64) num_threads(settings_.threads)
+  for (Index i = 0; i < n_; ++i) {
+    auto& found = scratch[static_cast<std::size_t>(omp_get_thread_num())];
+    Row& row = rows_[static_cast<std::size_t>(i)];
+    found.clear();
+    row.below = static_cast<double>(nearest.unlisted(i));
+    row.unlisted = bound(i, row.below, nearest.size(i) == n_ - 1, refinement);
+    for (Index e = 0; e < nearest.size(i); ++e) {
+      const Column k = nearest.columns(i)[e];
+      const double s = jitter_((*refinement.exact)(i, k), i, k);
+      if (s >= row.unlisted) found.emplace_back(s, k);
+    }
+    append(row, found);
+  }
+  blocks_stale_ = true;
+}
+
+void ActiveSet::restart(const double* preference) {
+  diagonal_ = Diagonal(n_, preference, jitter_);
+  std::fill(mu_.begin(), mu_.end(), 0.0);
+  std::fill(abar_.begin(), abar_.end(), 0.0);
+  for (Row& row : rows_) {
+    for (Index e = 0; e < row.active; ++e) row.r(e) = row.a(e) = minus_infinity<double>;
+    row.active = 0;
+  }
+  decay_ = 1;
+  t_ = 0;
+  mid_iteration_ = false;
+}
+
+void ActiveSet::assign(const Indices& position, Indices& labels) const {
+#pragma omp parallel for schedule(static) num_threads(settings_.threads)
+  for (Index i = 0; i < n_; ++i) {
+    const Row& row = rows_[static_cast<std::size_t>(i)];
+    Index label = row.unlisted == minus_infinity<double> ? -1 : kUnassigned;
+    double best = row.unlisted;
+    for (Index e = 0; e < row.listed; ++e) {
+      const Index at = position[static_cast<std::size_t>(row.column(e))];
+      if (at >= 0 && row.s(e) > best) {
+        best = row.s(e);
+        label = at;
+      }
+    }
+    const Index own = position[static_cast<std::size_t>(i)];
+    labels[static_cast<std::size_t>(i)] = own >= 0 ? own : label;
+  }
 }
 
 void ActiveSet::prepare_blocks() {
@@ -195,6 +288,7 @@ void ActiveSet::prepare_blocks() {
     for (Index i = first; i < std::min(n_, first + block_rows_); ++i)
       room += rows_[static_cast<std::size_t>(i)].listed;
     listed_ += room;
+    room += Quad::width;  // positives are written a quad at a time
     blocks_[q].column.resize(static_cast<std::size_t>(room));
     blocks_[q].value.resize(static_cast<std::size_t>(room));
   }
@@ -227,25 +321,19 @@ bool ActiveSet::settle(Index i, Top2<double> top, Block& block) {
   const auto harmless = [&](double s) {
     return s + abar_max_ <= top.second && grown * s <= keep * mu_[own] + (1 - keep) * top.first;
   };
-  for (; row.active < row.listed && !harmless(row.s[row.active]); ++row.active) {
-    const auto e = row.active;
-    row.r[e] = (1 - decay_) * row.s[e] - mu_[own];
-    row.a[e] = abar_[static_cast<std::size_t>(row.column[e])];
-    top.add(row.a[e] + row.s[e]);
+  for (; row.active < row.listed && !harmless(row.s(row.active)); ++row.active) {
+    const Index e = row.active;
+    row.r(e) = (1 - decay_) * row.s(e) - mu_[own];
+    row.a(e) = abar_[static_cast<std::size_t>(row.column(e))];
+    top.add(row.a(e) + row.s(e));
   }
   if (row.active == row.listed && row.unlisted != minus_infinity<double> && !harmless(row.unlisted))
     return false;
   mu_[own] = keep * mu_[own] + (1 - keep) * top.first;
   diagonal_.update_responsibility(own, keep, top);
-  listed_responsibilities(row.active, keep, top, row.s, row.a, row.r);
-  Index positives = block.positives;
-  for (Index e = 0; e < row.active; ++e)
-    if (row.r[e] > 0) {
-      block.column[static_cast<std::size_t>(positives)] = row.column[e];
-      block.value[static_cast<std::size_t>(positives)] = row.r[e];
-      ++positives;
-    }
-  block.positives = positives;
+  block.positives += listed_responsibilities(row.quads_active(), keep, top, row.quads,
+                                             block.column.data() + block.positives,
+                                             block.value.data() + block.positives);
   return true;
 }
 
@@ -254,8 +342,8 @@ void ActiveSet::run_block(Block& block, Index first, Index last) {
     for (Index i = first; i < last; ++i) {
       Row& row = rows_[static_cast<std::size_t>(i)];
       const Top2<double> top =
-          listed_availabilities(row.active, settings_.damping, diagonal_.total.data(), row.column,
-                                row.s, row.r, row.a);
+          listed_availabilities(row.quads_active(), settings_.damping, diagonal_.total.data(),
+                                row.quads);
       if (!settle(i, top, block)) block.pending.push_back(i);
     }
     return;
@@ -264,12 +352,12 @@ void ActiveSet::run_block(Block& block, Index first, Index last) {
   for (std::size_t q = 0; q < block.pending.size(); ++q) {
     const Index i = block.pending[q];
     const Row& row = rows_[static_cast<std::size_t>(i)];
-    if (!settle(i, listed_top2(row.active, row.s, row.a), block)) block.pending[still++] = i;
+    if (!settle(i, listed_top2(row.quads_active(), row.quads), block)) block.pending[still++] = i;
   }
   block.pending.resize(still);
 }
 
-Status ActiveSet::iterate(const Poll& poll) {
+Status ActiveSet::iterate(const Poll& poll, Index iterations) {
   while (true) {
     if (blocks_stale_) prepare_blocks();
     if (!mid_iteration_) {
@@ -297,11 +385,12 @@ Status ActiveSet::iterate(const Poll& poll) {
     mid_iteration_ = false;
     decay_ *= settings_.damping;
     if (diagonal_.finish_iteration(t_++, settings_)) return Status::converged;
+    if (--iterations == 0) return Status::running;
   }
 }
 
-std::vector<Index> ActiveSet::starved() const {
-  std::vector<Index> rows;
+Indices ActiveSet::starved() const {
+  Indices rows;
   for (const Block& block : blocks_)
     rows.insert(rows.end(), block.pending.begin(), block.pending.end());
   return rows;
@@ -344,8 +433,8 @@ std::vector<std::uint8_t> ActiveSet::expand(Dense<T>& dense) const {
       a[k] = static_cast<T>(abar_[static_cast<std::size_t>(k)]);
     }
     for (Index e = 0; e < row.active; ++e) {
-      r[row.column[e]] = static_cast<T>(row.r[e]);
-      a[row.column[e]] = static_cast<T>(row.a[e]);
+      r[row.column(e)] = static_cast<T>(row.r(e));
+      a[row.column(e)] = static_cast<T>(row.a(e));
     }
   }
   return done;
@@ -358,16 +447,16 @@ Outcome solve_matrix(Index n, const T* S, Index stride, const double* preference
   const RowSource<T> source{S, stride, true};
   const Index chunk = std::max<Index>(1, kSelectionChunk / n);
   for (Index first = 0; first < n; first += chunk) {
-    std::vector<Index> rows(static_cast<std::size_t>(std::min(chunk, n - first)));
+    Indices rows(static_cast<std::size_t>(std::min(chunk, n - first)));
     std::iota(rows.begin(), rows.end(), first);
-    lists.extend(rows, source);
+    lists.extend(rows, source, Refinement<T>{});
     if (poll()) return lists.outcome(Status::interrupted);
   }
   while (true) {
     const Status status = lists.iterate(poll);
     if (status != Status::starved) return lists.outcome(status);
     if (lists.crowded()) break;
-    lists.extend(lists.starved(), source);
+    lists.extend(lists.starved(), source, Refinement<T>{});
   }
   Dense<T> dense(n, S, stride, jitter, lists.diagonal(), settings);
   dense.complete_iteration(lists.expand(dense));
@@ -377,8 +466,12 @@ Outcome solve_matrix(Index n, const T* S, Index stride, const double* preference
   return dense.iterate(t + 1, poll);
 }
 
-template void ActiveSet::extend<float>(const std::vector<Index>&, const RowSource<float>&);
-template void ActiveSet::extend<double>(const std::vector<Index>&, const RowSource<double>&);
+template void ActiveSet::extend<float>(const Indices&, const RowSource<float>&,
+                                       const Refinement<float>&);
+template void ActiveSet::extend<double>(const Indices&, const RowSource<double>&,
+                                        const Refinement<double>&);
+template void ActiveSet::adopt<float>(const Nearest<float>&, const Refinement<float>&);
+template void ActiveSet::adopt<double>(const Nearest<double>&, const Refinement<double>&);
 template std::vector<std::uint8_t> ActiveSet::expand<float>(Dense<float>&) const;
 template std::vector<std::uint8_t> ActiveSet::expand<double>(Dense<double>&) const;
 template Outcome solve_matrix<float>(Index, const float*, Index, const double*, const Jitter&,

@@ -8,13 +8,11 @@
 
 #include <memory>
 
+#include "decode.hpp"
 #include "dense.hpp"
-#include "messages.hpp"
+#include "nearest.hpp"
 
 namespace epruner {
-
-// Similarity of two points, evaluated one pair at a time without cancellation.
-using ExactSimilarity = std::function<double(Index, Index)>;
 
 // Rows of similarities in memory: all of them, or a tile with those of some points in their order.
 template <class T>
@@ -22,10 +20,21 @@ struct RowSource {
   const T* base;
   Index stride;
   bool by_point;  // row of point i, the q-th asked for: base + (by_point ? i : q) * stride
-  double error = 0;                         // how far an entry may be from the exact similarity
-  const ExactSimilarity* exact = nullptr;   // evaluates candidates again, where given
 
   const T* row(Index q, Index i) const { return base + (by_point ? i : q) * stride; }
+};
+
+// Similarities that were computed by a matrix product, and what they really are.
+template <class T>
+struct Refinement {
+  const Features<T>* exact = nullptr;  // evaluates listed pairs again; nullptr: entries are exact
+  const T* norms = nullptr;            // squared norms of the features; nullptr: they are 1
+  double unit = 0;                     // relative error of the product
+
+  // How far a similarity of about `s` of point i may be from what the product gave.
+  double error(Index i, double s) const {
+    return exact ? unit * ((norms ? static_cast<double>(norms[i]) : 1.0) + std::fabs(s)) : 0.0;
+  }
 };
 
 class ActiveSet {
@@ -34,18 +43,27 @@ class ActiveSet {
 
   // Give each of these rows its next candidates.
   template <class T>
-  void extend(const std::vector<Index>& rows, const RowSource<T>& source);
+  void extend(const Indices& rows, const RowSource<T>& source, const Refinement<T>& refinement);
 
-  // Give every row its candidates at once, as compressed rows in any order. `unlisted[i]` is at
-  // least the similarity of everything that row i does not list (-inf: nothing is left out).
-  void adopt(const Index* offsets, const Column* columns, const double* similarities,
-             const double* unlisted);
+  // Give every row its candidates at once: the stored entries of a sparse matrix, all there is, ...
+  void adopt(const Index* offsets, const Column* columns, const double* similarities);
+  // ... or the nearest neighbours that a sweep over tiles has found.
+  template <class T>
+  void adopt(const Nearest<T>& nearest, const Refinement<T>& refinement);
 
-  // Continue until the stop rule holds, max_iter is reached or some rows need more candidates.
-  Status iterate(const Poll& poll);
+  // Forget all messages, keep the candidates: the same points with other preferences.
+  void restart(const double* preference);
+
+  // The most similar exemplar of every point, read off its list: position[k] >= 0 where k is one.
+  // kUnassigned where the list does not tell.
+  void assign(const Indices& position, Indices& labels) const;
+
+  // Continue for at most so many iterations, until the stop rule holds, max_iter is reached or some
+  // rows need more candidates.
+  Status iterate(const Poll& poll, Index iterations = std::numeric_limits<Index>::max());
 
   // Rows that wait for candidates, ascending.
-  std::vector<Index> starved() const;
+  Indices starved() const;
   // Whether serving the starved rows would make the lists so long that dense passes are cheaper.
   bool crowded() const;
   // Write this iteration's messages of all pairs, and which rows have finished it.
@@ -54,6 +72,7 @@ class ActiveSet {
 
   Outcome outcome(Status status) const;
   const Diagonal& diagonal() const { return diagonal_; }
+  Index size() const { return n_; }
   Index iteration() const { return t_; }
   Index listed() const { return listed_; }
   Index active() const;
@@ -61,11 +80,17 @@ class ActiveSet {
 
  private:
   struct Row {
-    double *s = nullptr, *r = nullptr, *a = nullptr;
-    Column* column = nullptr;
+    Quad* quads = nullptr;
     Index active = 0, listed = 0, capacity = 0;
     double below = std::numeric_limits<double>::infinity();  // raw entries from here up are listed
     double unlisted = std::numeric_limits<double>::infinity();  // bound on everything unlisted
+
+    Index quads_active() const { return (active + Quad::width - 1) / Quad::width; }
+    Quad& quad(Index e) const { return quads[e / Quad::width]; }
+    double& s(Index e) const { return quad(e).s[e % Quad::width]; }
+    double& r(Index e) const { return quad(e).r[e % Quad::width]; }
+    double& a(Index e) const { return quad(e).a[e % Quad::width]; }
+    Column& column(Index e) const { return quad(e).column[e % Quad::width]; }
   };
   // Rows are worked on in fixed blocks; a block gathers its positive responsibilities in row order.
   struct Block {
@@ -76,8 +101,11 @@ class ActiveSet {
   };
 
   void reserve(Row& row, Index capacity);
-  void fill(Row& row, Index i, Index found, const Column* columns, const double* similarities,
-            double below, double unlisted, std::vector<std::pair<double, Column>>& order);
+  template <class T>
+  double uncertainty(Index i, double s, const Refinement<T>& refinement) const;
+  template <class T>
+  double bound(Index i, double low, bool everything, const Refinement<T>& refinement) const;
+  void append(Row& row, std::vector<std::pair<double, Column>>& found);
   void prepare_blocks();
   void begin_iteration();
   void run_block(Block& block, Index first, Index last);
@@ -98,8 +126,8 @@ class ActiveSet {
   Index listed_ = 0;
   Index block_rows_ = 0;
   std::vector<Block> blocks_;
-  std::vector<std::unique_ptr<double[]>> arena_;
-  double* arena_next_ = nullptr;
+  std::vector<std::unique_ptr<Quad[]>> arena_;
+  Quad* arena_next_ = nullptr;
   std::size_t arena_left_ = 0;
 };
 

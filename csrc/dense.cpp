@@ -49,10 +49,8 @@ void Dense<T>::update_row(Index i, T keep_availability, double* support) {
   T *S = s(i), *R = r(i), *A = a(i);
   const T* b = total_.data();
   Top2<T> top = dense_availabilities(i, keep_availability, b, S, R, A);
-  const Top2<T> right = dense_availabilities(rest, keep_availability, b + after, S + after,
-                                             R + after, A + after);
-  top.add(right.first);
-  top.add(right.second);
+  top.add(dense_availabilities(rest, keep_availability, b + after, S + after, R + after,
+                               A + after));
   const auto own = static_cast<std::size_t>(i);
   Top2<double> wide = widen(top);
   wide.add(diagonal_.a[own] + diagonal_.preference[own]);

@@ -1,15 +1,21 @@
 // The only file that knows Python.
-#include <pybind11/numpy.h>
 #include <omp.h>
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <chrono>
+#include <optional>
 #include <stdexcept>
 
 #include "active.hpp"
+#include "decode.hpp"
 #include "dense.hpp"
+#include "nearest.hpp"
+#include "order.hpp"
 
 namespace py = pybind11;
+using namespace py::literals;
 using namespace epruner;
 
 namespace {
@@ -23,7 +29,7 @@ class SignalPoll {
   bool operator()() {
     const auto now = Clock::now();
     if (raised_ || now < next_) return raised_;
-    next_ = now + std::chrono::milliseconds(50);
+    next_ = now + kEvery;
     const py::gil_scoped_acquire gil;
     raised_ = PyErr_CheckSignals() != 0;
     return raised_;
@@ -31,7 +37,8 @@ class SignalPoll {
 
  private:
   using Clock = std::chrono::steady_clock;
-  Clock::time_point next_ = Clock::now() + std::chrono::milliseconds(50);
+  static constexpr std::chrono::milliseconds kEvery{50};
+  Clock::time_point next_ = Clock::now() + kEvery;
   bool raised_ = false;
 };
 
@@ -39,49 +46,304 @@ void require(bool holds, const char* message) {
   if (!holds) throw std::invalid_argument(message);
 }
 
-py::tuple to_python(const Outcome& outcome) {
-  if (outcome.status == Status::interrupted) throw py::error_already_set();
-  py::array_t<bool> is_exemplar(static_cast<py::ssize_t>(outcome.is_exemplar.size()));
-  std::copy(outcome.is_exemplar.begin(), outcome.is_exemplar.end(), is_exemplar.mutable_data());
-  return py::make_tuple(is_exemplar, outcome.n_iter, outcome.status == Status::converged);
+template <class T>
+Index square_size(const Array<T>& S) {
+  require(S.ndim() == 2 && S.shape(0) == S.shape(1), "S must be a square matrix");
+  require(S.shape(0) <= std::numeric_limits<Column>::max(), "more than 2^31 - 1 points");
+  return S.shape(0);
 }
+
+template <class T>
+const T* of_length(const Array<T>& values, Index n) {
+  require(values.ndim() == 1 && values.shape(0) == n, "array of the wrong length");
+  return values.data();
+}
+
+template <class U, class Container>
+py::array_t<U> to_array(const Container& values) {
+  py::array_t<U> out(static_cast<py::ssize_t>(values.size()));
+  std::copy(values.begin(), values.end(), out.mutable_data());
+  return out;
+}
+
+template <class T>
+Jitter jitter_for(std::uint64_t seed) {
+  return Jitter(seed, sizeof(T) == sizeof(float));
+}
+
+// ---- Similarities in memory ---------------------------------------------------------------------
 
 template <class T>
 py::tuple py_solve(const Array<T>& S, const Array<double>& preference, double damping,
                    Index max_iter, Index convergence_iter, std::uint64_t seed, int n_threads,
                    bool dense_only) {
-  require(S.ndim() == 2 && S.shape(0) == S.shape(1), "S must be a square matrix");
-  require(preference.ndim() == 1 && preference.shape(0) == S.shape(0),
-          "preference must have one entry per point");
-  require(S.shape(0) <= std::numeric_limits<Column>::max(), "more than 2^31 - 1 points");
-  const Index n = S.shape(0);
+  const Index n = square_size(S);
   const T* similarities = S.data();
-  const double* own = preference.data();
+  const double* own = of_length(preference, n);
   const Settings settings{damping, max_iter, convergence_iter, n_threads};
-  const Jitter jitter(seed, sizeof(T) == 4);
+  const Jitter jitter = jitter_for<T>(seed);
   Outcome outcome;
   SignalPoll signals;
   const Poll poll = std::ref(signals);
   {
     const py::gil_scoped_release release;
-    outcome = dense_only
-                  ? solve_dense(n, similarities, n, own, jitter, settings, poll)
-                  : solve_matrix(n, similarities, n, own, jitter, settings, poll);
+    outcome = dense_only ? solve_dense(n, similarities, n, own, jitter, settings, poll)
+                         : solve_matrix(n, similarities, n, own, jitter, settings, poll);
   }
-  return to_python(outcome);
+  if (outcome.status == Status::interrupted) throw py::error_already_set();
+  return py::make_tuple(to_array<bool>(outcome.is_exemplar), outcome.n_iter,
+                        outcome.status == Status::converged);
 }
 
 template <class T>
-void bind(py::module_& m) {
-  using namespace py::literals;
+py::tuple py_decode(const Array<T>& S, const Array<double>& preference,
+                    const Array<Index>& exemplars, std::uint64_t seed, int n_threads) {
+  const Index n = square_size(S);
+  const double* own = of_length(preference, n);
+  const Matrix<T> similarity(n, S.data());
+  const Jitter jitter = jitter_for<T>(seed);
+  Indices found(exemplars.data(), exemplars.data() + exemplars.size());
+  for (Index k : found) require(k >= 0 && k < n, "exemplar out of range");
+  Indices labels(static_cast<std::size_t>(n), kUnassigned);
+  {
+    const py::gil_scoped_release release;
+    assign(similarity, found, jitter, n_threads, labels);
+    found = best_members(similarity, own, labels, static_cast<Index>(found.size()), jitter,
+                         n_threads);
+    std::fill(labels.begin(), labels.end(), kUnassigned);
+    assign(similarity, found, jitter, n_threads, labels);
+  }
+  return py::make_tuple(to_array<Index>(found), to_array<Index>(labels));
+}
+
+template <class T>
+py::object py_quantile(const Array<T>& S, double fraction, bool diagonal, int n_threads) {
+  const Index n = square_size(S);
+  Quantile found;
+  {
+    const py::gil_scoped_release release;
+    found = quantile(n, S.data(), fraction, diagonal, n_threads);
+  }
+  if (found.empty) return py::none();
+  return py::make_tuple(found.low, found.high, found.between);
+}
+
+template <class T>
+Array<T> py_row_medians(const Array<T>& rows, int n_threads) {
+  require(rows.ndim() == 2, "rows must have two dimensions");
+  Array<T> medians(rows.shape(0));
+  T* out = medians.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    row_medians(rows.shape(0), rows.shape(1), rows.data(), out, n_threads);
+  }
+  return medians;
+}
+
+template <class T>
+Array<T> py_column_medians(const Array<T>& S, int n_threads) {
+  const Index n = square_size(S);
+  Array<T> medians(n);
+  T* out = medians.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    column_medians(n, S.data(), out, n_threads);
+  }
+  return medians;
+}
+
+// ---- Similarities from features -----------------------------------------------------------------
+
+// Features (n, d) that stay alive with whatever evaluates them.
+template <class T>
+struct PyFeatures {
+  Array<T> X;
+  std::optional<Array<T>> norms;
+  Features<T> exact;
+  double unit;
+
+  PyFeatures(Array<T> features, std::optional<Array<T>> squared_norms, double relative_error)
+      : X(std::move(features)),
+        norms(std::move(squared_norms)),
+        exact(X.shape(0), X.shape(1), X.data(), !norms.has_value()),
+        unit(relative_error) {
+    require(X.ndim() == 2, "X must have two dimensions");
+    require(X.shape(0) <= std::numeric_limits<Column>::max(), "more than 2^31 - 1 points");
+    if (norms) of_length(*norms, X.shape(0));
+  }
+  const T* norm_data() const { return norms ? norms->data() : nullptr; }
+  Refinement<T> refinement() const { return {&exact, norm_data(), unit}; }
+};
+
+template <class T>
+struct PyNearest {
+  Array<T> norms_owner;
+  Nearest<T> nearest;
+
+  PyNearest(const PyFeatures<T>& features, Index want)
+      : norms_owner(features.norms.value_or(Array<T>(py::ssize_t{0}))),
+        nearest(features.exact.size(), want, features.norm_data()) {}
+
+  void offer(const Array<T>& dots, Index first_row, Index first_column) {
+    require(dots.ndim() == 2, "a tile must have two dimensions");
+    const Tile<T> tile{dots.data(), first_row, dots.shape(0), first_column, dots.shape(1)};
+    const py::gil_scoped_release release;
+    nearest.offer(tile);
+  }
+};
+
+// ---- The active set, step by step ---------------------------------------------------------------
+
+const char* name_of(Status status) {
+  switch (status) {
+    case Status::converged:
+      return "converged";
+    case Status::exhausted:
+      return "exhausted";
+    case Status::starved:
+      return "starved";
+    default:
+      return "running";
+  }
+}
+
+template <class T>
+void py_extend(ActiveSet& lists, const Array<Index>& rows, const Array<T>& similarities,
+               bool by_point, const PyFeatures<T>* features) {
+  require(similarities.ndim() == 2, "similarities must have two dimensions");
+  const Indices points(rows.data(), rows.data() + rows.size());
+  const RowSource<T> source{similarities.data(), similarities.shape(1), by_point};
+  require(source.stride == lists.size() && (by_point || similarities.shape(0) == rows.size()),
+          "similarities must have a row for every point asked for and a column for every point");
+  const Refinement<T> refinement = features ? features->refinement() : Refinement<T>{};
+  const py::gil_scoped_release release;
+  lists.extend(points, source, refinement);
+}
+
+template <class T>
+void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& suffix) {
   m.def("solve", &py_solve<T>, py::arg("S").noconvert(), py::arg("preference").noconvert(),
         "damping"_a, "max_iter"_a, "convergence_iter"_a, "seed"_a, "n_threads"_a, "dense_only"_a);
+  m.def("decode", &py_decode<T>, py::arg("S").noconvert(), py::arg("preference").noconvert(),
+        "exemplars"_a, "seed"_a, "n_threads"_a);
+  m.def("quantile", &py_quantile<T>, py::arg("S").noconvert(), "fraction"_a, "diagonal"_a,
+        "n_threads"_a);
+  m.def("column_medians", &py_column_medians<T>, py::arg("S").noconvert(), "n_threads"_a);
+  m.def("row_medians", &py_row_medians<T>, py::arg("rows").noconvert(), "n_threads"_a);
+
+  py::class_<PyFeatures<T>>(m, ("Features" + suffix).c_str())
+      .def(py::init<Array<T>, std::optional<Array<T>>, double>(), py::arg("X").noconvert(),
+           "norms"_a, "unit"_a)
+      .def("decode",
+           [](const PyFeatures<T>& self, const ActiveSet& lists, const Array<double>& preference,
+              const Array<Index>& exemplars, std::uint64_t seed, int n_threads) {
+             const Index n = self.exact.size();
+             const double* own = of_length(preference, n);
+             const Jitter jitter = jitter_for<T>(seed);
+             Indices found(exemplars.data(), exemplars.data() + exemplars.size());
+             for (Index k : found) require(k >= 0 && k < n, "exemplar out of range");
+             Indices labels(static_cast<std::size_t>(n));
+             const auto assign_all = [&] {
+               Indices position(static_cast<std::size_t>(n), -1);
+               for (std::size_t c = 0; c < found.size(); ++c)
+                 position[static_cast<std::size_t>(found[c])] = static_cast<Index>(c);
+               lists.assign(position, labels);
+               assign(self.exact, found, jitter, n_threads, labels);
+             };
+             {
+               const py::gil_scoped_release release;
+               assign_all();
+               found = best_members(self.exact, own, labels, static_cast<Index>(found.size()),
+                                    jitter, n_threads);
+               assign_all();
+             }
+             return py::make_tuple(to_array<Index>(found), to_array<Index>(labels));
+           })
+      .def("similarities",
+           [](const PyFeatures<T>& self, const Array<Index>& rows, const Array<Index>& columns) {
+             require(rows.size() == columns.size(), "rows and columns differ in length");
+             py::array_t<double> out(rows.size());
+             for (py::ssize_t e = 0; e < rows.size(); ++e)
+               out.mutable_data()[e] = self.exact(rows.data()[e], columns.data()[e]);
+             return out;
+           });
+
+  py::class_<PyNearest<T>>(m, ("Nearest" + suffix).c_str())
+      .def(py::init<const PyFeatures<T>&, Index>(), "features"_a, "want"_a)
+      .def("offer", &PyNearest<T>::offer, py::arg("dots").noconvert(), "first_row"_a,
+           "first_column"_a)
+      .def("watch", [](PyNearest<T>& self, T low, T high) { self.nearest.watch(low, high); })
+      .def("watched_below", [](const PyNearest<T>& self) { return self.nearest.watched_below(); })
+      .def("watched", [](const PyNearest<T>& self) { return to_array<T>(self.nearest.watched()); });
+
+  active_set
+      .def("extend", &py_extend<T>, "rows"_a, py::arg("similarities").noconvert(), "by_point"_a,
+           "features"_a = nullptr)
+      .def("adopt_nearest",
+           [](ActiveSet& self, const PyNearest<T>& nearest, const PyFeatures<T>& features) {
+             const py::gil_scoped_release release;
+             self.adopt(nearest.nearest, features.refinement());
+           });
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   m.def("max_threads", &omp_get_max_threads);
-  bind<float>(m);
-  bind<double>(m);
+  py::class_<ActiveSet> active_set(m, "ActiveSet");
+  active_set
+      .def(py::init([](const Array<double>& preference, double damping, Index max_iter,
+                       Index convergence_iter, std::uint64_t seed, bool single_precision,
+                       int n_threads) {
+             const Settings settings{damping, max_iter, convergence_iter, n_threads};
+             return ActiveSet(preference.size(), preference.data(), Jitter(seed, single_precision),
+                              settings);
+           }),
+           py::arg("preference").noconvert(), "damping"_a, "max_iter"_a, "convergence_iter"_a,
+           "seed"_a, "single_precision"_a, "n_threads"_a)
+      .def("adopt_sparse",
+           [](ActiveSet& self, const Array<Index>& offsets, const Array<Column>& columns,
+              const Array<double>& similarities) {
+             require(offsets.size() == self.size() + 1 && columns.size() == similarities.size() &&
+                         offsets.data()[self.size()] == columns.size(),
+                     "not a compressed sparse matrix");
+             const py::gil_scoped_release release;
+             self.adopt(offsets.data(), columns.data(), similarities.data());
+           },
+           "offsets"_a, "columns"_a, "similarities"_a)
+      .def("restart",
+           [](ActiveSet& self, const Array<double>& preference) {
+             self.restart(of_length(preference, self.size()));
+           })
+      .def("iterate",
+           [](ActiveSet& self, Index iterations) {
+             SignalPoll signals;
+             const Poll poll = std::ref(signals);
+             Status status;
+             {
+               const py::gil_scoped_release release;
+               status = self.iterate(poll, iterations);
+             }
+             if (status == Status::interrupted) throw py::error_already_set();
+             return name_of(status);
+           },
+           "iterations"_a)
+      .def("starved", [](const ActiveSet& self) { return to_array<Index>(self.starved()); })
+      .def("assign",
+           [](const ActiveSet& self, const Array<Index>& position) {
+             of_length(position, self.size());
+             Indices labels(static_cast<std::size_t>(self.size()));
+             self.assign(Indices(position.data(), position.data() + position.size()), labels);
+             return to_array<Index>(labels);
+           })
+      .def_property_readonly(
+          "is_exemplar",
+          [](const ActiveSet& self) { return to_array<bool>(self.diagonal().is_exemplar); })
+      .def_property_readonly("crowded", &ActiveSet::crowded)
+      .def_property_readonly("iteration", &ActiveSet::iteration)
+      .def_property_readonly("listed", &ActiveSet::listed)
+      .def_property_readonly("active", &ActiveSet::active)
+      .def_property_readonly("longest", &ActiveSet::longest);
+  bind<float>(m, active_set, "32");
+  bind<double>(m, active_set, "64");
 }

@@ -22,6 +22,10 @@ struct Top2 {
     second = x > first ? first : (x > second ? x : second);
     first = x > first ? x : first;
   }
+  void add(Top2 other) {
+    add(other.first);
+    add(other.second);
+  }
 };
 
 // ---- Dense rows: every column holds a message --------------------------------------------------
@@ -40,11 +44,19 @@ void dense_responsibilities(Index n, double keep, Top2<double> top, const double
 
 // ---- Listed rows: only some columns hold a message ---------------------------------------------
 
-Top2<double> listed_availabilities(Index n, double keep, const double* b, const Column* column,
-                                   const double* s, const double* r, double* a);
-Top2<double> listed_top2(Index n, const double* s, const double* a);
-void listed_responsibilities(Index n, double keep, Top2<double> top, const double* s,
-                             const double* a, double* r);
+// Four entries of a row's list, together in memory. An entry that holds no message yet has
+// R = A = -inf, which no update changes and no maximum or sum notices.
+struct Quad {
+  static constexpr Index width = 4;
+  double s[width], r[width], a[width];
+  Column column[width];
+};
+
+Top2<double> listed_availabilities(Index n, double keep, const double* b, Quad* quads);
+Top2<double> listed_top2(Index n, const Quad* quads);
+// Also writes the positive R and their columns; returns how many.
+Index listed_responsibilities(Index n, double keep, Top2<double> top, Quad* quads, Column* column,
+                              double* positive);
 
 // ---- Selection: the largest entries of a row in one read ----------------------------------------
 
@@ -54,13 +66,32 @@ constexpr Index kLanes = 128;
 void lane_maxima(Index n, const float* x, float below, float* lanes);
 void lane_maxima(Index n, const double* x, double below, double* lanes);
 
+// How many entries satisfy low <= x[k] < below (n < 2^31).
+Index count_between(Index n, const float* x, float low, float below);
+Index count_between(Index n, const double* x, double low, double below);
+
 // Write the positions k with low <= x[k] < below to `out` in ascending order; return how many.
 Index collect_between(Index n, const float* x, float low, float below, Column* out);
 Index collect_between(Index n, const double* x, double low, double below, Column* out);
 
+// Write the positions k with x[k] >= low[k] to `out` in ascending order; return how many.
+Index collect_at_least(Index n, const float* x, const float* low, Column* out);
+Index collect_at_least(Index n, const double* x, const double* low, Column* out);
+
 // Whether a row holds something that is no similarity: NaN or +inf.
 bool has_invalid(Index n, const float* x);
 bool has_invalid(Index n, const double* x);
+
+// ---- Features ----------------------------------------------------------------------------------
+
+// s[k] <- 2 dots[k] - norm - norms[k]: minus the squared distance, from inner products.
+void similarities_from_dots(Index n, const float* dots, float norm, const float* norms, float* s);
+void similarities_from_dots(Index n, const double* dots, double norm, const double* norms,
+                            double* s);
+
+// ||x - y||² over d features, differences and sum in float64.
+double squared_distance(Index d, const float* x, const float* y);
+double squared_distance(Index d, const double* x, const double* y);
 
 // ---- Tie-breaking ------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ def decode(
     clusters = np.split(by_label, np.cumsum(np.bincount(labels[by_label]))[:-1])
     moved = np.array([_best_member(S, preference, members, seed) for members in clusters])
     labels = _assign(S, moved, seed)
-    exemplars, labels = _sorted_by_index(moved, labels)
+    exemplars, labels = sorted_by_index(moved, labels)
     return exemplars, labels, net_similarity(S, preference, exemplars, labels)
 
 
@@ -62,7 +62,8 @@ def _best_member(S: Floats, preference: Floats, members: Indices, seed: int) -> 
     return int(members[support.argmax()])
 
 
-def _sorted_by_index(exemplars: Indices, labels: Indices) -> tuple[Indices, Indices]:
+def sorted_by_index(exemplars: Indices, labels: Indices) -> tuple[Indices, Indices]:
+    """Put the exemplars in ascending order and rename the labels to match."""
     order = np.argsort(exemplars)
     rank = np.empty_like(order)
     rank[order] = np.arange(order.size)

@@ -3,6 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from epruner.cluster import threads
+from epruner.cluster._compiled import native
+
 Floats = NDArray[np.floating]
 
 
@@ -12,9 +15,9 @@ def negative_squared_distances(X: Floats) -> Floats:
     The features are centred first, and pairs that are close compared with their norms are
     evaluated again by direct difference, so that near-duplicates keep their distance.
     """
-    X = X - X.mean(axis=0, dtype=np.float64).astype(X.dtype)
-    norms = np.einsum("ij,ij->i", X, X)
-    S = X @ X.T
+    centred = X - X.mean(axis=0, dtype=np.float64).astype(X.dtype)
+    norms = np.einsum("ij,ij->i", centred, centred)
+    S = centred @ centred.T
     S *= 2
     S -= norms[:, None]
     S -= norms[None, :]
@@ -27,10 +30,55 @@ def negative_squared_distances(X: Floats) -> Floats:
     return S
 
 
+def cosine(X: Floats) -> Floats:
+    """Return the cosine similarity of the rows of `X` (n, d) in X's dtype, ones on the diagonal."""
+    unit = normalised(X)
+    S = unit @ unit.T
+    np.fill_diagonal(S, 1)
+    return S
+
+
+def normalised(X: Floats) -> Floats:
+    """Scale the rows of `X` (n, d) to length 1; rows of zeros are an error."""
+    norms = np.sqrt(np.einsum("ij,ij->i", X, X, dtype=np.float64))
+    if not norms.all():
+        raise ValueError(
+            f"X[{int(np.argmin(norms))}] is all zeros and has no direction: cosine similarity "
+            "is not defined for it"
+        )
+    return (X / norms[:, None]).astype(X.dtype)
+
+
+def column_medians(S: Floats, n_threads: int | None = None) -> Floats:
+    """Return the median of every column of `S` (n, n), entries of -inf left out."""
+    if native is not None:
+        medians: Floats = native.column_medians(S, threads.resolve(n_threads))
+        return medians
+    return np.nanmedian(np.where(S > -np.inf, S, np.nan), axis=0).astype(S.dtype)
+
+
 def median_preference(S: Floats, beta: float) -> Floats:
     """Return `beta` times the median of every column of `S` (n, n), zero diagonal included.
 
     The preference rule of Lin et al., "Network Pruning using Adaptive Exemplar Filters",
     arXiv 2101.07985: similarities are negative, so a larger `beta` means fewer exemplars.
     """
-    return (beta * np.median(S, axis=0)).astype(S.dtype)
+    return (beta * column_medians(np.ascontiguousarray(S))).astype(S.dtype)
+
+
+def quantile(S: Floats, q: float, *, diagonal: bool, n_threads: int | None = None) -> float:
+    """Return the `q` quantile of the entries of `S` (n, n), those of -inf left out.
+
+    `diagonal` says whether the diagonal counts. Interpolates as `numpy.quantile` does.
+    """
+    if native is not None:
+        found = native.quantile(S, q, diagonal, threads.resolve(n_threads))
+        if found is None:
+            raise ValueError("S has no finite similarity to take a quantile of; pass a preference")
+        low, high, between = found
+        return float(low + (high - low) * between)
+    chosen = S if diagonal else S[~np.eye(S.shape[0], dtype=bool)]
+    chosen = chosen[chosen > -np.inf]
+    if chosen.size == 0:
+        raise ValueError("S has no finite similarity to take a quantile of; pass a preference")
+    return float(np.quantile(chosen, q))

@@ -1,0 +1,101 @@
+#include "decode.hpp"
+
+#include <omp.h>
+
+#include <array>
+
+namespace epruner {
+namespace {
+
+// Where the jitter could decide: everything within twice its size of the best.
+double contenders_from(const Jitter& jitter, double best) {
+  return best - 2 * (jitter.ceiling(best) - best);
+}
+
+}  // namespace
+
+template <class S>
+void assign(const S& similarity, const Indices& exemplars, const Jitter& jitter, int threads,
+            Indices& labels) {
+  const Index n = similarity.size(), clusters = static_cast<Index>(exemplars.size());
+  if (n * clusters < 1 << 14) threads = 1;
+  std::vector<std::vector<double>> scratch(static_cast<std::size_t>(threads));
+  for (auto& own : scratch) own.resize(exemplars.size());
+#pragma omp parallel for schedule(dynamic, 32) num_threads(threads)
+  for (Index i = 0; i < n; ++i) {
+    Index& label = labels[static_cast<std::size_t>(i)];
+    if (label != kUnassigned) continue;
+    std::vector<double>& s = scratch[static_cast<std::size_t>(omp_get_thread_num())];
+    double best = minus_infinity<double>;
+    for (std::size_t c = 0; c < exemplars.size(); ++c) {
+      s[c] = similarity(i, exemplars[c]);
+      best = s[c] > best ? s[c] : best;
+    }
+    label = -1;
+    if (best == minus_infinity<double>) continue;
+    const double from = contenders_from(jitter, best);
+    double top = minus_infinity<double>;
+    for (std::size_t c = 0; c < exemplars.size(); ++c)
+      if (s[c] >= from) {
+        const double noisy = jitter(s[c], i, exemplars[c]);
+        if (noisy > top) {
+          top = noisy;
+          label = static_cast<Index>(c);
+        }
+      }
+  }
+  for (Index c = 0; c < clusters; ++c)
+    labels[static_cast<std::size_t>(exemplars[static_cast<std::size_t>(c)])] = c;
+}
+
+template <class S>
+Indices best_members(const S& similarity, const double* preference, const Indices& labels,
+                     Index clusters, const Jitter& jitter, int threads) {
+  std::vector<Indices> members(static_cast<std::size_t>(clusters));
+  for (std::size_t i = 0; i < labels.size(); ++i)
+    if (labels[i] >= 0)
+      members[static_cast<std::size_t>(labels[i])].push_back(static_cast<Index>(i));
+  std::size_t largest = 0;
+  for (const Indices& own : members) largest = std::max(largest, own.size());
+  std::vector<std::vector<double>> scratch(static_cast<std::size_t>(threads));
+  for (auto& own : scratch) own.resize(largest);
+  Indices best(static_cast<std::size_t>(clusters));
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+  for (Index c = 0; c < clusters; ++c) {
+    const Indices& own = members[static_cast<std::size_t>(c)];
+    double* support = scratch[static_cast<std::size_t>(omp_get_thread_num())].data();
+    double slack = similarity.supports(own, support);
+    double most = minus_infinity<double>;
+    for (std::size_t j = 0; j < own.size(); ++j) {
+      support[j] += preference[own[j]];
+      most = std::max(most, support[j]);
+      slack = std::max(slack, 2 * (jitter.ceiling(support[j]) - support[j]));
+    }
+    double top = minus_infinity<double>;
+    best[static_cast<std::size_t>(c)] = own.front();
+    for (std::size_t j = 0; j < own.size(); ++j) {
+      if (support[j] < most - slack || std::isinf(support[j])) continue;
+      double noisy = 0;  // in the order in which the definition sums
+      for (Index i : own) {
+        const double s = i == own[j] ? preference[i] : similarity(i, own[j]);
+        noisy += jitter(s, i, own[j]);
+      }
+      if (noisy > top) {
+        top = noisy;
+        best[static_cast<std::size_t>(c)] = own[j];
+      }
+    }
+  }
+  return best;
+}
+
+#define EPRUNER_INSTANTIATE(S)                                                                 \
+  template void assign<S>(const S&, const Indices&, const Jitter&, int, Indices&);             \
+  template Indices best_members<S>(const S&, const double*, const Indices&, Index,             \
+                                   const Jitter&, int);
+EPRUNER_INSTANTIATE(Matrix<float>)
+EPRUNER_INSTANTIATE(Matrix<double>)
+EPRUNER_INSTANTIATE(Features<float>)
+EPRUNER_INSTANTIATE(Features<double>)
+
+}  // namespace epruner

@@ -1,0 +1,20 @@
+// From exemplars to labels: assign, move each exemplar to its cluster's best member, assign again.
+#pragma once
+
+#include "similarity.hpp"
+
+namespace epruner {
+
+// labels[i] <- the position in `exemplars` of the most similar one; -1 where none may be linked.
+// Only points with labels[i] == kUnassigned are assigned.
+constexpr Index kUnassigned = -2;
+template <class S>
+void assign(const S& similarity, const Indices& exemplars, const Jitter& jitter, int threads,
+            Indices& labels);
+
+// The member of every cluster that the others and its own preference support most.
+template <class S>
+Indices best_members(const S& similarity, const double* preference, const Indices& labels,
+                     Index clusters, const Jitter& jitter, int threads);
+
+}  // namespace epruner

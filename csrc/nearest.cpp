@@ -1,0 +1,114 @@
+#include "nearest.hpp"
+
+#include <cmath>
+#include <numeric>
+
+namespace epruner {
+namespace {
+
+constexpr Index kRoomPerWanted = 2;  // a full row is cut back to what is wanted
+
+}  // namespace
+
+template <class T>
+Nearest<T>::Nearest(Index n, Index want, const T* norms)
+    : n_(n),
+      want_(std::min(want, n - 1)),
+      room_(std::min(n - 1, kRoomPerWanted * want_)),
+      norms_(norms),
+      rows_(static_cast<std::size_t>(n)),
+      values_(new T[static_cast<std::size_t>(n * room_)]),
+      columns_(new Column[static_cast<std::size_t>(n * room_)]),
+      watch_(static_cast<std::size_t>(n)) {}
+
+template <class T>
+void Nearest<T>::push(Index i, Column column, T similarity) {
+  Row& row = rows_[static_cast<std::size_t>(i)];
+  T* values = values_.get() + i * room_;
+  Column* columns = columns_.get() + i * room_;
+  if (row.size == room_ && room_ < n_ - 1) {
+    std::vector<std::pair<T, Column>> all(static_cast<std::size_t>(room_));
+    for (Index e = 0; e < room_; ++e) all[static_cast<std::size_t>(e)] = {values[e], columns[e]};
+    std::nth_element(all.begin(), all.begin() + (want_ - 1), all.end(),
+                     [](const auto& x, const auto& y) {
+                       return x.first > y.first || (x.first == y.first && x.second < y.second);
+                     });
+    for (Index e = 0; e < want_; ++e) {
+      values[e] = all[static_cast<std::size_t>(e)].first;
+      columns[e] = all[static_cast<std::size_t>(e)].second;
+    }
+    row.size = want_;
+    row.threshold = all[static_cast<std::size_t>(want_ - 1)].first;
+    if (similarity < row.threshold) return;
+  }
+  values[row.size] = similarity;
+  columns[row.size] = column;
+  ++row.size;
+}
+
+template <class T>
+void Nearest<T>::offer(const Tile<T>& tile) {
+  const bool diagonal = tile.first_row == tile.first_column;
+  std::vector<T> s(static_cast<std::size_t>(tile.columns));
+  std::vector<T> thresholds(static_cast<std::size_t>(tile.columns));
+  std::vector<Column> hits(static_cast<std::size_t>(tile.columns));
+  for (Index j = 0; j < tile.columns; ++j)
+    thresholds[static_cast<std::size_t>(j)] = unlisted(tile.first_column + j);
+  Watch& watch = watch_[static_cast<std::size_t>(tile.first_row)];
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  for (Index q = 0; q < tile.rows; ++q) {
+    const Index i = tile.first_row + q;
+    const T* dots = tile.dots + q * tile.columns;
+    if (norms_)
+      similarities_from_dots(tile.columns, dots, norms_[i], norms_ + tile.first_column, s.data());
+    else
+      std::copy_n(dots, tile.columns, s.data());
+    Index found = collect_between(tile.columns, s.data(), unlisted(i), infinity, hits.data());
+    for (Index e = 0; e < found; ++e) {
+      const Column k = hits[static_cast<std::size_t>(e)];
+      if (!(diagonal && k == q))
+        push(i, static_cast<Column>(tile.first_column + k), s[static_cast<std::size_t>(k)]);
+    }
+    if (watching_) {
+      const Index start = diagonal ? q + 1 : 0, length = tile.columns - start;
+      watch.below += count_between(length, s.data() + start, minus_infinity<T>, watch_low_);
+      found = collect_between(length, s.data() + start, watch_low_, watch_above_, hits.data());
+      for (Index e = 0; e < found; ++e)
+        watch.inside.push_back(
+            s[static_cast<std::size_t>(start + hits[static_cast<std::size_t>(e)])]);
+    }
+    if (diagonal) continue;
+    found = collect_at_least(tile.columns, s.data(), thresholds.data(), hits.data());
+    for (Index e = 0; e < found; ++e) {
+      const auto k = static_cast<std::size_t>(hits[static_cast<std::size_t>(e)]);
+      const Index point = tile.first_column + static_cast<Index>(k);
+      push(point, static_cast<Column>(i), s[k]);
+      thresholds[k] = unlisted(point);
+    }
+  }
+}
+
+template <class T>
+void Nearest<T>::watch(T low, T high) {
+  watching_ = true;
+  watch_low_ = low;
+  watch_above_ = std::nextafter(high, std::numeric_limits<T>::infinity());
+}
+
+template <class T>
+Index Nearest<T>::watched_below() const {
+  return std::accumulate(watch_.begin(), watch_.end(), Index{0},
+                         [](Index sum, const Watch& own) { return sum + own.below; });
+}
+
+template <class T>
+std::vector<T> Nearest<T>::watched() const {
+  std::vector<T> all;
+  for (const Watch& own : watch_) all.insert(all.end(), own.inside.begin(), own.inside.end());
+  return all;
+}
+
+template class Nearest<float>;
+template class Nearest<double>;
+
+}  // namespace epruner

@@ -1,0 +1,64 @@
+// The most similar points of every point, from tiles of dot products that are seen once.
+#pragma once
+
+#include <memory>
+
+#include "messages.hpp"
+
+namespace epruner {
+
+// A tile of inner products X[rows] X[columns]^T and what turns it into similarities.
+template <class T>
+struct Tile {
+  const T* dots;  // (rows, columns), contiguous
+  Index first_row, rows, first_column, columns;
+};
+
+// Keeps at least the `want` largest similarities of every point. A similarity is
+// 2 <x, y> - ||x||² - ||y||² where norms are given, else <x, y>.
+template <class T>
+class Nearest {
+ public:
+  Nearest(Index n, Index want, const T* norms);
+
+  // Offer a tile to its rows and, if it lies off the diagonal, to its columns. Tiles that share no
+  // row and no column may be offered at the same time.
+  void offer(const Tile<T>& tile);
+
+  // While tiles are offered: count the similarities under `low` and gather those in [low, high],
+  // every unordered pair once.
+  void watch(T low, T high);
+  Index watched_below() const;
+  std::vector<T> watched() const;
+
+  Index want() const { return want_; }
+  // Point i's list: `size(i)` columns in no order. Everything not listed is at most `unlisted(i)`.
+  Index size(Index i) const { return rows_[static_cast<std::size_t>(i)].size; }
+  const Column* columns(Index i) const { return columns_.get() + i * room_; }
+  T unlisted(Index i) const { return rows_[static_cast<std::size_t>(i)].threshold; }
+
+ private:
+  struct Row {
+    Index size = 0;
+    T threshold = minus_infinity<T>;
+  };
+  struct Watch {  // one per row of tiles in flight: written by one thread at a time
+    Index below = 0;
+    std::vector<T> inside;
+  };
+  void push(Index i, Column column, T similarity);
+
+  Index n_, want_, room_;
+  const T* norms_;
+  std::vector<Row> rows_;
+  std::unique_ptr<T[]> values_;        // (n, room)
+  std::unique_ptr<Column[]> columns_;  // (n, room)
+  bool watching_ = false;
+  T watch_low_ = 0, watch_above_ = 0;
+  std::vector<Watch> watch_;
+};
+
+extern template class Nearest<float>;
+extern template class Nearest<double>;
+
+}  // namespace epruner

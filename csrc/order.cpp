@@ -1,0 +1,133 @@
+#include "order.hpp"
+
+#include <omp.h>
+
+#include <cmath>
+
+namespace epruner {
+namespace {
+
+constexpr Index kSample = 1 << 15;
+constexpr Index kColumnsAtOnce = 16;
+
+// A bracket that holds the wanted position with near certainty, from a strided sample.
+template <class T>
+std::pair<T, T> bracket(Index n, const T* S, double fraction) {
+  const Index total = n * n;
+  std::vector<T> sample;
+  // An odd step that shares no factor with common row lengths walks all columns.
+  const Index step = std::max<Index>(1, total / kSample) | 1;
+  for (Index k = 0; k < total; k += step)
+    if (S[k] > minus_infinity<T>) sample.push_back(S[k]);
+  if (sample.size() < 1024)
+    return {std::numeric_limits<T>::lowest(), std::numeric_limits<T>::max()};
+  std::sort(sample.begin(), sample.end());
+  const double size = static_cast<double>(sample.size());
+  const double middle = fraction * (size - 1), slack = 3 * std::sqrt(size);
+  const auto low = static_cast<Index>(middle - slack), high = static_cast<Index>(middle + slack);
+  const auto last = static_cast<Index>(sample.size()) - 1;
+  return {low < 0 ? std::numeric_limits<T>::lowest() : sample[static_cast<std::size_t>(low)],
+          high > last ? std::numeric_limits<T>::max() : sample[static_cast<std::size_t>(high)]};
+}
+
+// Median of the finite ones among values[0..n), which are reordered.
+template <class T>
+T median(T* values, Index n) {
+  n = std::remove(values, values + n, minus_infinity<T>) - values;
+  if (n == 0) return minus_infinity<T>;
+  T* middle = values + n / 2;
+  std::nth_element(values, middle, values + n);
+  if (n % 2 != 0) return *middle;
+  return (*std::max_element(values, middle) + *middle) / 2;
+}
+
+}  // namespace
+
+template <class T>
+Quantile quantile(Index n, const T* S, double fraction, bool diagonal, int threads) {
+  if (n * n < 1 << 14) threads = 1;
+  auto [low, high] = bracket(n, S, fraction);
+  while (true) {
+    // The bracket is closed: its upper end counts, too.
+    const T above = std::nextafter(high, std::numeric_limits<T>::infinity());
+    Index count = 0, below = 0;
+    std::vector<std::vector<T>> inside(static_cast<std::size_t>(threads));
+    std::vector<std::vector<Column>> where(static_cast<std::size_t>(threads));
+    for (auto& own : where) own.resize(static_cast<std::size_t>(n));
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : count, below)
+    for (Index i = 0; i < n; ++i) {
+      const auto thread = static_cast<std::size_t>(omp_get_thread_num());
+      for (const auto& [first, last] : {std::pair<Index, Index>{0, diagonal ? n : i},
+                                        std::pair<Index, Index>{diagonal ? n : i + 1, n}}) {
+        const T* x = S + i * n + first;
+        const Index length = last - first;
+        count += count_between(length, x, std::numeric_limits<T>::lowest(),
+                               std::numeric_limits<T>::infinity());
+        below += count_between(length, x, std::numeric_limits<T>::lowest(), low);
+        Column* hit = where[thread].data();
+        const Index hits = collect_between(length, x, low, above, hit);
+        for (Index e = 0; e < hits; ++e) inside[thread].push_back(x[hit[e]]);
+      }
+    }
+    if (count == 0) return {};
+    const double position = fraction * static_cast<double>(count - 1);
+    const auto rank = static_cast<Index>(position);
+    const Index next = std::min(rank + 1, count - 1);
+    std::vector<T> values;
+    for (const auto& own : inside) values.insert(values.end(), own.begin(), own.end());
+    if (rank < below) {
+      high = low;
+      low = std::numeric_limits<T>::lowest();
+      continue;
+    }
+    if (next - below >= static_cast<Index>(values.size())) {
+      low = high;
+      high = std::numeric_limits<T>::max();
+      continue;
+    }
+    const auto at = [&](Index r) {
+      const auto it = values.begin() + (r - below);
+      std::nth_element(values.begin(), it, values.end());
+      return static_cast<double>(*it);
+    };
+    const double first = at(rank);
+    return {first, at(next), position - static_cast<double>(rank), false};
+  }
+}
+
+template <class T>
+void column_medians(Index n, const T* S, T* medians, int threads) {
+  if (n * n < 1 << 14) threads = 1;
+  const Index groups = (n + kColumnsAtOnce - 1) / kColumnsAtOnce;
+  std::vector<std::vector<T>> scratch(static_cast<std::size_t>(threads));
+  for (auto& own : scratch) own.resize(static_cast<std::size_t>(n * kColumnsAtOnce));
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+  for (Index group = 0; group < groups; ++group) {
+    T* columns = scratch[static_cast<std::size_t>(omp_get_thread_num())].data();
+    const Index first = group * kColumnsAtOnce, width = std::min(kColumnsAtOnce, n - first);
+    for (Index i = 0; i < n; ++i)
+      for (Index k = 0; k < width; ++k) columns[k * n + i] = S[i * n + first + k];
+    for (Index k = 0; k < width; ++k) medians[first + k] = median(columns + k * n, n);
+  }
+}
+
+template <class T>
+void row_medians(Index rows, Index n, const T* values, T* medians, int threads) {
+  std::vector<std::vector<T>> scratch(static_cast<std::size_t>(threads));
+  for (auto& own : scratch) own.resize(static_cast<std::size_t>(n));
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (Index i = 0; i < rows; ++i) {
+    T* copy = scratch[static_cast<std::size_t>(omp_get_thread_num())].data();
+    std::copy_n(values + i * n, n, copy);
+    medians[i] = median(copy, n);
+  }
+}
+
+template Quantile quantile<float>(Index, const float*, double, bool, int);
+template Quantile quantile<double>(Index, const double*, double, bool, int);
+template void column_medians<float>(Index, const float*, float*, int);
+template void column_medians<double>(Index, const double*, double*, int);
+template void row_medians<float>(Index, Index, const float*, float*, int);
+template void row_medians<double>(Index, Index, const double*, double*, int);
+
+}  // namespace epruner

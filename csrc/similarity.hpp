@@ -1,0 +1,50 @@
+// Where similarities come from: a matrix in memory, or features.
+#pragma once
+
+#include <cmath>
+
+#include "messages.hpp"
+
+namespace epruner {
+
+using Indices = std::vector<Index>;
+
+// Similarities (n, n) in memory.
+template <class T>
+class Matrix {
+ public:
+  Matrix(Index n, const T* S) : n_(n), s_(S) {}
+  Index size() const { return n_; }
+  const T* row(Index i) const { return s_ + i * n_; }
+  double operator()(Index i, Index k) const { return static_cast<double>(s_[i * n_ + k]); }
+
+  // out[j]: the sum of the similarities of all other members to members[j], up to `slack`.
+  double supports(const Indices& members, double* out) const;
+
+ private:
+  Index n_;
+  const T* s_;
+};
+
+// Similarities offset - scale * ||x_i - x_k||² of the rows of X (n, d), by direct difference in
+// float64. Euclidean: offset 0, scale 1. Cosine, with rows of length 1: offset 1, scale 1/2.
+template <class T>
+class Features {
+ public:
+  Features(Index n, Index d, const T* X, bool cosine)
+      : n_(n), d_(d), x_(X), offset_(cosine ? 1 : 0), scale_(cosine ? 0.5 : 1) {}
+  Index size() const { return n_; }
+  double operator()(Index i, Index k) const {
+    return offset_ - scale_ * squared_distance(d_, x_ + i * d_, x_ + k * d_);
+  }
+  // As for Matrix, from the members' mean: the sum of squared distances to a point is m times its
+  // squared distance to the mean plus a constant, which is left out.
+  double supports(const Indices& members, double* out) const;
+
+ private:
+  Index n_, d_;
+  const T* x_;
+  double offset_, scale_;
+};
+
+}  // namespace epruner
