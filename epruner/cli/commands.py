@@ -177,7 +177,6 @@ def demo(args: argparse.Namespace) -> None:
     from epruner.prune.files import check_target
 
     target = check_target(args.out) if args.out else None
-    set_threads(args.threads)
     say: Callable[[str], None] = (lambda _: None) if args.json else _say
     outcome = run_demo(seed=args.seed, n_threads=args.threads, say=say)
     if target is not None:

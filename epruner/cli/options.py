@@ -274,7 +274,10 @@ def run(sub: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)"
     )
     sub.add_argument(
-        "--threads", type=positive, metavar="N", help="CPU threads (default: all cores)"
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="CPU threads (default: all cores; one for the demo)",
     )
 
 
