@@ -1,0 +1,205 @@
+"""Similarities on a device: a matrix per problem, or features whose products are seen in tiles."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = Any  # CuPy's, or NumPy's where the kernels run on a CPU
+_TILE_BYTES = 1 << 30
+
+
+class Engine(Protocol):
+    """What runs kernels: a card, or a CPU in the tests."""
+
+    xp: Any  # module of the arrays
+    threads: int  # a block's threads
+    wide: int  # a block's threads where one block works on much
+    max_shared: int  # bytes of shared memory a block may have
+
+    def launch(
+        self, kernel: str, blocks: int, threads: int, *args: Array | int, shared: int = 0
+    ) -> None:
+        """Start a kernel on the current stream. Every argument is an array or an integer."""
+
+    def address(self, array: Array) -> int:
+        """Return where a contiguous array starts."""
+
+    def host(self, array: Array) -> NDArray[Any]:
+        """Return a NumPy copy, once all that was started is done."""
+
+    def repeater(self, step: Callable[[], None], times: int) -> Callable[[], None]:
+        """Return what runs `step`, which only launches, so many times."""
+
+    def free_bytes(self) -> int:
+        """Memory that can still be taken."""
+
+
+def pack(engine: Engine, words: Sequence[Array | int | float]) -> Array:
+    """Return a struct of 64-bit fields as an array on the device: addresses, integers, doubles."""
+    return engine.xp.asarray(packed_words(engine, words))
+
+
+def packed_words(engine: Engine, words: Sequence[Array | int | float]) -> NDArray[np.uint64]:
+    """Return the fields of a struct as they go to the device."""
+    packed = np.zeros(len(words), dtype=np.uint64)
+    for place, word in enumerate(words):
+        if isinstance(word, float):
+            packed.view(np.float64)[place] = word
+        elif isinstance(word, int):
+            packed.view(np.int64)[place] = word
+        else:
+            packed[place] = engine.address(word)
+    return packed
+
+
+def require(engine: Engine, needed: int, what: str, advice: str) -> None:
+    """Raise `MemoryError` if `needed` bytes for `what` do not fit on the device."""
+    free = engine.free_bytes()
+    if needed > free:
+        raise MemoryError(
+            f"{what} needs about {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on the "
+            f"device; {advice}"
+        )
+
+
+class Problems:
+    """Problems one after the other; point i of problem p is number ``first[p] + i``.
+
+    `dtype` is that of the similarities, which decides the size of the jitter.
+    """
+
+    kind: str  # of the kernels that read similarities
+
+    def __init__(self, engine: Engine, sizes: Sequence[int], dtype: np.dtype[Any]) -> None:
+        xp = engine.xp
+        self.engine = engine
+        self.sizes = np.asarray(sizes, dtype=np.int64)
+        self.first = np.concatenate([[0], np.cumsum(self.sizes)])  # (problems + 1), on the host
+        self.points = int(self.first[-1])
+        self.dtype = dtype
+        self.number = "f32" if dtype == np.float32 else "f64"
+        self.first_device = xp.asarray(self.first)
+        self.problem = (
+            xp.searchsorted(self.first_device, xp.arange(self.points), side="right") - 1
+        ).astype(np.int32)
+
+    @property
+    def source(self) -> Array:
+        """The kernels' ``Source``."""
+        raise NotImplementedError
+
+    def row_kernel(self, name: str) -> str:
+        """Return the full name of a kernel that reads similarities."""
+        return f"{name}_{self.kind}_{self.number}"
+
+    def alone(self, p: int) -> "Problems":
+        """Return problem `p` as a batch of its own."""
+        raise NotImplementedError
+
+    def tiles(self, rows: Array, columns: Array | None = None) -> Iterator[tuple[slice, int]]:
+        """Yield (which of `rows`, address of their products with `columns` or all points)."""
+        raise NotImplementedError
+
+
+class Matrices(Problems):
+    """Similarities as C-contiguous matrices (n_p, n_p) of one dtype."""
+
+    kind = "matrix"
+
+    def __init__(self, engine: Engine, matrices: Sequence[Array]) -> None:
+        super().__init__(engine, [S.shape[0] for S in matrices], matrices[0].dtype)
+        self.matrices = list(matrices)
+        self._addresses = engine.xp.asarray(
+            np.array([engine.address(S) for S in matrices], dtype=np.uint64)
+        )
+        self._source = pack(engine, [self._addresses, 0, 0, 0, 0.0, 0.0])
+
+    @property
+    def source(self) -> Array:
+        return self._source
+
+    def alone(self, p: int) -> Problems:
+        return Matrices(self.engine, [self.matrices[p]])
+
+    def tiles(self, rows: Array, columns: Array | None = None) -> Iterator[tuple[slice, int]]:
+        yield slice(0, int(rows.size)), 0
+
+
+class Features(Problems):
+    """One problem: negative squared distances of the rows of X (n, d), never all of them held."""
+
+    kind = "product"
+
+    def __init__(self, engine: Engine, X: Array) -> None:
+        n, d = X.shape
+        xp = engine.xp
+        super().__init__(engine, [n], X.dtype)
+        self.X = xp.ascontiguousarray(X - X.mean(axis=0, dtype=np.float64).astype(X.dtype))
+        self.norms = (self.X * self.X).sum(axis=1)
+        largest = float(self.norms.max())
+        if not largest < float(np.finfo(X.dtype).max) / 8:
+            raise ValueError(f"squared distances of X overflow {X.dtype}; scale X or use float64")
+        # Rounding of the product and of both norms, each at most d u times norms; u = eps / 2.
+        error = (2 * d + 8) * float(np.finfo(X.dtype).eps) / 2
+        self._source = pack(engine, [0, self.X, d, self.norms, error, largest])
+
+    @property
+    def source(self) -> Array:
+        return self._source
+
+    def alone(self, p: int) -> Problems:
+        return self
+
+    def tiles(self, rows: Array, columns: Array | None = None) -> Iterator[tuple[slice, int]]:
+        others = self.X if columns is None else self.X[columns]
+        bytes_a_row = max(1, others.shape[0]) * self.X.itemsize
+        height = max(1, min(_TILE_BYTES, self.engine.free_bytes() // 4) // bytes_a_row)
+        for begin in range(0, int(rows.size), height):
+            some = slice(begin, min(begin + height, int(rows.size)))
+            product = self.X[rows[some]] @ others.T
+            yield some, self.engine.address(product)
+
+
+def medians(problems: Problems) -> Array:
+    """Return the median of every point's similarities, its own zero included: (points,)."""
+    engine = problems.engine
+    found = engine.xp.empty(problems.points, dtype=problems.dtype)
+    scratch = 64 + 2 * 8 * engine.threads // 32
+    rows = engine.xp.arange(problems.points)
+    for some, tile in problems.tiles(rows):
+        batch = problem_table(problems)
+        engine.launch(
+            problems.row_kernel("medians"),
+            some.stop - some.start,
+            engine.threads,
+            batch,
+            problems.source,
+            some.start,
+            tile,
+            found,
+            shared=scratch,
+        )
+    return found
+
+
+def problem_table(
+    problems: Problems, fields: Mapping[str, Array | int | float] | None = None
+) -> Array:
+    """Return the kernels' ``Batch``; what `fields` does not name is zero."""
+    known = {
+        "points": problems.points,
+        "problems": len(problems.sizes),
+        "first": problems.first_device,
+        "problem": problems.problem,
+        **(fields or {}),
+    }
+    return pack(problems.engine, [known.get(name, 0) for name in _BATCH])
+
+
+_BATCH = (
+    *("points", "problems", "first", "problem", "preference", "a", "r", "total", "abar"),
+    *("streak", "is_exemplar", "state", "t", "unstable", "any", "starving", "decay"),
+    *("abar_max", "abar_next", "keep", "max_iter", "convergence_iter", "seed"),
+)
