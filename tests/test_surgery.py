@@ -14,6 +14,7 @@ import torch
 from networks import difference, silenced, stirred, trained_resnet
 from pytorchcv.model_provider import get_model
 from torch import Tensor, nn
+from wheels import trained
 
 from epruner.prune import Plan, PruningResult, prune
 from epruner.prune.surgery import take
@@ -45,7 +46,7 @@ PUBLIC = {
 }  # fmt: skip
 
 
-def run(model: nn.Module, inputs: Any) -> Tensor:
+def run(model: nn.Module, inputs: Any) -> Any:
     """Forward in eval mode."""
     model.eval()
     with torch.no_grad():
@@ -101,6 +102,21 @@ def test_trained_residual_networks(which: str, data_dir: Path) -> None:
     check_exact(model, inputs, prune(model, inputs, beta=0.76))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pnet", "rnet", "onet",
+        pytest.param("mobilenetv2", marks=pytest.mark.slow),
+        pytest.param("efficientnet-lite0", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("scope", ["inner", "all"])
+def test_trained_networks_from_wheels(name: str, scope: str) -> None:
+    model, shape = trained(name)
+    inputs = torch.randn(shape)
+    check_exact(model, inputs, prune(model, inputs, beta=0.6, scope=scope))
+
+
 def test_equal_numbers_stay_in_every_group_of_a_grouped_convolution() -> None:
     torch.manual_seed(0)
     model = stirred(networks.GroupedSqueezeExcite())
@@ -111,7 +127,7 @@ def test_equal_numbers_stay_in_every_group_of_a_grouped_convolution() -> None:
         assert np.bincount(np.asarray(kept) // 6).tolist() == [3, 3, 3, 3]
     # each group has its own exemplars, not the same places in all
     assert len({tuple(np.asarray(part.out)[g * 3 : g * 3 + 3] % 6) for g in range(4)}) > 1
-    assert result.model.get_submodule("grouped").weight.shape == (12, 3, 3, 3)  # type: ignore[union-attr]
+    assert result.model.get_submodule("grouped").weight.shape == (12, 3, 3, 3)
 
 
 def test_the_model_passed_in_is_untouched() -> None:
@@ -150,14 +166,16 @@ def test_parametrizations_of_the_model_passed_in_survive() -> None:
 
 
 def test_channels_last_stays() -> None:
-    model = networks.Vgg().to(memory_format=torch.channels_last)
+    model = networks.Vgg()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     small = prune(model, (1, 3, 16, 16), params=0.5).model
     for (_, a), (_, b) in zip(model.named_parameters(), small.named_parameters(), strict=True):
         if a.dim() == 4:
             assert b.is_contiguous(memory_format=torch.channels_last)
             assert not b.is_contiguous()
-    point = nn.Conv2d(6, 8, 1).to(memory_format=torch.channels_last).weight
-    assert take(point, 0, (0, 3)).stride() == (6, 1, 6, 6)
+    point = nn.Conv2d(6, 8, 1)
+    point.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert take(point.weight, 0, (0, 3)).stride() == (6, 1, 6, 6)
     assert take(nn.Conv2d(6, 8, 1).weight, 0, (0, 3)).stride() == (6, 1, 1, 1)
 
 
@@ -182,7 +200,7 @@ def test_the_small_network_trains() -> None:
     for _ in range(8):
         optimiser.zero_grad()
         loss = nn.functional.cross_entropy(small(x), y)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
@@ -202,6 +220,7 @@ def test_random_initialisation_is_of_the_seed() -> None:
     norm = results[0].model.get_submodule("features.1")
     assert isinstance(norm, nn.BatchNorm2d)
     assert torch.equal(norm.weight, torch.ones_like(norm.weight))
+    assert norm.running_mean is not None
     assert torch.equal(norm.running_mean, torch.zeros_like(norm.weight))
     state = torch.random.get_rng_state()
     prune(model, x, params=0.5, init="random")
@@ -211,7 +230,7 @@ def test_random_initialisation_is_of_the_seed() -> None:
 def test_random_projection_keeps_the_weights_on_average() -> None:
     model = nn.Sequential(nn.Linear(4, 400), nn.Linear(400, 300), nn.Linear(300, 2))
     result = prune(model, (1, 4), keep={"0": 100}, init="random_projection")
-    full, small = model[1].weight, result.model[1].weight  # type: ignore[index]
+    full, small = model.get_parameter("1.weight"), result.model.get_parameter("1.weight")
     assert small.shape == (300, 100)
     # a projection keeps the length of vectors
     assert float(small.detach().norm() / full.detach().norm()) == pytest.approx(1, abs=0.1)
@@ -226,10 +245,10 @@ def test_bare_parameters_on_the_channels_are_sliced() -> None:
             self.scale = nn.Parameter(torch.rand(20))
             self.down = nn.Linear(20, 3)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             return self.down(torch.relu(self.up(x)) * self.scale)
 
     model, x = Scaled(), torch.randn(5, 6)
     result = prune(model, x, keep={"up": 7})
-    assert result.model.scale.shape == (7,)  # type: ignore[union-attr]
+    assert result.model.scale.shape == (7,)
     check_exact(model, x, result)

@@ -152,5 +152,8 @@ def layer_clusters(layer: Layer, clusterings: Clusterings, kept: Indices) -> Lay
         exemplars.append(clustering.exemplars + block * width)
         offset += len(clustering.exemplars)
     return LayerClusters(
-        np.concatenate(layer.features), np.concatenate(labels), np.concatenate(exemplars), kept
+        layer.features[0] if len(layer.features) == 1 else np.concatenate(layer.features),
+        np.concatenate(labels),
+        np.concatenate(exemplars),
+        kept,
     )
