@@ -47,7 +47,7 @@ struct Block {
 struct Fiber {
   std::unique_ptr<char[]> stack;
   jmp_buf at;
-  bool started, finished;
+  bool started = false, finished = false;
 };
 
 inline Block block;
@@ -82,10 +82,11 @@ inline void wait(Barrier& barrier, unsigned members, int vote = 0) {
 
 inline Barrier& warp() { return block.warps[current / 32]; }
 
-inline void enter() {
-  body(arguments);
-  fibers[current].finished = progress = true;
-  yield();
+inline void enter() {  // a fiber serves block after block
+  for (;; yield()) {
+    body(arguments);
+    fibers[current].finished = progress = true;
+  }
 }
 
 inline void resume() {
@@ -102,7 +103,7 @@ inline void resume() {
 }
 
 inline void run_block() {
-  for (Fiber& fiber : fibers) fiber.started = fiber.finished = false;
+  for (Fiber& fiber : fibers) fiber.finished = false;
   const unsigned count = static_cast<unsigned>(fibers.size());
   for (unsigned left = count; left > 0;) {
     progress = false;

@@ -91,7 +91,7 @@ class Batch:
         self.state = xp.zeros(count, dtype=np.int32)
         self.t = xp.zeros(count, dtype=np.int32)
         self.starving = xp.zeros(count, dtype=np.int32)
-        self._kept = {
+        self.kept = {
             **{name: xp.zeros(points) for name in ("a", "r", "total", "abar")},
             "streak": xp.zeros(points, dtype=np.int32),
             **{name: xp.zeros(count, dtype=np.int32) for name in ("unstable", "any")},
@@ -102,7 +102,7 @@ class Batch:
         self.table = problem_table(
             problems,
             {
-                **self._kept,
+                **self.kept,
                 "is_exemplar": self.is_exemplar,
                 "preference": self.preference,
                 "state": self.state,

@@ -13,10 +13,21 @@ _TILE_BYTES = 1 << 30
 class Engine(Protocol):
     """What runs kernels: a card, or a CPU in the tests."""
 
-    xp: Any  # module of the arrays
-    threads: int  # a block's threads
-    wide: int  # a block's threads where one block works on much
-    max_shared: int  # bytes of shared memory a block may have
+    @property
+    def xp(self) -> Any:
+        """The module of the arrays."""
+
+    @property
+    def threads(self) -> int:
+        """How many threads a block has."""
+
+    @property
+    def wide(self) -> int:
+        """How many, where one block works on much."""
+
+    @property
+    def max_shared(self) -> int:
+        """Bytes of shared memory that a block may have."""
 
     def launch(
         self, kernel: str, blocks: int, threads: int, *args: Array | int, shared: int = 0
@@ -195,10 +206,10 @@ def problem_table(
         "problem": problems.problem,
         **(fields or {}),
     }
-    return pack(problems.engine, [known.get(name, 0) for name in _BATCH])
+    return pack(problems.engine, [known.get(name, 0) for name in BATCH_FIELDS])
 
 
-_BATCH = (
+BATCH_FIELDS = (
     *("points", "problems", "first", "problem", "preference", "a", "r", "total", "abar"),
     *("streak", "is_exemplar", "state", "t", "unstable", "any", "starving", "decay"),
     *("abar_max", "abar_next", "keep", "max_iter", "convergence_iter", "seed"),

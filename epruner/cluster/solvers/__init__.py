@@ -18,9 +18,10 @@ from epruner.cluster.outcome import Messages, Options
 Solver = Callable[[NDArray[np.floating], NDArray[np.floating], Options], Messages]
 
 _TABLE = {
-    "native": "epruner.cluster.solvers.native",
-    "numba": "epruner.cluster.solvers.numba",
-    "reference": "epruner.cluster.solvers.reference",
+    "dense": "epruner.cluster.solvers.native:solve_dense",
+    "native": "epruner.cluster.solvers.native:solve",
+    "numba": "epruner.cluster.solvers.numba:solve",
+    "reference": "epruner.cluster.solvers.reference:solve",
 }
 
 BACKENDS = ("auto", *_TABLE)
@@ -36,13 +37,19 @@ def get(name: str) -> Solver:
     ImportError
         If the solver needs a package that is not installed; the message names it.
     """
-    if name not in BACKENDS:
-        raise ValueError(f"backend={name!r} is not one of {', '.join(BACKENDS)}")
+    check(name)
     return _fastest() if name == "auto" else _load(name)
 
 
+def check(name: str) -> None:
+    """Raise `ValueError` if there is no solver called `name`."""
+    if name not in BACKENDS:
+        raise ValueError(f"backend={name!r} is not one of {', '.join(BACKENDS)}")
+
+
 def _load(name: str) -> Solver:
-    solver: Solver = import_module(_TABLE[name]).solve
+    module, function = _TABLE[name].split(":")
+    solver: Solver = getattr(import_module(module), function)
     return solver
 
 
