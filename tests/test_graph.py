@@ -106,7 +106,7 @@ def test_channel_shuffles_do_not_break_the_analysis() -> None:
 def test_shufflenet() -> None:
     model = get_model("shufflenetv2_wd2")
     found = reasons(model, (1, 3, 224, 224), beta=0.9)
-    assert any("split" in reason for reason in found.values())
+    assert any("split" in r or "rearranged" in r for r in found.values())
 
 
 def test_split_channels_are_left_alone() -> None:
@@ -249,3 +249,30 @@ def test_transposed_convolutions(transposed: bool) -> None:
         ).groups
     }
     assert {name: g.channels for name, g in groups.items()} == {"0": 8, "2": 5}
+
+
+class FlattenedHeads(nn.Module):
+    """Heads at two scales, flattened and concatenated inside and at the output (as SSD does)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Conv2d(3, 8, 3, padding=1)
+        self.fine = nn.Conv2d(8, 6, 1)
+        self.coarse = nn.Conv2d(8, 6, 1)
+        self.mix = nn.Linear(6 * 64 + 6 * 16, 12)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.trunk(x))
+        fine = F.adaptive_avg_pool2d(F.relu(self.fine(x)), 8).flatten(1)
+        coarse = F.adaptive_avg_pool2d(F.relu(self.coarse(x)), 4).flatten(1)
+        y = self.head(F.relu(self.mix(torch.cat([fine, coarse], 1))))
+        return torch.cat([y, coarse * 2], 1)
+
+
+@pytest.mark.timeout(60)
+def test_flattened_heads_are_left_alone_without_following_them_for_ever() -> None:
+    found = reasons(FlattenedHeads())
+    assert "flattened and then concatenated" in found["fine"]
+    assert "coarse" in found
+    assert set(found) == {"fine", "coarse", "head"}

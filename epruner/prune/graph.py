@@ -268,6 +268,8 @@ class _Walker:
 
     def group(self, name: str, module: nn.Module) -> tuple[Group | None, str]:
         """The group whose first producer is `module`, or None and the reason."""
+        if reason := self._objection_ahead(module):
+            return None, reason
         pruner = self._graph.get_pruner_of_module(module)
         channels = pruner.get_out_channels(module)
         try:
@@ -284,6 +286,34 @@ class _Walker:
             if reason := self._objection(node):
                 return None, reason
         return self._build(name, channels, found, nodes)
+
+    def _objection_ahead(self, module: nn.Module) -> str:
+        """Why the way to the next layers rules a group out, before the library follows it.
+
+        Some ways (heads that are flattened and concatenated) it would follow for ever.
+        """
+        root = self._graph.module2node[module]
+        if root.grad_fn in self._heads:
+            return "its channels are the output of the model"
+        frontier = [(node, False) for node in root.outputs]  # False: not flattened so far
+        seen = set()
+        while frontier:
+            node, flat = frontier.pop()
+            inside = id(node.module) in self._names
+            is_layer = inside and isinstance(node.module, (_ConvNd, nn.Linear))
+            if (node, flat) in seen or (is_layer and not is_depthwise(node.module)):
+                continue
+            seen.add((node, flat))
+            if node.grad_fn in self._heads:
+                return "its channels are the output of the model"
+            if reason := self._objection(node):
+                return reason
+            if not inside and node.grad_fn is not None:
+                if flat and operation(node.grad_fn) == "Cat":
+                    return "its channels are flattened and then concatenated"
+                flat = flat or flattens(node.grad_fn)
+            frontier.extend((output, flat) for output in node.outputs)
+        return ""
 
     def _build(
         self, name: str, channels: int, found: Any, nodes: dict[Any, None]
