@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     )
     from epruner.prune import Plan, PruningResult, load, prune, save
 
-__version__ = _version("epruner")
+    __version__: str
 
 _HOME = {
     "AffinityPropagation": "epruner.cluster",
@@ -45,6 +45,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":  # asked for here, so that a checkout can be used uninstalled
+        return _version("epruner")
     if name not in _HOME:
         raise AttributeError(f"module 'epruner' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

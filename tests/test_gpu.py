@@ -1,4 +1,4 @@
-"""What only a card can show: arrays, streams, compilation at first use, graphs, the large regimes."""
+"""What only a card can show: arrays, streams, compilation at first use, graphs."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +11,7 @@ from problems import KINDS, Case, problem, verdict
 from epruner.cluster import gpu, solvers
 from epruner.cluster.gpu import door
 from epruner.cluster.gpu.engine import load_cupy
+from epruner.cluster.gpu.problems import require
 from epruner.cluster.outcome import Options
 from epruner.cluster.similarity import median_preference, negative_squared_distances
 
@@ -63,7 +64,7 @@ def test_waits_for_torchs_current_stream() -> None:
     busy = torch.randn(4096, 4096, device="cuda")
     source = torch.from_numpy(S).cuda()
     torch.cuda.synchronize()
-    with torch.cuda.stream(torch.cuda.Stream()):
+    with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
         for _ in range(50):
             busy = busy @ busy
             busy /= busy.norm()
@@ -112,8 +113,6 @@ def test_tensors_that_require_grad_or_hold_bfloat16_are_refused() -> None:
         gpu.cluster_many([S.bfloat16()], [None], Options())
 
 
-def test_more_points_than_memory_is_said_with_figures(cupy: Any) -> None:
+def test_more_memory_than_there_is_is_said_with_figures() -> None:
     with door.engine_for([]) as engine, pytest.raises(MemoryError, match=r"needs about .* GB"):
-        from epruner.cluster.gpu.problems import require
-
         require(engine, 1 << 50, "a test", "take less")

@@ -201,7 +201,10 @@ def test_features_need_no_matrix(make: Make, dtype: type, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("n", [2, 7, 64, 101])
 def test_medians_are_numpys(make: Make, dtype: type, n: int) -> None:
     rng = np.random.default_rng(n)
-    S = [-rng.random((n, n)).astype(dtype), -rng.integers(0, 4, size=(n, n)).astype(dtype)]
+    S: list[Floats] = [
+        -rng.random((n, n)).astype(dtype),
+        -rng.integers(0, 4, size=(n, n)).astype(dtype),
+    ]
     np.testing.assert_array_equal(
         problems.medians(problems.Matrices(make(), S)),
         np.concatenate([np.median(s, axis=1) for s in S]),

@@ -22,6 +22,7 @@ _TABLE = {
     "native": "epruner.cluster.solvers.native:solve",
     "numba": "epruner.cluster.solvers.numba:solve",
     "reference": "epruner.cluster.solvers.reference:solve",
+    "cupy": "epruner.cluster.solvers.cupy:solve",
 }
 
 BACKENDS = ("auto", *_TABLE)
