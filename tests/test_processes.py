@@ -1,0 +1,161 @@
+"""Threads, processes and signals around a solve."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from epruner import affinity_propagation
+from epruner.cluster import solvers, threads
+from epruner.cluster.outcome import Options
+from epruner.cluster.similarity import negative_squared_distances
+
+
+def gaussian(n: int, seed: int = 0) -> NDArray[Any]:
+    X = np.random.default_rng(seed).normal(size=(n, 16)).astype(np.float32)
+    return negative_squared_distances(X)
+
+
+def labels(seed: int) -> list[int]:
+    """Labels of a problem large enough to be worth several threads."""
+    result: list[int] = affinity_propagation(gaussian(600, seed), damping=0.8, n_threads=2)[
+        1
+    ].tolist()
+    return result
+
+
+def in_a_process(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_omp_num_threads_is_honoured() -> None:
+    code = "from epruner.cluster import threads; print(threads.resolve(None))"
+    assert in_a_process(code, OMP_NUM_THREADS="1") == "1"
+
+
+def test_threadpoolctl_limits_are_honoured() -> None:
+    with threadpool_limits(1):
+        assert threads.resolve(None) == 1
+
+
+def test_an_explicit_number_wins() -> None:
+    with threadpool_limits(1):
+        assert threads.resolve(3) == 3
+
+
+FORK = """
+import os, sys, time
+sys.path.insert(0, "tests")
+from test_processes import labels
+expected = labels(0)
+child = os.fork()
+if child == 0:
+    os._exit(0 if labels(0) == expected else 3)
+deadline = time.monotonic() + 60
+while time.monotonic() < deadline:
+    done, status = os.waitpid(child, os.WNOHANG)
+    if done:
+        sys.exit(os.waitstatus_to_exitcode(status))
+    time.sleep(0.02)
+os.kill(child, 9)
+os.waitpid(child, 0)
+sys.exit("the forked child hangs")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
+def test_a_forked_child_does_not_hang() -> None:
+    in_a_process(FORK)
+
+
+@pytest.mark.parametrize("backend", ["loky", "threading"])
+def test_joblib(backend: str) -> None:
+    found = Parallel(n_jobs=2, backend=backend)(delayed(labels)(seed) for seed in range(3))
+    assert found == [labels(seed) for seed in range(3)]
+
+
+@pytest.mark.parametrize("backend", ["native", "numba"])
+def test_other_threads_run_during_a_solve(backend: str) -> None:
+    if backend == "numba":
+        pytest.importorskip("numba", reason="the numba solver needs its extra")
+    S = gaussian(1200)
+    p = np.full(len(S), 20 * np.median(S), dtype=S.dtype)
+    solve = solvers.get(backend)
+    options = Options(max_iter=1)
+    solve(S[:50, :50].copy(), p[:50], options)  # numba compiles under the GIL
+    stop = threading.Event()
+    beats: list[float] = []
+
+    def beat() -> None:
+        while not stop.wait(0.001):
+            beats.append(time.monotonic())
+
+    other = threading.Thread(target=beat)
+    other.start()
+    begin = time.monotonic()
+    solve(S, p, Options(damping=0.9, max_iter=60))
+    end = time.monotonic()
+    stop.set()
+    other.join()
+    during = sum(begin < when < end for when in beats)
+    print(f"{during} beats in {end - begin:.3f} s")
+    assert during >= 3
+
+
+INTERRUPT = """
+import sys, threading, time
+sys.path.insert(0, "tests")
+import numpy as np
+from test_processes import gaussian
+from epruner.cluster import solvers
+from epruner.cluster.outcome import Options
+S = gaussian(3000)
+p = np.full(len(S), 20 * np.median(S), dtype=S.dtype)
+print("ready", flush=True)
+try:
+    solvers.get({backend!r})(S, p, Options(damping=0.99, max_iter=100000, convergence_iter=99999))
+except KeyboardInterrupt:
+    print(time.monotonic(), flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+@pytest.mark.parametrize("backend", ["native", "numba"])
+def test_ctrl_c_is_answered(backend: str) -> None:
+    """The target is 0.2 s on a quiet machine; the bound leaves room for a busy one."""
+    if backend == "numba":
+        pytest.importorskip("numba", reason="the numba solver needs its extra")
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPT.format(backend=backend)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(2)  # past selection, into the iterations
+        sent = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        answered = process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+        process.wait()
+    waited = float(answered) - sent
+    print(f"answered after {waited:.3f} s")
+    assert waited < 1.0
