@@ -249,7 +249,8 @@ void ActiveSet::adopt(const Nearest<T>& nearest, const Refinement<T>& refinement
   blocks_stale_ = true;
 }
 
-void ActiveSet::restart(const double* preference) {
+void ActiveSet::restart(const double* preference, double damping) {
+  settings_.damping = damping;
   diagonal_ = Diagonal(n_, preference, jitter_);
   std::fill(mu_.begin(), mu_.end(), 0.0);
   std::fill(abar_.begin(), abar_.end(), 0.0);

@@ -51,8 +51,8 @@ class ActiveSet {
   template <class T>
   void adopt(const Nearest<T>& nearest, const Refinement<T>& refinement);
 
-  // Forget all messages, keep the candidates: the same points with other preferences.
-  void restart(const double* preference);
+  // Forget all messages, keep the candidates: the same points with other preferences and damping.
+  void restart(const double* preference, double damping);
 
   // The most similar exemplar of every point, read off its list: position[k] >= 0 where k is one.
   // kUnassigned where the list does not tell.

@@ -312,9 +312,10 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
            },
            "offsets"_a, "columns"_a, "similarities"_a)
       .def("restart",
-           [](ActiveSet& self, const Array<double>& preference) {
-             self.restart(of_length(preference, self.size()));
-           })
+           [](ActiveSet& self, const Array<double>& preference, double damping) {
+             self.restart(of_length(preference, self.size()), damping);
+           },
+           py::arg("preference").noconvert(), "damping"_a)
       .def("iterate",
            [](ActiveSet& self, Index iterations) {
              SignalPoll signals;

@@ -1,4 +1,6 @@
-"""From exemplar flags to labels: assign, move each exemplar to its cluster's best member, assign."""
+"""From exemplars to labels: assign, move exemplars to their clusters' best members, assign."""
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,33 +11,33 @@ Floats = NDArray[np.floating]
 Indices = NDArray[np.intp]
 
 
-def decode(
-    S: Floats, preference: Floats, is_exemplar: NDArray[np.bool_], seed: int
-) -> tuple[Indices, Indices, float]:
-    """Return (exemplars, labels, net similarity) as scikit-learn decodes them.
+def decode(S: Floats, preference: Floats, exemplars: Indices, seed: int) -> tuple[Indices, Indices]:
+    """Return the refined exemplars, ascending, and the labels, as scikit-learn decodes them.
 
-    A point that may not be linked to any exemplar (all its similarities are -inf) is labelled -1
-    and left out of the net similarity.
+    A point that may not be linked to any exemplar (all its similarities are -inf) is labelled -1.
     """
-    n = S.shape[0]
-    exemplars = np.flatnonzero(is_exemplar)
-    if exemplars.size == 0:
-        return exemplars, np.full(n, -1, dtype=np.intp), float("-inf")
     labels = _assign(S, exemplars, seed)
     by_label = np.argsort(labels, kind="stable")[np.count_nonzero(labels < 0) :]
     clusters = np.split(by_label, np.cumsum(np.bincount(labels[by_label]))[:-1])
     moved = np.array([_best_member(S, preference, members, seed) for members in clusters])
-    labels = _assign(S, moved, seed)
-    exemplars, labels = sorted_by_index(moved, labels)
-    return exemplars, labels, net_similarity(S, preference, exemplars, labels)
+    return sorted_by_index(moved, _assign(S, moved, seed))
 
 
-def net_similarity(S: Floats, preference: Floats, exemplars: Indices, labels: Indices) -> float:
-    """Sum of the similarities of the points to their exemplars and of the exemplars' preferences."""
+def net_similarity(
+    links: Callable[[Indices, Indices], Floats],
+    preference: Floats,
+    exemplars: Indices,
+    labels: Indices,
+) -> float:
+    """Sum of the similarities of the points to their exemplars and of the exemplars' preferences.
+
+    `links` returns the similarities of pairs given as rows and columns. Points without an exemplar
+    are left out.
+    """
     members = np.flatnonzero(labels >= 0)
     members = members[exemplars[labels[members]] != members]
-    links = S[members, exemplars[labels[members]]].sum(dtype=np.float64)
-    return float(links + preference[exemplars].sum(dtype=np.float64))
+    similarities = links(members, exemplars[labels[members]])
+    return float(similarities.sum(dtype=np.float64) + preference[exemplars].sum(dtype=np.float64))
 
 
 def _assign(S: Floats, exemplars: Indices, seed: int) -> Indices:

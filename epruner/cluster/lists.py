@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from epruner.cluster import _native, memory
 from epruner.cluster.decode import sorted_by_index
 from epruner.cluster.outcome import Messages, Options
+from epruner.cluster.similarity import cosine, negative_squared_distances
 
 Floats = NDArray[np.floating]
 Indices = NDArray[np.intp]
@@ -24,7 +25,13 @@ Indices = NDArray[np.intp]
 FIRST_CANDIDATES = 24  # per point, from a sweep over tiles
 _TILE = 1024  # points a side
 _STRIP_ENTRIES = 1 << 24  # similarities held at once when rows are evaluated in full
+_REPORT_EVERY = 10  # iterations
 _BYTES_PER_CANDIDATE = 48  # lists, and the sweep's buffers while they are handed over
+
+
+def dense_bytes(n: int, dtype: np.dtype[Any]) -> int:
+    """Bytes that dense passes over n points take: S, its jittered copy, R and A."""
+    return 4 * n * n * dtype.itemsize
 
 
 class Source(ABC):
@@ -32,7 +39,15 @@ class Source(ABC):
 
     n: int
     dtype: np.dtype[Any]
-    bounded = False  # whether crowded lists should give way to dense passes
+
+    def fits_densely(self) -> bool:
+        """Whether memory has room for similarities and messages of all pairs."""
+        free = memory.available()
+        return free is None or dense_bytes(self.n, self.dtype) < free
+
+    @abstractmethod
+    def matrix(self) -> Floats:
+        """Return the similarities (n, n)."""
 
     @abstractmethod
     def start(self, options: Options) -> _native.ActiveSet:
@@ -67,14 +82,20 @@ class Source(ABC):
 def run(
     lists: _native.ActiveSet, source: Source, preference: Floats, options: Options
 ) -> Messages | None:
-    """Pass messages from the start with these preferences; None when the lists get crowded."""
-    lists.restart(preference.astype(np.float64))
+    """Pass messages from the start with these preferences; None when dense passes are cheaper."""
+    lists.restart(preference.astype(np.float64), options.damping)
     while True:
-        status = lists.iterate(10 if options.verbose else options.max_iter)
+        status = lists.iterate(_REPORT_EVERY if options.verbose else options.max_iter)
         if status == "starved":
-            if source.bounded and lists.crowded:
+            if lists.crowded and source.fits_densely():
                 return None
-            source.extend(lists, lists.starved(), options)
+            rows = lists.starved()
+            memory.require(
+                2 * rows.size * max(FIRST_CANDIDATES, lists.longest) * _BYTES_PER_CANDIDATE,
+                f"the lists of {source.n} points at iteration {lists.iteration}",
+                "raise the preference (fewer clusters need longer lists) or cluster a sample",
+            )
+            source.extend(lists, rows, options)
             continue
         if options.verbose:
             print(
@@ -88,12 +109,13 @@ def run(
 class MatrixSource(Source):
     """Similarities (n, n) in memory."""
 
-    bounded = True
-
     def __init__(self, S: Floats) -> None:
         self.S = S
         self.n = S.shape[0]
         self.dtype = S.dtype
+
+    def matrix(self) -> Floats:
+        return self.S
 
     def start(self, options: Options) -> _native.ActiveSet:
         lists = self._lists(options)
@@ -123,6 +145,12 @@ class SparseSource(Source):
         self.S = S
         self.n = S.shape[0]
         self.dtype = S.dtype
+
+    def matrix(self) -> Floats:
+        full = np.full(self.S.shape, -np.inf, dtype=self.dtype)
+        stored = self.S.tocoo()
+        full[stored.row, stored.col] = stored.data
+        return full
 
     def start(self, options: Options) -> _native.ActiveSet:
         lists = self._lists(options)
@@ -177,6 +205,7 @@ class FeatureSource(Source):
     def __init__(self, X: Floats, cosine: bool) -> None:
         self.n, d = X.shape
         self.dtype = X.dtype
+        self.X = X
         self.cosine = cosine
         if cosine:
             self._factor, self._norms = X, None
@@ -189,16 +218,19 @@ class FeatureSource(Source):
         self._features: Any = features(X, self._norms, unit)
         self._nearest_type: Any = _native.Nearest32 if single else _native.Nearest64
 
+    def matrix(self) -> Floats:
+        return cosine(self.X) if self.cosine else negative_squared_distances(self.X)
+
     def start(self, options: Options) -> _native.ActiveSet:
         return self.start_with_ranks(options, None)[0]
 
     def start_with_ranks(
         self, options: Options, position: float | None
-    ) -> tuple[_native.ActiveSet, float | None]:
+    ) -> tuple[_native.ActiveSet, float]:
         """Start the lists; in the same sweep, find an order statistic of all pairs' similarities.
 
         `position` counts ordered off-diagonal pairs in ascending order of similarity, from 0; a
-        fraction interpolates.
+        fraction interpolates; None asks for nothing.
         """
         memory.require(
             self.n * 2 * FIRST_CANDIDATES * _BYTES_PER_CANDIDATE,
@@ -208,7 +240,7 @@ class FeatureSource(Source):
         nearest = self._nearest_type(self._features, FIRST_CANDIDATES)
         if position is None:
             self._sweep(nearest, options)
-            value = None
+            value = float("nan")
         else:
             value = self._sweep_for(nearest, options, position)
         lists = self._lists(options)

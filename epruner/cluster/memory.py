@@ -21,7 +21,7 @@ def require(needed: int, what: str, advice: str) -> None:
     free = available()
     if free is not None and needed > free:
         raise MemoryError(
-            f"{what} needs about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are available; {advice}"
+            f"{what} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are available; {advice}"
         )
 
 

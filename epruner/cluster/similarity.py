@@ -22,7 +22,7 @@ def negative_squared_distances(X: Floats) -> Floats:
     S -= norms[:, None]
     S -= norms[None, :]
     np.minimum(S, 0, out=S)
-    close = -S < (norms[:, None] + norms[None, :]) * np.sqrt(np.finfo(X.dtype).eps)
+    close = (norms[:, None] + norms[None, :]) * np.sqrt(np.finfo(X.dtype).eps) > -S
     rows, cols = np.nonzero(np.triu(close, 1))
     exact = -np.square(X[rows].astype(np.float64) - X[cols]).sum(axis=1)
     S[rows, cols] = S[cols, rows] = exact
@@ -54,7 +54,7 @@ def column_medians(S: Floats, n_threads: int | None = None) -> Floats:
     if native is not None:
         medians: Floats = native.column_medians(S, threads.resolve(n_threads))
         return medians
-    return np.nanmedian(np.where(S > -np.inf, S, np.nan), axis=0).astype(S.dtype)
+    return np.nanmedian(np.where(-np.inf < S, S, np.nan), axis=0).astype(S.dtype)
 
 
 def median_preference(S: Floats, beta: float) -> Floats:

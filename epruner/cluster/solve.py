@@ -1,15 +1,26 @@
 """One clean problem in, one clustering out: degenerate cases, messages, decoding."""
 
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from epruner.cluster import solvers
-from epruner.cluster.decode import decode
-from epruner.cluster.outcome import Clustering, Options
+from epruner.cluster._compiled import native
+from epruner.cluster.decode import decode, net_similarity, sorted_by_index
+from epruner.cluster.outcome import Clustering, Messages, Options
+
+if TYPE_CHECKING:
+    from epruner.cluster import _native
+    from epruner.cluster.lists import Source
 
 Floats = NDArray[np.floating]
+Solve = Callable[[Options], Clustering]
+
+_RISING = (0.7, 0.8, 0.9, 0.95)
 
 
 def cluster_similarities(
@@ -20,14 +31,60 @@ def cluster_similarities(
     Returns the arbitrary answer scikit-learn gives, without iterating, where all similarities and
     preferences are equal.
     """
-    if _all_equal(S, preference):
+    if all_equal(S, preference):
         return _degenerate(S, preference)
     messages = solvers.get(backend)(S, preference, options)
-    exemplars, labels, net = decode(S, preference, messages.is_exemplar, options.seed)
+    exemplars = np.flatnonzero(messages.is_exemplar)
+    if exemplars.size == 0:
+        return _without_exemplars(messages)
+    if native is None:
+        exemplars, labels = decode(S, preference, exemplars, options.seed)
+    else:
+        exemplars, labels = sorted_by_index(
+            *native.decode(
+                S, preference.astype(np.float64), exemplars, options.seed, options.n_threads
+            )
+        )
+    net = net_similarity(lambda rows, columns: S[rows, columns], preference, exemplars, labels)
     return Clustering(exemplars, labels, messages.n_iter, messages.converged, net)
 
 
-def _all_equal(S: Floats, preference: Floats) -> bool:
+def cluster_lists(
+    source: "Source", lists: "_native.ActiveSet", preference: Floats, options: Options
+) -> Clustering:
+    """Cluster the points of `source` by its started `lists`, which keep what they learn."""
+    from epruner.cluster.lists import run
+
+    messages = run(lists, source, preference, options)
+    if messages is None:
+        return cluster_similarities(source.matrix(), preference, options, "native")
+    exemplars = np.flatnonzero(messages.is_exemplar)
+    if exemplars.size == 0:
+        return _without_exemplars(messages)
+    exemplars, labels = source.decode(lists, preference, exemplars, options)
+    net = net_similarity(source.links, preference, exemplars, labels)
+    return Clustering(exemplars, labels, messages.n_iter, messages.converged, net)
+
+
+def with_rising_damping(solve: Solve, options: Options) -> tuple[Clustering, float]:
+    """Solve with the least damping that converges; return the clustering and that damping."""
+    for damping in sorted({options.damping, *(d for d in _RISING if d > options.damping)}):
+        clustering = solve(replace(options, damping=damping))
+        if clustering.converged:
+            break
+        if options.verbose:
+            print(f"damping {damping}: oscillates, no convergence")
+    return clustering, damping
+
+
+def _without_exemplars(messages: Messages) -> Clustering:
+    nobody = np.empty(0, dtype=np.intp)
+    labels = np.full(messages.is_exemplar.size, -1, dtype=np.intp)
+    return Clustering(nobody, labels, messages.n_iter, messages.converged, float("-inf"))
+
+
+def all_equal(S: Floats, preference: Floats) -> bool:
+    """Whether all preferences are equal, and all similarities of different points."""
     n = S.shape[0]
     if n == 1:
         return True

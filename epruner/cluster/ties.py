@@ -1,8 +1,9 @@
 """Tie-breaking by a jitter that is a function of (seed, row, column), not of a generator's state.
 
-Exact ties (duplicate points, integer similarities) let messages grow in step for ever. scikit-learn
-adds noise of one unit in the last place from a sequential generator. Here the noise of an entry is a
-hash of its position: reproducible, the same for every solver, and evaluated only where it is needed.
+Exact ties (duplicate points, integer similarities) let messages grow in step for ever.
+scikit-learn adds noise of one unit in the last place from a sequential generator. Here the noise of
+an entry is a hash of its position: reproducible, the same for every solver, and evaluated only
+where it is needed.
 """
 
 import numpy as np

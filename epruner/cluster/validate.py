@@ -1,6 +1,7 @@
 """Checks at the door, in argument order. Behind them, arrays are clean and options are sane."""
 
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,13 +21,7 @@ def similarities(S: ArrayLike) -> Floats:
         if array.dtype.kind not in "iufb":
             raise TypeError(f"S must hold real numbers, got dtype {array.dtype}")
         array = array.astype(np.float64 if array.dtype.kind != "f" else np.float32)
-    if array.ndim != 2 or array.shape[0] != array.shape[1]:
-        raise ValueError(
-            "The matrix of similarities must be a square array. "
-            f"Got {array.shape} instead."
-        )
-    if array.shape[0] == 0:
-        raise ValueError("S holds no points: at least one is needed")
+    _require_square(array.shape)
     array = np.ascontiguousarray(array)
     if not (array.max() <= np.finfo(array.dtype).max):  # a comparison that NaN fails, too
         where = np.argwhere(~(array <= np.finfo(array.dtype).max))[0]
@@ -37,17 +32,40 @@ def similarities(S: ArrayLike) -> Floats:
     return array
 
 
-def preferences(preference: ArrayLike | None, S: Floats) -> Floats:
-    """Return one finite preference per point in the dtype of `S`; None is the median of `S`."""
-    if preference is None:
-        return np.full(S.shape[0], np.median(S), dtype=S.dtype)
-    p = np.asarray(preference, dtype=S.dtype)
+def sparse_similarities(S: Any) -> Any:
+    """Return the SciPy sparse matrix `S` as CSR in float32 or float64 without duplicates."""
+    _require_square(S.shape)
+    csr = S.tocsr()
+    if csr.dtype not in (np.float32, np.float64):
+        csr = csr.astype(np.float64)
+    if not csr.has_canonical_format:
+        csr = csr.copy()
+        csr.sum_duplicates()
+    bad = ~(csr.data <= np.finfo(csr.dtype).max)
+    if bad.any():
+        raise ValueError(
+            f"S stores {csr.data[bad][0]}: stored similarities must be finite; leave out the "
+            "pairs that must not be linked"
+        )
+    return csr
+
+
+def _require_square(shape: tuple[int, ...]) -> None:
+    if len(shape) != 2 or shape[0] != shape[1]:
+        raise ValueError(f"The matrix of similarities must be a square array. Got {shape} instead.")
+    if shape[0] == 0:
+        raise ValueError("S holds no points: at least one is needed")
+
+
+def preferences(preference: ArrayLike, n: int, dtype: Any) -> Floats:
+    """Return one finite preference for each of `n` points."""
+    p = np.asarray(preference, dtype=dtype)
     if p.ndim == 0:
-        p = np.full(S.shape[0], p, dtype=S.dtype)
-    if p.shape != (S.shape[0],):
+        p = np.full(n, p, dtype=dtype)
+    if p.shape != (n,):
         raise ValueError(
             f"preference must be a scalar or have one entry per point: "
-            f"got shape {p.shape} for {S.shape[0]} points"
+            f"got shape {p.shape} for {n} points"
         )
     if not np.isfinite(p).all():
         raise ValueError("preference holds NaN or infinite values; every entry must be finite")
@@ -55,7 +73,7 @@ def preferences(preference: ArrayLike | None, S: Floats) -> Floats:
 
 
 def options(
-    damping: float,
+    damping: Any,
     max_iter: int,
     convergence_iter: int,
     random_state: RandomState,
@@ -65,7 +83,7 @@ def options(
 ) -> Options:
     """Check the iteration parameters and turn `random_state` into the key of the jitter."""
     if not isinstance(damping, Real):
-        raise TypeError(f"damping={damping!r} must be a number")
+        raise TypeError(f"damping={damping!r} must be a number in [0.5, 1)")
     if not 0.5 <= damping < 1:
         raise ValueError(f"damping={damping} must be in [0.5, 1)")
     for name, value in (("max_iter", max_iter), ("convergence_iter", convergence_iter)):

@@ -23,9 +23,7 @@ def _run(
     return Messages(is_exemplar, n_iter, converged)
 
 
-def solve(
-    S: NDArray[np.floating], preference: NDArray[np.floating], options: Options
-) -> Messages:
+def solve(S: NDArray[np.floating], preference: NDArray[np.floating], options: Options) -> Messages:
     """Pass messages between listed pairs only, turning dense when lists get long."""
     return _run(S, preference, options, dense_only=False)
 

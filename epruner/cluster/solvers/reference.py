@@ -1,7 +1,7 @@
 """Affinity propagation as its definition, in NumPy: the oracle that every fast solver is held to.
 
-Frey & Dueck, "Clustering by passing messages between data points", Science 315 (2007). Kept slow and
-plain on purpose: three n x n float64 matrices and a handful of passes over them per iteration.
+Frey & Dueck, "Clustering by passing messages between data points", Science 315 (2007). Kept slow
+and plain on purpose: three n x n float64 matrices and a handful of passes over them per iteration.
 """
 
 import numpy as np
@@ -14,16 +14,14 @@ from epruner.cluster.ties import jittered
 def full_similarities(
     S: NDArray[np.floating], preference: NDArray[np.floating], seed: int
 ) -> NDArray[np.float64]:
-    """(n, n) float64: `S` with the preferences on its diagonal and the tie-breaking jitter added."""
+    """(n, n) float64: `S` with preferences on its diagonal and the tie-breaking jitter added."""
     full = S.copy()
     np.fill_diagonal(full, preference)
     index = np.arange(S.shape[0])
     return jittered(full, index[:, None], index[None, :], seed)
 
 
-def solve(
-    S: NDArray[np.floating], preference: NDArray[np.floating], options: Options
-) -> Messages:
+def solve(S: NDArray[np.floating], preference: NDArray[np.floating], options: Options) -> Messages:
     """Pass messages on similarities `S` (n, n) with `preference` (n,)."""
     n = S.shape[0]
     damping = options.damping
@@ -40,7 +38,7 @@ def solve(
         rest = V.copy()
         rest[diagonal, V.argmax(axis=1)] = -np.inf
         second = rest.max(axis=1)  # (n,)
-        rival = np.where(V == best[:, None], second[:, None], best[:, None])  # (n, n)
+        rival = np.where(best[:, None] == V, second[:, None], best[:, None])  # (n, n)
         with np.errstate(invalid="ignore"):
             R = damping * R + (1 - damping) * (S - rival)
 

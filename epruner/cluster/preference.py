@@ -1,0 +1,105 @@
+"""Which preferences mean which number of clusters."""
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from epruner.cluster import validate
+from epruner.cluster.outcome import Clustering
+
+Floats = NDArray[np.floating]
+
+_BRACKETING = 60  # steps of a factor 4 away from the starting point
+_BISECTIONS = 60
+
+
+def preference_range(S: ArrayLike, *, exact: bool = False) -> tuple[float, float]:
+    """Return preferences (low, high) between which the number of clusters changes.
+
+    Below `low` one cluster has the largest net similarity; above `high`, the largest similarity,
+    every point is its own exemplar.
+
+    Parameters
+    ----------
+    S : array-like of shape (n, n)
+        Similarities; the diagonal is ignored.
+    exact : bool, default=False
+        `low` is otherwise a bound from below, in O(n²); exactly, it takes O(n³).
+
+    References
+    ----------
+    Frey & Dueck's preferenceRange; `preferenceRange` of R's apcluster.
+    """
+    s = validate.similarities(S).astype(np.float64)
+    n = s.shape[0]
+    if n < 2:
+        raise ValueError("S holds one point: a preference range needs at least two")
+    np.fill_diagonal(s, -np.inf)
+    nearest = s.max(axis=1)
+    np.fill_diagonal(s, 0)
+    one = s.sum(axis=0).max()  # net similarity of the best single cluster, without preferences
+    if exact:
+        two = max(np.maximum(s[:, [k]], s[:, k + 1 :]).sum(axis=0).max() for k in range(n - 1))
+    else:
+        two = nearest.sum() - np.partition(nearest, 1)[:2].sum()
+    return float(one - two), float(nearest.max())
+
+
+def for_clusters(
+    solve: Callable[[float], Clustering], wanted: int, start: float, top: float
+) -> tuple[Clustering, float]:
+    """Search a common preference that gives `wanted` clusters.
+
+    Parameters
+    ----------
+    solve : callable
+        Clusters with one preference for all points.
+    wanted : int
+        Number of clusters.
+    start : float
+        A preference to start from, below `top`.
+    top : float
+        A preference that makes (nearly) every point an exemplar: the largest similarity.
+
+    Returns
+    -------
+    clustering, preference
+        Of the closest number of clusters found; converged ones are preferred. Warns where that
+        number is not `wanted`.
+    """
+    best: tuple[tuple[int, bool], Clustering, float] | None = None
+
+    def clusters(gap: float) -> int:
+        nonlocal best
+        clustering = solve(top - gap)
+        miss = abs(clustering.exemplars.size - wanted)
+        if best is None or (miss, not clustering.converged) < best[0]:
+            best = ((miss, not clustering.converged), clustering, top - gap)
+        return clustering.exemplars.size
+
+    gap = max(top - start, 1e-6 * max(1.0, abs(top)))  # the larger, the fewer clusters
+    count = clusters(gap)
+    factor = 4.0 if count > wanted else 0.25
+    many = few = gap
+    for _ in range(_BRACKETING):
+        if count == wanted or (count < wanted) == (factor > 1):
+            break
+        gap *= factor
+        count = clusters(gap)
+        many, few = (few, gap) if factor > 1 else (gap, many)
+    for _ in range(_BISECTIONS):
+        if (best is not None and best[0] == (0, False)) or few <= many * (1 + 1e-12):
+            break
+        gap = float(np.sqrt(many * few))
+        many, few = (gap, few) if clusters(gap) > wanted else (many, gap)
+    assert best is not None
+    _, clustering, preference = best
+    if clustering.exemplars.size != wanted:
+        warnings.warn(
+            f"no preference was found that gives {wanted} clusters; the closest, {preference:.6g}, "
+            f"gives {clustering.exemplars.size}",
+            stacklevel=4,
+        )
+    return clustering, preference
