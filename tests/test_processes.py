@@ -149,7 +149,7 @@ def test_ctrl_c_is_answered(backend: str) -> None:
     assert process.stdout is not None
     try:
         assert process.stdout.readline() == "ready\n"
-        time.sleep(2)  # past selection, into the iterations
+        time.sleep(1)  # past selection, into the iterations
         sent = time.monotonic()
         process.send_signal(signal.SIGINT)
         answered = process.communicate(timeout=60)[0]
