@@ -210,8 +210,8 @@ def test_nobody_may_be_linked(solver: Solver) -> None:
 
 
 def test_unknown_backend_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"backend='cuda' is not one of auto, native"):
-        solvers.get("cuda")
+    with pytest.raises(ValueError, match=r"'abacus' is not .*native"):
+        solvers.get("abacus")
 
 
 def _in_a_process_without(*modules: str, code: str) -> str:

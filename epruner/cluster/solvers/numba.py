@@ -277,7 +277,12 @@ def _finish_iteration(keep: float, support: Floats, points: _Points) -> tuple[bo
 def solve(S: NDArray[np.floating], preference: NDArray[np.floating], options: Options) -> Messages:
     """Pass messages between listed pairs only."""
     with ThreadPoolExecutor(options.n_threads) as workers:  # threads start with the first task
-        return _ActiveSet(S, preference, options, workers).run()
+        try:
+            return _ActiveSet(S, preference, options, workers).run()
+        except SystemError as error:  # Ctrl-C while numba wrapped a kernel's result
+            if isinstance(error.__cause__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            raise
 
 
 class _ActiveSet:
