@@ -8,7 +8,7 @@ import pytest
 import torch
 from problems import KINDS, Case, problem, verdict
 
-from epruner.cluster import gpu, solvers
+from epruner.cluster import affinity_propagation, affinity_propagation_many, gpu, solvers
 from epruner.cluster.gpu import door
 from epruner.cluster.gpu.engine import load_cupy
 from epruner.cluster.gpu.problems import require
@@ -56,6 +56,22 @@ def test_device_arrays_of_every_kind(cupy: Any) -> None:
         assert isinstance(found.labels, np.ndarray)
     (found,) = gpu.cluster_many([cupy.asarray(S)], [torch.from_numpy(p).cuda()], Options())
     assert found.n_iter == expected.n_iter
+
+
+def test_public_functions_go_where_the_data_are() -> None:
+    S, p = problem(Case("blobs", 130, "float32", 0.5, 1.0, True))
+    there = torch.from_numpy(S).cuda()
+    exemplars, labels = affinity_propagation(S, preference=p)[:2]
+    for found in (
+        affinity_propagation(there, preference=p),
+        affinity_propagation(S, preference=p, backend="cupy"),
+    ):
+        np.testing.assert_array_equal(found[0], exemplars)
+        np.testing.assert_array_equal(found[1], labels)
+    for own in affinity_propagation_many([there, there], preference=[p, p]):
+        np.testing.assert_array_equal(own.labels, labels)
+    with pytest.raises(ValueError, match="backend='native' works on the CPU"):
+        affinity_propagation(there, backend="native")
 
 
 def test_waits_for_torchs_current_stream() -> None:

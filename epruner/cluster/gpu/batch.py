@@ -301,8 +301,8 @@ class Lists:
     def _resize(self, capacity: int) -> None:
         engine, xp = self.batch.engine, self.batch.engine.xp
         what = f"lists of {capacity} similar points"
-        # Their index by column is sorted with 64-bit keys: about four words an entry for a moment.
-        require(engine, capacity * (_ENTRY_BYTES + 32), what, _FEWER)
+        # Their index by column is sorted with 64-bit keys: about seven words an entry for a moment.
+        require(engine, capacity * (_ENTRY_BYTES + 56), what, _FEWER)
         if capacity >= 2**31:
             raise MemoryError(f"{what} are more than an index of 32 bits can hold; {_FEWER}")
         fresh: dict[str, Array] = {name: xp.empty(capacity) for name in ("s", "r", "a")}

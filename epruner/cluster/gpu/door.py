@@ -34,6 +34,17 @@ def on_device(x: object) -> bool:
     return hasattr(type(x), "__cuda_array_interface__")
 
 
+def wanted(problems: Sequence[object], backend: str) -> bool:
+    """Tell whether these are to be clustered on a device: they are there, or `backend` says so."""
+    there = any(on_device(S) for S in problems)
+    if there and backend not in ("auto", "cupy"):
+        raise ValueError(
+            f"backend={backend!r} works on the CPU and the similarities are on a device: use "
+            "backend='cupy', or move them first"
+        )
+    return there or backend == "cupy"
+
+
 def refuse_gradient(x: object, name: str) -> None:
     """Raise `ValueError` for a tensor that requires grad: no gradient flows through exemplars."""
     if getattr(x, "requires_grad", False):
@@ -142,7 +153,7 @@ def _preference(preference: Any, S: Array, xp: Any) -> Array:
         preference = adopt(preference, "preference")
     p = xp.asarray(preference, dtype=S.dtype)
     if p.ndim == 0:
-        p = xp.full(n, p, dtype=S.dtype)
+        p = xp.zeros(n, dtype=S.dtype) + p
     if p.shape != (n,):
         raise ValueError(
             f"preference must be a scalar or have one entry per point: "
@@ -248,6 +259,8 @@ def cluster_features(
     options = validate.options(damping, max_iter, convergence_iter, random_state)
     with engine_for([X, preference]) as engine:
         points = _rows(adopt(X, "X"), "X", engine.xp)
+        if points.shape[0] == 1:
+            raise ValueError("X holds one point: two are needed to be compared")
         problem = Features(engine, points)
         if preference is None:
             preference = medians(problem) * points.dtype.type(beta)
@@ -259,8 +272,8 @@ def cluster_features(
 
 
 def _rows(X: Array, name: str, xp: Any) -> Array:
-    if X.ndim != 2 or X.shape[0] < 2:
-        raise ValueError(f"{name} must hold at least two rows of features, got shape {X.shape}")
+    if X.ndim != 2 or 0 in X.shape:
+        raise ValueError(f"{name} must hold rows of features, got shape {X.shape}")
     if not bool(xp.isfinite(X).all()):
         raise ValueError(f"{name} holds NaN or infinite values")
     return X
@@ -272,7 +285,7 @@ class FilterBatch:
     Parameters
     ----------
     filters : sequence of arrays of shape (n_i, d_i)
-        CuPy arrays or torch CUDA tensors of one dtype, a row a filter; two rows at least.
+        CuPy arrays or torch CUDA tensors of one dtype, a row a filter.
 
     Attributes
     ----------
@@ -293,11 +306,10 @@ class FilterBatch:
                 raise TypeError(f"filters mix {sorted({str(X.dtype) for X in rows})}: convert them")
             self._matrices = distances(engine, rows)
             problems = Matrices(engine, self._matrices)
-            self._medians = [
-                found.copy()
-                for found in engine.xp.split(medians(problems), problems.first[1:-1].tolist())
-            ]
-            self.medians = [engine.host(found) for found in self._medians]
+            found = medians(problems)
+            bounds = zip(problems.first[:-1], problems.first[1:], strict=True)
+            self._medians = [found[begin:end] for begin, end in bounds]
+            self.medians = [engine.host(own) for own in self._medians]
         self._filters = filters  # their device is this object's
 
     def cluster(

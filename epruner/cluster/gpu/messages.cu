@@ -232,6 +232,7 @@ __device__ T kth_largest(const Value& value, Index n, Index rank, int* counts) {
   Key found = 0;
   for (int shift = 8 * sizeof(Key) - 4; shift >= 0; shift -= 4) {
     int above[15] = {};
+#pragma unroll 4
     for (Index k = threadIdx.x; k < n; k += blockDim.x) {
       const Key key = Number<T>::key(value(k));
       for (int j = 0; j < 15; ++j) above[j] += key >= (found | static_cast<Key>(j + 1) << shift);
@@ -505,6 +506,7 @@ __device__ void select(const Batch* b, const Lists* g, const Source* source, con
   if (target < n - 1) {
     if (4 * target <= blockDim.x) {
       T best = none;
+#pragma unroll 4
       for (Index k = threadIdx.x; k < n; k += blockDim.x) {
         const T v = value(k);
         best = v > best ? v : best;
@@ -518,6 +520,7 @@ __device__ void select(const Batch* b, const Lists* g, const Source* source, con
     if (low < lowest) low = lowest;
   }
   int reach = 0;
+#pragma unroll 4
   for (Index k = threadIdx.x; k < n; k += blockDim.x) reach += value(k) >= low;
   const Index room = listed + block_sum(reach, counts);
   if (threadIdx.x == 0) {

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = Any  # CuPy's, or NumPy's where the kernels run on a CPU
-_TILE_BYTES = 1 << 30
+_TILE_BYTES = 1 << 32
 
 
 class Engine(Protocol):
@@ -179,8 +179,8 @@ def medians(problems: Problems) -> Array:
     found = engine.xp.empty(problems.points, dtype=problems.dtype)
     scratch = 64 + 2 * 8 * engine.threads // 32
     rows = engine.xp.arange(problems.points)
+    batch = problem_table(problems)
     for some, tile in problems.tiles(rows):
-        batch = problem_table(problems)
         engine.launch(
             problems.row_kernel("medians"),
             some.stop - some.start,
