@@ -11,7 +11,7 @@ namespace epruner {
 namespace {
 
 constexpr Index kFirstWant = 16;      // candidates a row starts with
-constexpr Index kSerialBelow = 8192;  // listed entries; thread start-up costs more than it saves
+constexpr Index kSerialBelow = 32768;  // listed entries; waiting for threads costs more than it saves
 constexpr Index kCrowdedShare = 8;    // dense passes win once lists hold more than n / 8 columns
 constexpr Index kAlwaysSparse = 48;   // lists of this length are never worth a dense pass
 constexpr Index kSelectionChunk = Index{1} << 26;  // entries of S read between two polls

@@ -152,6 +152,17 @@ Array<T> py_column_medians(const Array<T>& S, int n_threads) {
   return medians;
 }
 
+template <class T>
+void py_distances_from_dots(Array<T>& dots, const Array<T>& X, const Array<T>& norms,
+                            int n_threads) {
+  const Index n = square_size(dots);
+  require(X.ndim() == 2 && X.shape(0) == n, "X must have a row for every point");
+  const T* squared_norms = of_length(norms, n);
+  T* S = dots.mutable_data();
+  const py::gil_scoped_release release;
+  distances_from_dots(n, X.shape(1), S, X.data(), squared_norms, n_threads);
+}
+
 // ---- Similarities from features -----------------------------------------------------------------
 
 // Features (n, d) that stay alive with whatever evaluates them.
@@ -230,6 +241,9 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
         "n_threads"_a);
   m.def("column_medians", &py_column_medians<T>, py::arg("S").noconvert(), "n_threads"_a);
   m.def("row_medians", &py_row_medians<T>, py::arg("rows").noconvert(), "n_threads"_a);
+
+  m.def("distances_from_dots", &py_distances_from_dots<T>, py::arg("dots").noconvert(),
+        py::arg("X").noconvert(), py::arg("norms").noconvert(), "n_threads"_a);
 
   py::class_<PyFeatures<T>>(m, ("Features" + suffix).c_str())
       .def(py::init<Array<T>, std::optional<Array<T>>, double>(), py::arg("X").noconvert(),

@@ -2,6 +2,7 @@
 
 #include <omp.h>
 
+#include <array>
 #include <cmath>
 
 namespace epruner {
@@ -30,15 +31,38 @@ std::pair<T, T> bracket(Index n, const T* S, double fraction) {
           high > last ? std::numeric_limits<T>::max() : sample[static_cast<std::size_t>(high)]};
 }
 
-// Median of the finite ones among values[0..n), which are reordered.
+// The ranks under the middle of n values: the same one twice where n is odd.
+std::pair<Index, Index> middle_ranks(Index n) { return {(n - 1) / 2, n / 2}; }
+
 template <class T>
-T median(T* values, Index n) {
+T median_of(T* values, Index n, Index low, Index high) {
+  std::nth_element(values, values + high, values + n);
+  const T upper = values[high];
+  return low == high ? upper : (*std::max_element(values, values + high) + upper) / 2;
+}
+
+// Median of the finite ones among values[0..n), which are reordered. Long rows are first cut down
+// to what lies near a sample's middle.
+template <class T>
+T median(T* values, Index n, std::vector<Column>& where) {
   n = std::remove(values, values + n, minus_infinity<T>) - values;
   if (n == 0) return minus_infinity<T>;
-  T* middle = values + n / 2;
-  std::nth_element(values, middle, values + n);
-  if (n % 2 != 0) return *middle;
-  return (*std::max_element(values, middle) + *middle) / 2;
+  const auto [low, high] = middle_ranks(n);
+  if (n < 1024) return median_of(values, n, low, high);
+  const Index size = std::min<Index>(n / 16, 1024);
+  std::array<T, 1024> sample;
+  for (Index e = 0; e < size; ++e)
+    sample[static_cast<std::size_t>(e)] = values[e * (n / size)];
+  std::sort(sample.begin(), sample.begin() + size);
+  const auto slack = static_cast<Index>(2 * std::sqrt(static_cast<double>(size)));
+  const T from = sample[static_cast<std::size_t>(size / 2 - slack)];
+  const T to = std::nextafter(sample[static_cast<std::size_t>(size / 2 + slack)],
+                              std::numeric_limits<T>::infinity());
+  const Index below = count_between(n, values, minus_infinity<T>, from);
+  const Index inside = collect_between(n, values, from, to, where.data());
+  if (low < below || high >= below + inside) return median_of(values, n, low, high);
+  for (Index e = 0; e < inside; ++e) values[e] = values[where[static_cast<std::size_t>(e)]];
+  return median_of(values, inside, low - below, high - below);
 }
 
 }  // namespace
@@ -100,26 +124,32 @@ void column_medians(Index n, const T* S, T* medians, int threads) {
   if (n * n < 1 << 14) threads = 1;
   const Index groups = (n + kColumnsAtOnce - 1) / kColumnsAtOnce;
   std::vector<std::vector<T>> scratch(static_cast<std::size_t>(threads));
+  std::vector<std::vector<Column>> where(static_cast<std::size_t>(threads));
   for (auto& own : scratch) own.resize(static_cast<std::size_t>(n * kColumnsAtOnce));
+  for (auto& own : where) own.resize(static_cast<std::size_t>(n));
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
   for (Index group = 0; group < groups; ++group) {
-    T* columns = scratch[static_cast<std::size_t>(omp_get_thread_num())].data();
+    const auto thread = static_cast<std::size_t>(omp_get_thread_num());
+    T* columns = scratch[thread].data();
     const Index first = group * kColumnsAtOnce, width = std::min(kColumnsAtOnce, n - first);
     for (Index i = 0; i < n; ++i)
       for (Index k = 0; k < width; ++k) columns[k * n + i] = S[i * n + first + k];
-    for (Index k = 0; k < width; ++k) medians[first + k] = median(columns + k * n, n);
+    for (Index k = 0; k < width; ++k) medians[first + k] = median(columns + k * n, n, where[thread]);
   }
 }
 
 template <class T>
 void row_medians(Index rows, Index n, const T* values, T* medians, int threads) {
   std::vector<std::vector<T>> scratch(static_cast<std::size_t>(threads));
+  std::vector<std::vector<Column>> where(static_cast<std::size_t>(threads));
   for (auto& own : scratch) own.resize(static_cast<std::size_t>(n));
+  for (auto& own : where) own.resize(static_cast<std::size_t>(n));
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (Index i = 0; i < rows; ++i) {
-    T* copy = scratch[static_cast<std::size_t>(omp_get_thread_num())].data();
+    const auto thread = static_cast<std::size_t>(omp_get_thread_num());
+    T* copy = scratch[thread].data();
     std::copy_n(values + i * n, n, copy);
-    medians[i] = median(copy, n);
+    medians[i] = median(copy, n, where[thread]);
   }
 }
 

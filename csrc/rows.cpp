@@ -171,7 +171,7 @@ EPRUNER_INLINE Index collect_at_least_impl(Index n, const T* __restrict x,
 template <class T>
 EPRUNER_INLINE void similarities_from_dots_impl(Index n, const T* __restrict dots, T norm,
                                                 const T* __restrict norms, T* __restrict s) {
-  for (Index k = 0; k < n; ++k) s[k] = T(2) * dots[k] - norm - norms[k];
+  for (Index k = 0; k < n; ++k) s[k] = T(2) * dots[k] - (norm + norms[k]);
 }
 
 template <class T>

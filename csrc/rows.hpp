@@ -84,7 +84,8 @@ bool has_invalid(Index n, const double* x);
 
 // ---- Features ----------------------------------------------------------------------------------
 
-// s[k] <- 2 dots[k] - norm - norms[k]: minus the squared distance, from inner products.
+// s[k] <- 2 dots[k] - (norm + norms[k]): minus the squared distance, from inner products. In place
+// where s == dots.
 void similarities_from_dots(Index n, const float* dots, float norm, const float* norms, float* s);
 void similarities_from_dots(Index n, const double* dots, double norm, const double* norms,
                             double* s);

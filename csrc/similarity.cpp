@@ -33,6 +33,23 @@ double Features<T>::supports(const Indices& members, double* out) const {
   return most * 1e-9;
 }
 
+template <class T>
+void distances_from_dots(Index n, Index d, T* S, const T* X, const T* norms, int threads) {
+  if (n * n < 1 << 14) threads = 1;
+  const T close = std::sqrt(std::numeric_limits<T>::epsilon());
+#pragma omp parallel for schedule(dynamic, 16) num_threads(threads)
+  for (Index i = 0; i < n; ++i) {
+    T* s = S + i * n;
+    similarities_from_dots(n, s, norms[i], norms, s);
+    for (Index k = 0; k < n; ++k)
+      if (!(-s[k] >= close * (norms[i] + norms[k])))
+        s[k] = static_cast<T>(0.0 - squared_distance(d, X + i * d, X + k * d));
+    s[i] = T(0);
+  }
+}
+
+template void distances_from_dots<float>(Index, Index, float*, const float*, const float*, int);
+template void distances_from_dots<double>(Index, Index, double*, const double*, const double*, int);
 template class Matrix<float>;
 template class Matrix<double>;
 template class Features<float>;

@@ -47,4 +47,10 @@ class Features {
   double offset_, scale_;
 };
 
+// Turn S = X~ X~^T of the centred features X~ into -||x_i - x_k||²: from the products where they
+// tell, by direct difference where points are so close that the products cancel. `norms` are those
+// of X~. Symmetric with a zero diagonal.
+template <class T>
+void distances_from_dots(Index n, Index d, T* S, const T* X, const T* norms, int threads);
+
 }  // namespace epruner

@@ -14,32 +14,47 @@ if TYPE_CHECKING:
         Clustering,
         affinity_propagation,
         affinity_propagation_many,
+        preference_range,
     )
-    from epruner.prune import Plan, PruningResult, load, prune, save
+    from epruner.prune import BudgetWarning, Plan, PruningResult, load, prune, recipes, save
+    from epruner.prune.export import export_onnx, export_program
+    from epruner.prune.weights import load_weights
 
     __version__: str
 
 _HOME = {
     "AffinityPropagation": "epruner.cluster",
+    "BudgetWarning": "epruner.prune",
     "Clustering": "epruner.cluster",
-    "affinity_propagation": "epruner.cluster",
-    "affinity_propagation_many": "epruner.cluster",
     "Plan": "epruner.prune",
     "PruningResult": "epruner.prune",
+    "affinity_propagation": "epruner.cluster",
+    "affinity_propagation_many": "epruner.cluster",
+    "export_onnx": "epruner.prune.export",
+    "export_program": "epruner.prune.export",
     "load": "epruner.prune",
+    "load_weights": "epruner.prune.weights",
+    "preference_range": "epruner.cluster",
     "prune": "epruner.prune",
+    "recipes": "epruner.prune",
     "save": "epruner.prune",
 }
 
 __all__ = [
     "AffinityPropagation",
+    "BudgetWarning",
     "Clustering",
     "Plan",
     "PruningResult",
     "affinity_propagation",
     "affinity_propagation_many",
+    "export_onnx",
+    "export_program",
     "load",
+    "load_weights",
+    "preference_range",
     "prune",
+    "recipes",
     "save",
 ]
 

@@ -208,7 +208,7 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.sparse = True
         return tags
 
-    def fit(self, X: ArrayLike, y: object = None) -> Self:
+    def fit(self, X: Any, y: object = None) -> Self:
         """Cluster features (n, d), or similarities (n, n) with ``affinity='precomputed'``."""
         automatic = self.damping == "auto"
         options = validate.options(
@@ -261,7 +261,7 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         features = np.ascontiguousarray(normalised(X) if cosine else X)
         return X, FeatureProblem(features, cosine, self.memory, self.backend)
 
-    def predict(self, X: ArrayLike) -> Indices:
+    def predict(self, X: Any) -> Indices:
         """Return the label of the most similar exemplar for each row of `X`.
 
         Parameters
@@ -295,15 +295,18 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             )
             return np.full(near.shape[0], -1)
         if self.affinity == "precomputed":
-            return near.argmax(axis=1)
+            labels: Indices = near.argmax(axis=1)
+            return labels
         if callable(self.affinity):
             raise ValueError(
                 "predict needs affinity='euclidean', 'cosine' or 'precomputed': similarities to "
                 "the exemplars alone are not defined by a callable of all features"
             )
         if self.affinity == "cosine":
-            return (near @ normalised(self.cluster_centers_).T).argmax(axis=1)
-        return pairwise_distances_argmin(near, self.cluster_centers_)
+            labels = (near @ normalised(self.cluster_centers_).T).argmax(axis=1)
+        else:
+            labels = pairwise_distances_argmin(near, self.cluster_centers_)
+        return labels
 
 
 _AFFINITIES = ("euclidean", "cosine", "precomputed")

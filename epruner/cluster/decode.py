@@ -42,7 +42,7 @@ def net_similarity(
 
 def _assign(S: Floats, exemplars: Indices, seed: int) -> Indices:
     near = S[:, exemplars]  # (n, K)
-    labels = near.argmax(axis=1)
+    labels: Indices = near.argmax(axis=1)
     best = near.max(axis=1).astype(np.float64)
     labels[best == -np.inf] = -1
     # The jitter, costly per element, can only decide between entries this close to the largest.

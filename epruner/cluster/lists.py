@@ -281,8 +281,7 @@ class FeatureSource(Source):
             strip = self._factor[some] @ self._factor.T
             if self._norms is not None:
                 strip *= 2
-                strip -= self._norms[some, None]
-                strip -= self._norms
+                strip -= self._norms[some, None] + self._norms
             yield some, strip
 
     def _sweep(self, nearest: Any, options: Options) -> None:

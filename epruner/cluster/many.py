@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from numbers import Real
 
 from numpy.typing import ArrayLike
 
@@ -52,10 +51,7 @@ def affinity_propagation_many(
         damping, max_iter, convergence_iter, random_state, n_threads=n_threads
     )
     each: Sequence[ArrayLike | None]
-    if preference is None or isinstance(preference, Real):
-        each = [preference] * len(problems)
-    else:
-        each = preference
+    each = preference if isinstance(preference, Sequence) else [preference] * len(problems)
     if len(each) != len(problems):
         raise ValueError(f"preference has {len(each)} entries for {len(problems)} problems")
     if gpu.wanted(problems, backend):

@@ -9,23 +9,24 @@ from epruner.cluster._compiled import native
 Floats = NDArray[np.floating]
 
 
-def negative_squared_distances(X: Floats) -> Floats:
+def negative_squared_distances(X: Floats, n_threads: int | None = None) -> Floats:
     """Return S = -||x_i - x_k||² for the rows of `X` (n, d), in X's dtype, with a zero diagonal.
 
     The features are centred first, and pairs that are close compared with their norms are
     evaluated again by direct difference, so that near-duplicates keep their distance.
     """
+    X = np.ascontiguousarray(X)
     centred = X - X.mean(axis=0, dtype=np.float64).astype(X.dtype)
     norms = np.einsum("ij,ij->i", centred, centred)
-    S = centred @ centred.T
+    S: Floats = centred @ centred.T
+    if native is not None:
+        native.distances_from_dots(S, X, norms, threads.resolve(n_threads))
+        return S
     S *= 2
-    S -= norms[:, None]
-    S -= norms[None, :]
-    np.minimum(S, 0, out=S)
-    close = (norms[:, None] + norms[None, :]) * np.sqrt(np.finfo(X.dtype).eps) > -S
-    rows, cols = np.nonzero(np.triu(close, 1))
-    exact = -np.square(X[rows].astype(np.float64) - X[cols]).sum(axis=1)
-    S[rows, cols] = S[cols, rows] = exact
+    S -= norms[:, None] + norms[None, :]
+    scale = np.sqrt(np.finfo(X.dtype).eps) * (norms[:, None] + norms[None, :])
+    rows, cols = np.nonzero(scale > -S)
+    S[rows, cols] = -np.square(X[rows].astype(np.float64) - X[cols]).sum(axis=1)
     np.fill_diagonal(S, 0)
     return S
 
@@ -33,7 +34,7 @@ def negative_squared_distances(X: Floats) -> Floats:
 def cosine(X: Floats) -> Floats:
     """Return the cosine similarity of the rows of `X` (n, d) in X's dtype, ones on the diagonal."""
     unit = normalised(X)
-    S = unit @ unit.T
+    S: Floats = unit @ unit.T
     np.fill_diagonal(S, 1)
     return S
 
@@ -46,7 +47,8 @@ def normalised(X: Floats) -> Floats:
             f"X[{int(np.argmin(norms))}] is all zeros and has no direction: cosine similarity "
             "is not defined for it"
         )
-    return (X / norms[:, None]).astype(X.dtype)
+    scaled: Floats = (X / norms[:, None]).astype(X.dtype)
+    return scaled
 
 
 def column_medians(S: Floats, n_threads: int | None = None) -> Floats:

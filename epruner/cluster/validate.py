@@ -84,7 +84,7 @@ def options(
     """Check the iteration parameters and turn `random_state` into the key of the jitter."""
     if not isinstance(damping, Real):
         raise TypeError(f"damping={damping!r} must be a number in [0.5, 1)")
-    if not 0.5 <= damping < 1:
+    if not 0.5 <= float(damping) < 1:
         raise ValueError(f"damping={damping} must be in [0.5, 1)")
     for name, value in (("max_iter", max_iter), ("convergence_iter", convergence_iter)):
         if not isinstance(value, Integral) or isinstance(value, bool):
