@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     )
     from epruner.prune import BudgetWarning, Plan, PruningResult, load, prune, recipes, save
     from epruner.prune.export import export_onnx, export_program
+    from epruner.prune.finetune import finetune
     from epruner.prune.weights import load_weights
 
     __version__: str
@@ -32,6 +33,7 @@ _HOME = {
     "affinity_propagation_many": "epruner.cluster",
     "export_onnx": "epruner.prune.export",
     "export_program": "epruner.prune.export",
+    "finetune": "epruner.prune.finetune",
     "load": "epruner.prune",
     "load_weights": "epruner.prune.weights",
     "preference_range": "epruner.cluster",
@@ -50,6 +52,7 @@ __all__ = [
     "affinity_propagation_many",
     "export_onnx",
     "export_program",
+    "finetune",
     "load",
     "load_weights",
     "preference_range",

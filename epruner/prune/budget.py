@@ -13,6 +13,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from epruner.prune.count import Costs
 from epruner.prune.graph import Group
 from epruner.prune.report import Totals
@@ -26,6 +29,7 @@ TOLERANCE = 0.01
 # collapsed. Searched is -log(beta), which grows with what is kept.
 WEAKNESS_RANGE = (-math.log(64.0), -math.log(0.02))
 FIRST_WEAKNESS = -math.log(0.55)
+CHEAPNESS_RANGE = (-16.0, 16.0)  # -log of what a share of the network is worth in lost variance
 TRIALS = 9
 UNIFORM_TRIALS = 20
 CLOSE = 0.04  # two answers this close around what is wanted need no more betas between them
@@ -87,6 +91,8 @@ class Search:
     layers : sequence of Layer
     fixed : dict of str to int
         Layers whose number of filters is given.
+    errors : mapping of str to ndarray of shape (n + 1,), optional
+        Per layer, what is lost when k of its filters are left.
     exemplars : bool
         Whether the members will be exemplars, so that layers of a given number need them.
     seed, n_threads
@@ -98,12 +104,14 @@ class Search:
         layers: Sequence[Layer],
         *,
         fixed: Counts,
+        errors: Mapping[str, npt.NDArray[np.float64]] | None = None,
         exemplars: bool,
         seed: int,
         n_threads: int | None,
     ) -> None:
         self._layers = layers
         self._exemplars = exemplars
+        self._errors = errors or {}
         self._free = [layer for layer in layers if layer.name not in fixed]
         self._fixed = fixed
         self._seed = seed
@@ -151,7 +159,7 @@ class Search:
         return best
 
     def meet(
-        self, measure: Measure, target: float, *, uniform: bool, proxy: Measure, patience: int
+        self, measure: Measure, target: float, *, widths: str, proxy: Measure, patience: int
     ) -> Choice:
         """Numbers of filters whose measure is just not above `target`.
 
@@ -160,8 +168,9 @@ class Search:
         measure : callable
             Cost of a network with these numbers of filters; larger with more of them.
         target : float
-        uniform : bool
-            The same share of every layer instead of the number of exemplars at the same beta.
+        widths : {"exemplar", "uniform", "reconstruction"}
+            The number of exemplars at the same beta, the same share of every layer, or the least
+            loss at the same price per unit of `proxy`.
         proxy : callable
             A cheap measure, to order the layers by what a filter of theirs costs.
         patience : int
@@ -178,9 +187,8 @@ class Search:
         over_cost, under_cost = measure(whole), measure(least)
         nearest: float | None = None  # strength of the dearest answer within the budget
         if under_cost <= target < over_cost:
-            at = self.at_share if uniform else self.at_weakness
-            bracket = _Bracket(0.0, 1.0) if uniform else _Bracket(*WEAKNESS_RANGE, FIRST_WEAKNESS)
-            for _ in range(UNIFORM_TRIALS if uniform else TRIALS):
+            at, bracket, trials = self._way(widths, proxy)
+            for _ in range(trials):
                 strength = bracket.next(target)
                 counts = at(strength)
                 cost = measure(counts)
@@ -199,11 +207,41 @@ class Search:
             counts = self._between(under, over, measure, target)
             counts = self._fill(counts, measure, target, proxy, patience)
         notes = _shortfall(self._free, counts, measure(counts), target, measure(whole))
-        if uniform or nearest is None:  # no beta, or none that was within the budget
+        if widths != "exemplar" or nearest is None:  # no beta, or none that was within the budget
             return Choice(counts, self.exact(self._layers, counts), {}, notes)
         beta = math.exp(-nearest)
         clusterings = self._seen[nearest] | self._clusterings_of_fixed(counts)
         return Choice(counts, clusterings, {x.name: beta for x in self._free}, notes)
+
+    def _way(self, widths: str, proxy: Measure) -> tuple[Callable[[float], Counts], _Bracket, int]:
+        """What to search over, where, and how often to try."""
+        if widths == "uniform":
+            return self.at_share, _Bracket(0.0, 1.0), UNIFORM_TRIALS
+        if widths == "exemplar":
+            return self.at_weakness, _Bracket(*WEAKNESS_RANGE, FIRST_WEAKNESS), TRIALS
+        whole = self._fixed | {x.name: x.channels for x in self._free}
+        full = proxy(whole)
+        prices = {  # of one filter, as a share of the network
+            x.name: (full - proxy(whole | {x.name: x.channels - x.unit})) / (x.unit * full)
+            for x in self._free
+        }
+        return (
+            lambda cheapness: self._at_price(math.exp(-cheapness), prices),
+            _Bracket(*CHEAPNESS_RANGE),
+            UNIFORM_TRIALS,
+        )
+
+    def _at_price(self, price: float, prices: Mapping[str, float]) -> Counts:
+        """The numbers of filters of least loss plus price."""
+        counts = dict(self._fixed)
+        for x in self._free:
+            allowed = sorted({x.fit(k) for k in range(1, x.channels + 1)})
+            loss = self._errors.get(x.name)
+            if loss is None:  # not ranked: as many as there are
+                counts[x.name] = x.channels
+                continue
+            counts[x.name] = min(allowed, key=lambda k: float(loss[k]) + price * prices[x.name] * k)
+        return counts
 
     def _clusterings_of_fixed(self, counts: Counts) -> dict[str, Clusterings]:
         return self.exact([x for x in self._layers if x.name in self._fixed], counts)

@@ -45,8 +45,10 @@ def set_goal(
     if len(budgets) > 1 or (budgets and beta is not None):
         given = [kind for kind, _ in budgets] + ["beta"] * (beta is not None)
         raise ValueError(f"{' and '.join(given)} exclude each other; give one of them")
-    if widths == "uniform" and not budgets:
-        raise ValueError("widths='uniform' needs a budget: macs=, params= or measure= and target=")
+    if widths in ("uniform", "reconstruction") and not budgets:
+        raise ValueError(
+            f"widths={widths!r} needs a budget: macs=, params= or measure= and target="
+        )
     for pattern, value in (keep or {}).items():
         whole = type(value) is int and value >= 1
         share = isinstance(value, float) and 0 < value <= 1

@@ -13,8 +13,11 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from epruner.prune.budget import Choice, Counts, Measure, Search, Sizes
+from epruner.prune.calibration import calibration_batches
+from epruner.prune.compensation import check_compensation, compensate_for
 from epruner.prune.count import eval_mode
 from epruner.prune.criteria import CRITERIA, Criterion, Indices
+from epruner.prune.descriptors import DESCRIPTORS, Descriptor, describe
 from epruner.prune.graph import Group, Structure, analyse
 from epruner.prune.inputs import (
     Arguments,
@@ -26,6 +29,7 @@ from epruner.prune.inputs import (
 )
 from epruner.prune.options import Goal, check_choice, check_min_keep, set_goal
 from epruner.prune.recipes import Recipe, published
+from epruner.prune.reconstruction import Elimination, by_elimination, eliminations
 from epruner.prune.report import Report, Skipped
 from epruner.prune.result import PruningResult, layer_clusters, layer_reports, totals_of
 from epruner.prune.selection import Clusterings, Layer, cluster, make_layer
@@ -55,6 +59,9 @@ def prune(
     scope: str = "inner",
     widths: str = "exemplar",
     criterion: str | Criterion = "exemplar",
+    descriptor: str | Descriptor = "weights",
+    compensate: str | None = None,
+    calibrate: Any = None,
     min_keep: int | float | None = None,
     round_to: int = 1,
     init: str = "exemplar",
@@ -95,10 +102,22 @@ def prune(
     scope : {"inner", "all"}
         "inner" prunes channels that one layer produces; "all" also channels that several layers
         add onto (residual streams), chosen by the filters of all of them side by side.
-    widths : {"exemplar", "uniform"}
-        What sets the numbers under a budget: exemplars, or the same share of every layer.
-    criterion : {"exemplar", "l1", "l2", "fpgm", "random"} or callable
-        Which filters stay once their number is set.
+    widths : {"exemplar", "uniform", "reconstruction"}
+        What sets the numbers under a budget: exemplars, the same share of every layer, or the
+        least loss of reconstruction over all layers (needs `calibrate`).
+    criterion : {"exemplar", "l1", "l2", "fpgm", "random", "reconstruction"} or callable
+        Which filters stay once their number is set; "reconstruction" keeps those that the layers
+        reading them can least do without (needs `calibrate`).
+    descriptor : {"weights", "folded", "activations"} or callable
+        What filters are compared by: their weights, weights and bias with BatchNorm folded in,
+        responses to the calibration inputs, or a function from a layer to a matrix with one row a
+        filter.
+    compensate : {"none", "merge", "batchnorm", "least_squares"}, optional
+        Repair of the pruned network: add the outgoing weights of dropped filters to those of the
+        most similar kept one (no data); estimate BatchNorm statistics anew; refit every layer by
+        least squares. Default: least squares with `calibrate`, none without.
+    calibrate : Tensor or iterable of tensors, tuples or dicts, optional
+        A few hundred inputs, without labels, shaped like `example_inputs` but for the first size.
     min_keep : int, float or None
         At least so many (int) or this share (float) of the filters of a layer stay. Default: the
         larger of 1 and 5 %. One always stays.
@@ -147,12 +166,20 @@ def prune(
         min_keep = 1 if min_keep is None else min_keep
     goal = set_goal(beta, macs, params, measure, target, keep, widths)
     check_choice("scope", scope, ("inner", "all"))
-    check_choice("widths", widths, ("exemplar", "uniform"))
+    check_choice("widths", widths, ("exemplar", "uniform", "reconstruction"))
     check_choice("init", init, INITS)
     check_choice("bn", bn, BN_MODES)
     if isinstance(criterion, str):
-        check_choice("criterion", criterion, tuple(CRITERIA))
-    choose = CRITERIA[criterion] if isinstance(criterion, str) else criterion
+        check_choice("criterion", criterion, (*CRITERIA, "reconstruction"))
+    if isinstance(descriptor, str):
+        check_choice("descriptor", descriptor, DESCRIPTORS)
+    needs = [f"criterion={criterion!r}"] * (criterion == "reconstruction")
+    needs += [f"widths={widths!r}"] * (widths == "reconstruction")
+    needs += [f"descriptor={descriptor!r}"] * (descriptor == "activations")
+    repairs = check_compensation(
+        compensate, calibrated=calibrate is not None, init=init, bn=bn, needs=needs
+    )
+    batches = [] if calibrate is None else calibration_batches(model, calibrate, arguments)
     check_min_keep(min_keep)
     if type(round_to) is not int or round_to < 1:
         raise ValueError(f"round_to must be an integer of at least 1, got {round_to!r}")
@@ -168,7 +195,16 @@ def prune(
         skipped += unsound
         if not groups:
             raise ValueError(_nothing(skipped))
+    notes: list[str] = []
+    ranked: dict[str, Elimination] = {}
     with stages.run("similarities"):
+        described = describe(descriptor, traced, groups, batches)
+        if "reconstruction" in (criterion, widths):
+            ranked, notes = eliminations(traced, groups, batches)
+        if criterion == "reconstruction":
+            choose = by_elimination(ranked)
+        else:
+            choose = CRITERIA[criterion] if isinstance(criterion, str) else criterion
         names = [name for name, m in model.named_modules() if isinstance(m, (_ConvNd, nn.Linear))]
         betas = _by_layer("beta", beta, names, groups) if isinstance(beta, Mapping) else {}
         fixed_at = _by_layer("keep", keep or {}, names, groups)
@@ -178,7 +214,14 @@ def prune(
             groups = [g for g in groups if g.name in fixed_at]
         modules = dict(traced.named_modules())
         problems = [
-            make_layer(modules, group, min_keep=min_keep, round_to=round_to) for group in groups
+            make_layer(
+                modules,
+                group,
+                min_keep=min_keep,
+                round_to=round_to,
+                described=described.get(group.name),
+            )
+            for group in groups
         ]
     sizes = Sizes(structure.costs, groups)
     with stages.run("selection"):
@@ -186,6 +229,7 @@ def prune(
         search = Search(
             problems,
             fixed=fixed,
+            errors={name: found.errors for name, found in ranked.items()},
             exemplars=choose is CRITERIA["exemplar"],
             seed=random_state,
             n_threads=n_threads,
@@ -210,7 +254,7 @@ def prune(
             choice = search.meet(
                 cost,
                 goal.value * whole,
-                uniform=widths == "uniform",
+                widths=widths,
                 proxy=lambda counts: sizes.totals(counts).macs,
                 patience=5000 if goal.measure is None else 40,
             )
@@ -219,7 +263,10 @@ def prune(
         plan = make_plan(groups, kept, init=init, bn=bn, seed=random_state)
         small = apply_plan(model, plan)
         _dry_run(small, arguments)
+    with stages.run("repair"):
+        small, repair, more = compensate_for(repairs, model, small, plan, groups, kept, batches)
     stages.close()
+    notes = [*choice.notes, *notes, *more]
     for note in choice.notes:
         warnings.warn(BudgetWarning(note), stacklevel=2)
     after = totals_of(small, sizes.totals(choice.counts))
@@ -228,6 +275,8 @@ def prune(
         "scope": scope,
         "widths": widths,
         "criterion": criterion if isinstance(criterion, str) else criterion.__name__,
+        "descriptor": descriptor if isinstance(descriptor, str) else descriptor.__name__,
+        "compensate": repairs,
         "init": init,
         "bn": bn,
         "min_keep": min_keep,
@@ -240,7 +289,8 @@ def prune(
         before=totals_of(model, structure.costs.totals()),
         after=after,
         settings=settings,
-        notes=choice.notes,
+        notes=tuple(notes),
+        repair=repair,
         seconds=stages.seconds,
     )
     clusters = {

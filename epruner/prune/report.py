@@ -88,6 +88,52 @@ class Totals:
 
 
 @dataclass(frozen=True)
+class LayerRepair:
+    """What the refit of one layer did.
+
+    Parameters
+    ----------
+    name : str
+    target : {"stream", "output"}
+        What it was fit to: the residual stream after the addition, or its own output.
+    before, after : float
+        Squared error on the calibration inputs over the variance of the target, with the sliced
+        and with the refit weights.
+    """
+
+    name: str
+    target: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What least squares did to a pruned network.
+
+    Parameters
+    ----------
+    layers : tuple of LayerRepair
+        Layers whose weights changed, in the order of the network.
+    before, after : float
+        Squared error of the network's outputs on the calibration inputs, over their variance.
+    """
+
+    layers: tuple[LayerRepair, ...]
+    before: float
+    after: float
+
+    def __str__(self) -> str:
+        """One line."""
+        streams = sum(layer.target == "stream" for layer in self.layers)
+        return (
+            f"{len(self.layers)} layers refit ({streams} to the residual stream, "
+            f"{len(self.layers) - streams} to their own outputs); error of the output "
+            f"{self.before:.3g} -> {self.after:.3g} of its variance"
+        )
+
+
+@dataclass(frozen=True)
 class Report:
     """What a pruning run did.
 
@@ -106,6 +152,8 @@ class Report:
         What the user should know, e.g. a budget that could not be met.
     seconds : mapping of str to float
         Wall time by stage.
+    repair : Repair, optional
+        What least squares did, where it was used.
     """
 
     layers: tuple[LayerReport, ...]
@@ -115,6 +163,7 @@ class Report:
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    repair: Repair | None = None
 
     def table(self) -> Table:
         """One row a pruned layer."""
@@ -163,7 +212,8 @@ class Report:
         by_reason: dict[str, list[str]] = {}
         for skipped in self.skipped:
             by_reason.setdefault(skipped.reason, []).append(skipped.name)
-        lines = [f"note: {note}" for note in self.notes]
+        lines = [f"repair: {self.repair}"] if self.repair else []
+        lines += [f"note: {note}" for note in self.notes]
         for reason, names in by_reason.items():
             more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
             lines.append(f"left alone ({reason}): {', '.join(names[:_NAMES_SHOWN])}{more}")
@@ -228,6 +278,8 @@ class Report:
             "settings": dict(self.settings),
             "notes": list(self.notes),
             "seconds": dict(self.seconds),
+            "repair": self.repair
+            and asdict(self.repair) | {"layers": [asdict(layer) for layer in self.repair.layers]},
         }
 
     @classmethod
@@ -248,10 +300,18 @@ class Report:
                 settings=dict(data.get("settings", {})),
                 notes=tuple(data.get("notes", ())),
                 seconds=dict(data.get("seconds", {})),
+                repair=_repair(data.get("repair")),
             )
         except (KeyError, TypeError, ValueError) as error:
             message = f"not a pruning report: {type(error).__name__}: {error}"
             raise ValueError(message) from error
+
+
+def _repair(data: Mapping[str, Any] | None) -> Repair | None:
+    if data is None:
+        return None
+    layers = tuple(LayerRepair(**layer) for layer in data["layers"])
+    return Repair(layers, data["before"], data["after"])
 
 
 def amount(value: float) -> str:

@@ -83,7 +83,12 @@ class Layer:
 
 
 def make_layer(
-    modules: Mapping[str, nn.Module], group: Group, *, min_keep: float | None, round_to: int
+    modules: Mapping[str, nn.Module],
+    group: Group,
+    *,
+    min_keep: float | None,
+    round_to: int,
+    described: Matrix | None = None,
 ) -> Layer:
     """Read a group's filters and compare them all with each other.
 
@@ -96,8 +101,14 @@ def make_layer(
         5 %.
     round_to : int
         The number kept is a multiple of this, if the layer has so many.
+    described : ndarray of shape (channels, d), optional
+        What to compare the filters by instead of their weights.
     """
-    rows = joint_matrix(modules[member.module] for member in group.producers)
+    rows = (
+        described
+        if described is not None
+        else joint_matrix(modules[member.module] for member in group.producers)
+    )
     features = tuple(np.split(rows, group.blocks))
     similarities = tuple(negative_squared_distances(block) for block in features)
     medians = tuple(median_preference(s, 1.0) for s in similarities)

@@ -1,0 +1,303 @@
+"""What is done for the filters that went: the layers that stay learn to do without them.
+
+Layer after layer, in the order of the network, weights are refit by least squares on a few hundred
+unlabelled inputs, so that each layer of the small network, reading what the small network gives
+it, comes as near as it can to what the full network computes at the same place. Where a layer's
+output is added to a shortcut, the target is the sum after the addition: what went wrong upstream
+and arrives through the shortcut is made good here. Elsewhere it is the layer's own output.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from epruner.prune.inputs import Arguments
+from epruner.prune.least_squares import (
+    EXACT,
+    Normal,
+    input_rows,
+    output_rows,
+    positions,
+    stacked,
+    unknowns,
+    unstack,
+)
+from epruner.prune.plan import Plan
+from epruner.prune.report import LayerRepair, Repair
+from epruner.prune.sites import Site, find_sites
+from epruner.prune.tape import Run, Slot, Tape, record
+
+
+class RepairWarning(UserWarning):
+    """A repair was left off or rests on too little data; the message says where and why."""
+
+
+def refit(
+    full: nn.Module, small: nn.Module, plan: Plan, batches: Sequence[Arguments]
+) -> tuple[nn.Module, Repair | None, list[str]]:
+    """Refit the layers of a pruned network by least squares.
+
+    Parameters
+    ----------
+    full, small : torch.nn.Module
+        The original and what `plan` makes of it; neither is modified.
+    plan : Plan
+    batches : sequence of (args, kwargs)
+        See `epruner.prune.calibration.calibration_batches`.
+
+    Returns
+    -------
+    model : torch.nn.Module
+        A copy of `small` with other weights, of the same data types.
+    repair : Repair or None
+        None if the repair was left off.
+    notes : list of str
+
+    Raises
+    ------
+    ValueError
+        Activations are NaN or infinite on the calibration inputs.
+    TraceError
+        The forward pass cannot be followed step by step.
+    """
+    reference, work = as_float(full), as_float(small)
+    full_tapes, tapes = make_tapes(reference, batches), make_tapes(work, batches)
+    if [s.label for s in full_tapes[0].steps] != [s.label for s in tapes[0].steps]:
+        note = "least squares left off: the pruned network takes another course than the original"
+        warnings.warn(RepairWarning(note), stacklevel=3)
+        return copy.deepcopy(small), None, [note]
+    sites, notes = find_sites(tapes[0])
+    sliced = [_run_through(tape, batch) for tape, batch in zip(tapes, batches, strict=True)]
+    keep: dict[Slot, int] = {}
+    for site in sites:  # in ascending order of `at`: of several that read one slot the last counts
+        keep[tapes[0].steps[site.step].reads[0]] = site.at
+    pair = _Pair(reference, work, plan, Run(full_tapes, batches), Run(tapes, batches, keep))
+    done = [found for site in sites if (found := pair.repair(site)) is not None]
+    original, repaired = zip(*(pair.finish(batch) for batch in range(len(batches))), strict=True)
+    before, after = output_error(sliced, original), output_error(repaired, original)
+    if after > before:  # each layer gained, the network did not: rather leave it as it was
+        notes.append(
+            "least squares left off: the output's error would grow from "
+            f"{before:.3g} to {after:.3g}"
+        )
+        warnings.warn(RepairWarning(notes[-1]), stacklevel=3)
+        return copy.deepcopy(small), None, notes
+    if pair.poor:
+        notes.append(
+            f"{len(pair.poor)} layers have more weights per output than the calibration inputs "
+            f"give equations (the first is {pair.poor[0]}); the ridge keeps them near the sliced "
+            "weights, more inputs would repair more"
+        )
+        warnings.warn(RepairWarning(notes[-1]), stacklevel=3)
+    return with_weights_of(small, work), Repair(tuple(done), before, after), notes
+
+
+def reestimate(small: nn.Module, batches: Sequence[Arguments]) -> nn.Module:
+    """A copy whose BatchNorm statistics are those of the calibration inputs."""
+    work = as_float(small)
+    norms = [m for m in work.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain average of all batches
+        norm.train()
+    with torch.no_grad():
+        for args, kwargs in batches:
+            work(*args, **kwargs)
+    for norm in norms:
+        for tensor in (norm.running_mean, norm.running_var):
+            if tensor is not None and not torch.isfinite(tensor).all():
+                raise ValueError(_not_finite("a BatchNorm layer"))
+    return with_weights_of(small, work)
+
+
+def as_float(model: nn.Module) -> nn.Module:
+    """A copy in eval mode and at least float32."""
+    work = copy.deepcopy(model).eval()
+    halves = (torch.float16, torch.bfloat16)
+    if any(t.dtype in halves for t in (*work.parameters(), *work.buffers())):
+        work.float()
+    return work
+
+
+def with_weights_of(model: nn.Module, other: nn.Module) -> nn.Module:
+    """A copy of a model with the weights and buffers of another, in its own data types."""
+    result = copy.deepcopy(model)
+    with torch.no_grad():
+        for mine, theirs in (
+            (result.parameters(), other.parameters()),
+            (result.buffers(), other.buffers()),
+        ):
+            for target, source in zip(mine, theirs, strict=True):
+                target.copy_(source)
+    return result
+
+
+def output_error(got: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]]) -> float:
+    """Squared error over the variance, of all floating outputs of all batches."""
+    error = spread = 0.0
+    for parts in zip(zip(*got, strict=True), zip(*expected, strict=True), strict=True):
+        a, b = (torch.cat([t.double().flatten(1) for t in part]) for part in parts)
+        if parts[1][0].is_floating_point():
+            error += float((a - b).square().sum())
+            spread += float((b - b.mean(0)).square().sum())
+    return error / spread if spread > 0 else error
+
+
+class _Pair:
+    """The full and the small network on the same inputs, step by step."""
+
+    def __init__(
+        self, reference: nn.Module, work: nn.Module, plan: Plan, full: Run, small: Run
+    ) -> None:
+        self._reference, self._modules = reference, dict(work.named_modules())
+        self._plan, self._full, self.small = plan, full, small
+        self._again: dict[int, list[int]] = {b: [] for b in range(len(small.tapes))}
+        self.poor: list[str] = []
+
+    def advance(self, batch: int, stop: int) -> None:
+        """Bring the small network to a step; first what a repair changed behind it."""
+        for step in self._again[batch]:
+            self.small.rerun(batch, step)
+        self._again[batch] = []
+        self.small.advance(batch, stop)
+
+    def finish(self, batch: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Outputs of the full and the small network."""
+        steps = len(self.small.tapes[batch].steps)
+        self._full.advance(batch, steps)
+        self.advance(batch, steps)
+        return self._full.outputs(batch), self.small.outputs(batch)
+
+    def repair(self, site: Site) -> LayerRepair | None:
+        """Refit one layer; None where there was nothing to gain."""
+        module = self._modules[site.name]
+        norm = self._modules.get(site.norm or "")
+        count, batches = unknowns(module), len(self.small.tapes)
+        shape = self.small.tapes[0].steps[site.step].shapes[0]
+        spatial = shape[1:-1] if isinstance(module, nn.Linear) else shape[2:]
+        images = sum(tape.steps[site.step].shapes[0][0] for tape in self.small.tapes)
+        chosen = positions(spatial, images, count)
+        normal = Normal.empty(module)
+        for batch in range(batches):
+            self._full.advance(batch, site.at + 1)
+            self.advance(batch, site.at)
+            read = self.small.tapes[batch].steps[site.step].reads[0]
+            rows = input_rows(self.small.values[batch][read], module, chosen)
+            normal.add(rows, self._target(batch, site, module, norm, chosen))
+            if site.other is not None:  # computed anew with the repaired weights
+                self._again[batch] = [s for s in (site.step, site.norm_step) if s >= 0]
+        if not normal.finite():
+            raise ValueError(_not_finite(f"layer {site.name!r}"))
+        start = stacked(module)
+        before = normal.error(start)
+        spread = normal.spread()
+        if not spread > 0 or float(before.sum()) <= EXACT * spread:
+            return None
+        if normal.rows < count:
+            self.poor.append(site.name)
+        bias = norm is not None or module.bias is not None
+        solved = normal.solve(start, bias=bias)
+        # as the layer will hold it, so that the comparison is one of what comes to be
+        solved = solved.to(module.weight.dtype).double()
+        better = normal.error(solved) < before
+        weights = torch.where(better[:, None], solved, start)
+        offset = unstack(module, weights)
+        if isinstance(norm, _BatchNorm):
+            plain = module.bias is None
+            _settle(norm, normal, weights, offset if plain else None)
+        return LayerRepair(
+            site.name,
+            "output" if site.other is None else "stream",
+            float(before.sum()) / spread,
+            float(normal.error(weights).sum()) / spread,
+        )
+
+    def _target(
+        self, batch: int, site: Site, module: nn.Module, norm: nn.Module | None, chosen: Any
+    ) -> Tensor:
+        """What the layer should give: (groups, rows, o)."""
+        wanted = self._full.values[batch][self._full.tapes[batch].steps[site.at].writes[0]]
+        part = self._plan.modules.get(site.name)
+        dim = -1 if isinstance(module, nn.Linear) else 1
+        if part is not None and part.out is not None:
+            wanted = wanted.index_select(dim, torch.tensor(part.out, device=wanted.device))
+        if site.other is not None:
+            wanted = wanted - self.small.values[batch][site.other]
+            if isinstance(norm, _BatchNorm):
+                scale, shift = affine(norm)
+                alive = scale.abs() > 1e-12
+                view = (1, -1) + (1,) * (wanted.dim() - 2)
+                undone = (wanted.double() - shift.view(view)) / torch.where(alive, scale, 1).view(
+                    view
+                )
+                wanted = undone * alive.view(view)
+        return output_rows(wanted, module, chosen)
+
+
+def affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Scale and shift that a BatchNorm layer applies in eval mode, float64."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = -norm.running_mean.double() * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.detach().double()
+    return scale, shift
+
+
+def _settle(norm: _BatchNorm, normal: Normal, weights: Tensor, offset: Tensor | None) -> None:
+    """Give a BatchNorm the statistics of what it now reads, and the offset its layer cannot hold.
+
+    What it computes in eval mode stays the same but for the offset; in training mode, where the
+    batch's statistics replace these, it then computes nearly the same too, so that fine-tuning
+    starts from the repaired network.
+    """
+    scale, shift = affine(norm)
+    if offset is not None:
+        shift = shift + scale * offset
+        weights = torch.cat([weights[:, :-1], torch.zeros_like(weights[:, -1:])], 1)
+    if norm.weight is None or norm.bias is None:
+        if offset is not None:
+            norm.running_mean.sub_(offset)
+        return
+    mean, variance = (moment.reshape(-1) for moment in normal.moments(weights))
+    with torch.no_grad():
+        norm.running_mean.copy_(mean)  # type: ignore[union-attr]
+        norm.running_var.copy_(variance)  # type: ignore[union-attr]
+        norm.weight.copy_(scale * (variance + norm.eps).sqrt())
+        norm.bias.copy_(shift + scale * mean)
+
+
+def make_tapes(model: nn.Module, batches: Sequence[Arguments]) -> list[Tape]:
+    """A tape per batch; batches of the same shapes share one."""
+    by_size: dict[Any, Tape] = {}
+    tapes = []
+    for args, kwargs in batches:
+        tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+        key = tuple(t.shape for t in tensors)
+        if key not in by_size:
+            by_size[key] = record(model, args, kwargs)
+        tapes.append(by_size[key])
+    return tapes
+
+
+def _run_through(tape: Tape, batch: Arguments) -> list[Tensor]:
+    run = Run([tape], [batch])
+    run.advance(0, len(tape.steps))
+    return run.outputs(0)
+
+
+def _not_finite(where: str) -> str:
+    return (
+        f"activations of {where} are NaN or infinite on the calibration inputs; check that they "
+        "are scaled and normalised as in training"
+    )
