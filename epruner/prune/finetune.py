@@ -126,8 +126,17 @@ def finetune(
     optim = _optimizer(model, optimizer, rate, weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optim, _factor(schedule, steps))
     scaler = torch.amp.GradScaler(device.type, enabled=mixed and device.type == "cuda")
-    recipe = {"epochs": epochs, "steps": steps, "optimizer": optimizer, "lr": rate}
-    recipe |= {"weight_decay": weight_decay, "schedule": schedule, "classifier": "epruner"}
+    recipe: dict[str, Any] = {
+        "epochs": epochs,
+        "steps": steps,
+        "optimizer": optimizer,
+        "lr": rate,
+        "weight_decay": weight_decay,
+        "schedule": schedule,
+        "label_smoothing": label_smoothing,
+        "distill": None if teacher is None else distill,
+        "temperature": None if teacher is None else temperature,
+    }
     history: list[Epoch] = []
     path = None if checkpoint is None else check_target(checkpoint)
     parts = {"model": model, "optimizer": optim, "scheduler": scheduler, "scaler": scaler}

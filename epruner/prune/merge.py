@@ -78,25 +78,29 @@ def merge(
         Notes: what was left off and why.
     """
     before, after = dict(full.named_modules()), dict(small.named_modules())
-    keeps = {
-        (m.module, g.name): kept[g.name] for g in groups if g.name in kept for m in g.consumers
+    consumers = {
+        m.module
+        for g in groups
+        if g.name in kept
+        for m in g.consumers
+        if getattr(before[m.module], "groups", 1) == 1
     }
-    weights = {name: _inputs_first(before[name]).clone() for name, _ in keeps}
+    weights = {name: _inputs_first(before[name]).clone() for name in sorted(consumers)}
     stays = {name: torch.ones(len(w), dtype=torch.bool) for name, w in weights.items()}
     left = []
     for group in groups:
         chosen = kept.get(group.name)
         if chosen is None or len(chosen) == group.channels:
             continue
-        grouped = any(getattr(before[m.module], "groups", 1) > 1 for m in group.consumers)
-        shares = {} if grouped else _shares(folded_matrix(before, group), chosen)
-        if grouped:
+        readers = [m for m in group.consumers if m.module in weights]
+        if len(readers) < len(group.consumers):
             left.append(group.name)
-        for member in group.consumers:
+        shares = _shares(folded_matrix(before, group), chosen)
+        gone = np.setdiff1d(np.arange(group.channels), chosen)
+        for member in readers:
             columns = member.index.reshape(-1, member.fold)  # (n, fold)
-            gone = np.setdiff1d(np.arange(group.channels), chosen)
             stays[member.module][torch.from_numpy(columns[gone].reshape(-1))] = False
-            if grouped or group.name in leave:
+            if group.name in leave:
                 continue
             weight = weights[member.module]
             for lost in gone:
@@ -105,8 +109,6 @@ def merge(
                     weight[columns[heir]] += share * weight[columns[lost]]
     for name, weight in weights.items():
         module: Any = after[name]
-        if getattr(module, "groups", 1) > 1:
-            continue
         part = weight[stays[name]]
         rows = _inputs_first(module)
         same_outputs = rows.shape[1] == part.shape[1]

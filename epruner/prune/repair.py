@@ -33,6 +33,7 @@ from epruner.prune.plan import Plan
 from epruner.prune.report import LayerRepair, Repair
 from epruner.prune.sites import Site, find_sites
 from epruner.prune.tape import Run, Slot, Tape, record
+from epruner.prune.tracing import tensors_in
 
 
 class RepairWarning(UserWarning):
@@ -74,7 +75,7 @@ def refit(
         warnings.warn(RepairWarning(note), stacklevel=3)
         return copy.deepcopy(small), None, [note]
     sites, notes = find_sites(tapes[0])
-    sliced = [_run_through(tape, batch) for tape, batch in zip(tapes, batches, strict=True)]
+    sliced = outputs(work, batches)
     keep: dict[Slot, int] = {}
     for site in sites:  # in ascending order of `at`: of several that read one slot the last counts
         keep[tapes[0].steps[site.step].reads[0]] = site.at
@@ -91,9 +92,9 @@ def refit(
         return copy.deepcopy(small), None, notes
     if pair.poor:
         notes.append(
-            f"{len(pair.poor)} layers have more weights per output than the calibration inputs "
-            f"give equations (the first is {pair.poor[0]}); the ridge keeps them near the sliced "
-            "weights, more inputs would repair more"
+            "too few calibration inputs: they give fewer equations than weights per output in "
+            f"{len(pair.poor)} of the layers refit (the first is {pair.poor[0]}); the ridge keeps "
+            "them near the sliced weights, more inputs would repair more"
         )
         warnings.warn(RepairWarning(notes[-1]), stacklevel=3)
     return with_weights_of(small, work), Repair(tuple(done), before, after), notes
@@ -115,6 +116,13 @@ def reestimate(small: nn.Module, batches: Sequence[Arguments]) -> nn.Module:
             if tensor is not None and not torch.isfinite(tensor).all():
                 raise ValueError(_not_finite("a BatchNorm layer"))
     return with_weights_of(small, work)
+
+
+def outputs(model: nn.Module, batches: Sequence[Arguments]) -> list[list[Tensor]]:
+    """What a model returns in eval mode, per batch."""
+    work = as_float(model)
+    with torch.no_grad():
+        return [tensors_in(work(*args, **kwargs)) for args, kwargs in batches]
 
 
 def as_float(model: nn.Module) -> nn.Module:
@@ -288,12 +296,6 @@ def make_tapes(model: nn.Module, batches: Sequence[Arguments]) -> list[Tape]:
             by_size[key] = record(model, args, kwargs)
         tapes.append(by_size[key])
     return tapes
-
-
-def _run_through(tape: Tape, batch: Arguments) -> list[Tensor]:
-    run = Run([tape], [batch])
-    run.advance(0, len(tape.steps))
-    return run.outputs(0)
 
 
 def _not_finite(where: str) -> str:

@@ -109,12 +109,13 @@ class LayerRepair:
 
 @dataclass(frozen=True)
 class Repair:
-    """What least squares did to a pruned network.
+    """What a repair from calibration inputs did to a pruned network.
 
     Parameters
     ----------
     layers : tuple of LayerRepair
-        Layers whose weights changed, in the order of the network.
+        Layers that least squares refit, in the order of the network; none if only BatchNorm
+        statistics were estimated anew.
     before, after : float
         Squared error of the network's outputs on the calibration inputs, over their variance.
     """
@@ -126,11 +127,13 @@ class Repair:
     def __str__(self) -> str:
         """One line."""
         streams = sum(layer.target == "stream" for layer in self.layers)
-        return (
+        what = (
             f"{len(self.layers)} layers refit ({streams} to the residual stream, "
-            f"{len(self.layers) - streams} to their own outputs); error of the output "
-            f"{self.before:.3g} -> {self.after:.3g} of its variance"
+            f"{len(self.layers) - streams} to their own outputs)"
+            if self.layers
+            else "BatchNorm statistics re-estimated"
         )
+        return f"{what}; error of the output {self.before:.3g} -> {self.after:.3g} of its variance"
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ class Report:
     seconds : mapping of str to float
         Wall time by stage.
     repair : Repair, optional
-        What least squares did, where it was used.
+        What calibration inputs were used for, if there were any.
     """
 
     layers: tuple[LayerReport, ...]

@@ -1,0 +1,110 @@
+"""Criteria, widths and descriptors that look at what a layer passes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import Vgg, stirred, trained_resnet
+from torch import Tensor, nn
+
+import epruner
+from epruner.prune.repair import RepairWarning
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::epruner.prune.BudgetWarning"),
+    pytest.mark.filterwarnings(f"ignore::{RepairWarning.__module__}.RepairWarning"),
+]
+SHAPE = (1, 3, 16, 16)
+
+
+def vgg() -> Any:
+    torch.manual_seed(0)
+    return stirred(Vgg())
+
+
+def images(count: int = 60) -> Tensor:
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def test_reconstruction_drops_what_others_can_make_up_for() -> None:
+    full = vgg()
+    first, norm = full.features[0], full.features[1]
+    with torch.no_grad():
+        for copy_ in range(4):  # four channels twice
+            for tensor in (
+                first.weight,
+                first.bias,
+                norm.weight,
+                norm.bias,
+                norm.running_mean,
+                norm.running_var,
+            ):
+                tensor[12 + copy_] = tensor[copy_]
+    result = epruner.prune(
+        full, SHAPE, keep={"features.0": 12}, criterion="reconstruction", calibrate=images()
+    )
+    kept = set(result.kept["features.0"].tolist())
+    assert all(len(kept & {i, 12 + i}) == 1 for i in range(4))
+    with torch.no_grad():
+        x = images(10)
+        difference = (result.model(x) - full(x)).abs().max() / full(x).abs().max()
+    assert difference < 0.02
+
+
+def test_reconstruction_widths_meet_the_budget_and_lose_less(data_dir: Path) -> None:
+    with np.load(data_dir / "cifar10_lossless_subset.npz") as archive:
+        raw = archive["train_images"][:64]
+    x = (torch.from_numpy(raw).permute(0, 3, 1, 2) / 255 - 0.45) / 0.225
+    full = trained_resnet(data_dir, "akamaster20")
+    after = {}
+    for widths in ("uniform", "reconstruction"):
+        result = epruner.prune(
+            full, x[:1], macs=0.5, widths=widths, criterion="reconstruction", calibrate=x
+        )
+        report = result.report
+        assert 0.48 * report.before.macs <= report.after.macs <= 0.5 * report.before.macs
+        assert report.settings["widths"] == widths
+        assert report.repair is not None
+        after[widths] = report.repair.after
+    assert after["reconstruction"] < after["uniform"]
+
+
+@pytest.mark.parametrize("descriptor", ["weights", "folded", "activations"])
+def test_descriptors_cluster_every_layer(descriptor: str) -> None:
+    x = images(20)
+    result = epruner.prune(vgg(), SHAPE, descriptor=descriptor, calibrate=x, compensate="none")
+    again = epruner.prune(vgg(), SHAPE, descriptor=descriptor, calibrate=x, compensate="none")
+    assert result.plan == again.plan
+    assert result.report.settings["descriptor"] == descriptor
+    for name, found in result.clusters.items():
+        assert len(found.features) == result.groups[0].channels or name != "features.0"
+
+
+def test_descriptor_of_the_user_replaces_the_weights() -> None:
+    def halves(layer: nn.Module) -> np.ndarray[Any, Any]:
+        n = len(layer.weight)  # type: ignore[arg-type]
+        return (
+            np.repeat([0.0, 1.0], [n // 2, n - n // 2])[:, None] + np.linspace(0, 1e-3, n)[:, None]
+        )
+
+    result = epruner.prune(vgg(), SHAPE, layers=["features.0"], descriptor=halves, beta=1.0)
+    kept = result.kept["features.0"]
+    assert kept.min() < 8 <= kept.max()
+    assert result.report.settings["descriptor"] == "halves"
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (np.zeros((3, 2)), r"shape \(3, 2\) for 'features.0'"),
+        (np.zeros(16), "one row for each of its 16 filters"),
+        (np.full((16, 2), np.nan), "NaN"),
+    ],
+)
+def test_bad_descriptors(matrix: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        epruner.prune(vgg(), SHAPE, layers=["features.0"], descriptor=lambda _: matrix)

@@ -1,0 +1,415 @@
+"""Pruned networks repaired from a few unlabelled inputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import (
+    ConvNext,
+    GatedMlp,
+    GroupedSqueezeExcite,
+    TwoInputs,
+    Upsampler,
+    Vgg,
+    Vit,
+    stirred,
+    trained_resnet,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import epruner
+from epruner.prune.calibration import calibration_batches
+from epruner.prune.least_squares import Normal, input_rows, output_rows, stacked, unstack
+from epruner.prune.repair import RepairWarning, output_error
+from epruner.prune.report import Report
+from epruner.prune.tape import Run, record
+
+pytestmark = pytest.mark.filterwarnings("ignore::epruner.prune.BudgetWarning")
+
+SHAPES: dict[type[nn.Module], tuple[int, ...]] = {
+    Vgg: (3, 16, 16),
+    GroupedSqueezeExcite: (3, 8, 8),
+    ConvNext: (3, 16, 16),
+    Vit: (3, 16, 16),
+    GatedMlp: (12,),
+    Upsampler: (3, 8, 8),
+}
+
+
+def inputs(shape: tuple[int, ...], count: int, seed: int = 0) -> Tensor:
+    # smooth, so that neighbours are alike as in images
+    x = torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+    if x.dim() == 4:
+        return F.avg_pool2d(x, 3, 1, 1) * 2
+    mixing = torch.randn(4, *shape, generator=torch.Generator().manual_seed(99))
+    return x[:, :4] @ mixing + 0.1 * x
+
+
+def error(got: nn.Module, full: nn.Module, x: Tensor) -> float:
+    with torch.no_grad():
+        return output_error([[got.eval()(x)]], [[full.eval()(x)]])
+
+
+def network(kind: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return stirred(kind())
+
+
+class Mobile(nn.Module):
+    """Two inverted residual blocks, the second with a shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        for i in (1, 2):
+            block = nn.Sequential(
+                nn.Conv2d(8, 32, 1, bias=False),
+                nn.BatchNorm2d(32),
+                nn.ReLU6(inplace=True),
+                nn.Conv2d(32, 32, 3, padding=1, groups=32, bias=False),
+                nn.BatchNorm2d(32),
+                nn.ReLU6(inplace=True),
+                nn.Conv2d(32, 8, 1, bias=False),
+                nn.BatchNorm2d(8),
+            )
+            self.add_module(f"block{i}", block)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block1(self.stem(x))
+        x = x + self.block2(x)
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Dense(nn.Module):
+    """Concatenation: each layer reads all before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3, padding=1)
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                nn.BatchNorm2d(12 + 8 * i),
+                nn.ReLU(),
+                nn.Conv2d(12 + 8 * i, 24, 1, bias=False),
+                nn.BatchNorm2d(24),
+                nn.ReLU(),
+                nn.Conv2d(24, 8, 3, padding=1, bias=False),
+            )
+            for i in range(3)
+        )
+        self.head = nn.Linear(36, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for layer in self.layers:
+            x = torch.cat([x, layer(x)], 1)
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+SHAPES |= {Mobile: (3, 8, 8), Dense: (3, 8, 8)}
+
+
+@pytest.mark.parametrize("kind", SHAPES, ids=lambda kind: kind.__name__)
+def test_least_squares_brings_held_out_outputs_nearer_on_every_family(
+    kind: type[nn.Module],
+) -> None:
+    full, shape = network(kind), SHAPES[kind]
+    sliced = epruner.prune(full, (1, *shape), macs=0.6, criterion="l1")
+    repaired = epruner.prune(
+        full, (1, *shape), macs=0.6, criterion="l1", calibrate=inputs(shape, 200)
+    )
+    assert repaired.plan.modules.keys() == sliced.plan.modules.keys()
+    x = inputs(shape, 100, seed=1)
+    before, after = error(sliced.model, full, x), error(repaired.model, full, x)
+    assert after < 0.9 * before, (before, after)
+    assert repaired.report.repair is not None
+    assert all(layer.after <= layer.before for layer in repaired.report.repair.layers)
+    assert Report.from_dict(repaired.report.to_dict()) == repaired.report
+    assert "layers refit" in str(repaired.report)
+
+
+def test_real_resnet_is_useful_without_labels_or_training(data_dir: Path) -> None:
+    with np.load(data_dir / "cifar10_lossless_subset.npz") as archive:
+        raw = {part: archive[f"{part}_images"][:200] for part in ("train", "test")}
+        labels = torch.from_numpy(archive["test_labels"][:200].astype(np.int64))
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    images = {
+        part: (torch.from_numpy(x).permute(0, 3, 1, 2) / 255 - mean) / std
+        for part, x in raw.items()
+    }
+    full = trained_resnet(data_dir, "akamaster20")
+    accuracy = {}
+    for compensate in ("none", "batchnorm", "least_squares"):
+        result = epruner.prune(
+            full, (1, 3, 32, 32), macs=0.6, calibrate=images["train"], compensate=compensate
+        )
+        with torch.no_grad():
+            accuracy[compensate] = float(
+                (result.model(images["test"]).argmax(1) == labels).double().mean()
+            )
+    assert accuracy["least_squares"] > accuracy["batchnorm"] > accuracy["none"] - 0.05
+    assert accuracy["least_squares"] > 0.7
+    repair = result.report.repair
+    assert repair is not None
+    assert {layer.target for layer in repair.layers if "conv2" in layer.name} == {"stream"}
+    assert {layer.target for layer in repair.layers if "conv1" in layer.name} == {"output"}
+
+
+def test_training_mode_starts_from_the_repaired_network() -> None:
+    full = network(Mobile)
+    x = inputs((3, 8, 8), 300)
+    for module in full.modules():  # statistics of the inputs, as after training
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+    with torch.no_grad():
+        full.train()(x)
+    full.eval()
+    result = epruner.prune(full, (1, 3, 8, 8), macs=0.6, calibrate=x)
+    with torch.no_grad():
+        trained = copy.deepcopy(result.model).train()(x)
+        assert output_error([[trained]], [[full(x)]]) < 3 * error(result.model, full, x) + 0.02
+
+
+@pytest.mark.filterwarnings("ignore::epruner.prune.repair.RepairWarning")
+def test_tensor_and_loader_of_the_same_inputs_give_the_same_bits() -> None:
+    full, x = network(Vgg), inputs((3, 16, 16), 70)
+    dataset = torch.utils.data.TensorDataset(x, torch.zeros(70, dtype=torch.long))
+    loaders: list[Any] = [
+        x,
+        torch.utils.data.DataLoader(dataset, batch_size=16),
+        [{"image": part, "label": None} for part in x.split(7)],
+        ((part,) for part in x.split(33)),
+    ]
+    states = [
+        epruner.prune(full, (1, 3, 16, 16), macs=0.6, calibrate=loader).model.state_dict()
+        for loader in loaders
+    ]
+    for state in states[1:]:
+        for key, value in state.items():
+            assert torch.equal(value, states[0][key]), key
+
+
+@pytest.mark.filterwarnings("ignore::epruner.prune.repair.RepairWarning")
+def test_half_precision_comes_back_in_its_type() -> None:
+    full = network(Vgg)
+    x = inputs((3, 16, 16), 100)
+    half = copy.deepcopy(full).to(torch.bfloat16)
+    result = epruner.prune(half, x[:1].bfloat16(), macs=0.6, calibrate=x.bfloat16())
+    assert {p.dtype for p in result.model.parameters()} == {torch.bfloat16}
+    assert error(result.model.float(), full, x) < 0.5
+
+
+def test_originals_stay_as_they_were(tmp_path: Path) -> None:
+    full = network(Mobile).train()
+    before = copy.deepcopy(full.state_dict())
+    result = epruner.prune(full, (1, 3, 8, 8), macs=0.6, calibrate=inputs((3, 8, 8), 64))
+    assert full.training
+    assert result.model.training
+    for key, value in full.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    epruner.save(result, tmp_path / "small.safetensors")
+    again = epruner.load(network(Mobile), tmp_path / "small.safetensors")
+    for key, value in again.state_dict().items():
+        assert torch.equal(value, result.model.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("kind", [Vgg, GroupedSqueezeExcite, ConvNext], ids=lambda k: k.__name__)
+def test_merge_takes_over_what_duplicates_passed_on(kind: type[nn.Module]) -> None:
+    full = network(kind)
+    for name, module in full.named_modules():  # filter i and i + n/2 are alike but for a factor
+        if isinstance(module, nn.Conv2d) and module.groups == 1 and "squeeze" not in name:
+            half = len(module.weight) // 2
+            module.weight.data[half:] = 2 * module.weight.data[:half]
+            if module.bias is not None:
+                module.bias.data[half:] = 2 * module.bias.data[:half]
+        if isinstance(module, nn.BatchNorm2d):
+            half = module.num_features // 2
+            for tensor, factor in (
+                (module.weight, 1.5), (module.bias, 3), (module.running_mean, 2),
+                (module.running_var, 1),
+            ):  # fmt: skip
+                assert tensor is not None
+                tensor.data[half:] = factor * tensor.data[:half]
+    layer = {Vgg: "features.0", GroupedSqueezeExcite: "reduce", ConvNext: "up"}[kind]
+    if kind is not Vgg:
+        merged = epruner.prune(full, (1, *SHAPES[kind]), keep={layer: 0.5}, compensate="merge")
+        assert isinstance(merged.model, nn.Module)
+        return
+    norm = full.features[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    norm.weight.data[8:], norm.bias.data[8:] = norm.weight.data[:8], 2 * norm.bias.data[:8]
+    norm.eps = 0.0
+    x = inputs(SHAPES[kind], 20)
+    merged = epruner.prune(full, (1, *SHAPES[kind]), keep={layer: 8}, compensate="merge")
+    sliced = epruner.prune(full, (1, *SHAPES[kind]), keep={layer: 8})
+    assert error(merged.model, full, x) < 1e-9 < error(sliced.model, full, x)
+
+
+def test_rank_deficient_inputs_are_reported_and_safe() -> None:
+    full, x = network(Vgg), inputs((3, 16, 16), 3)
+    with pytest.warns(RepairWarning, match="too few calibration inputs"):
+        result = epruner.prune(full, (1, 3, 16, 16), macs=0.6, calibrate=x)
+    assert all(torch.isfinite(p).all() for p in result.model.parameters())
+    held_out = inputs((3, 16, 16), 50, seed=3)
+    assert error(result.model, full, held_out) < 10
+    assert any("too few" in note for note in result.report.notes)
+
+
+def test_activations_that_overflow_are_named() -> None:
+    full = network(Vgg)
+    with torch.no_grad():
+        full.features[3].weight.fill_(1e38)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"layer .* NaN or infinite .* normalised"):
+        epruner.prune(
+            full, (1, 3, 16, 16), macs=0.6, criterion="l1", calibrate=inputs((3, 16, 16), 8)
+        )
+
+
+def _nan() -> Tensor:
+    x = inputs((3, 16, 16), 5)
+    x[3, 0, 0, 0] = float("nan")
+    return x
+
+
+@pytest.mark.parametrize(
+    ("calibrate", "kind", "message"),
+    [
+        (torch.zeros(5, 3, 8, 8), ValueError, r"shape \(5, 3, 8, 8\).*\(1, 3, 16, 16\)"),
+        (torch.zeros(5, 3, 16, 16, dtype=torch.uint8), TypeError, "uint8"),
+        ([], ValueError, "empty"),
+        (_nan(), ValueError, "1 of 5 inputs"),
+        (7, TypeError, "DataLoader"),
+        ("folder", TypeError, "str"),
+        ([{"label": torch.zeros(5)}], ValueError, "keys"),
+        ([(3, torch.zeros(2))], TypeError, "batch 0"),
+    ],
+)
+def test_bad_calibration_inputs(calibrate: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        epruner.prune(network(Vgg), (1, 3, 16, 16), macs=0.6, calibrate=calibrate)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compensate": "magic"}, "compensate must be one of"),
+        ({"compensate": "least_squares"}, "needs calibrate="),
+        ({"criterion": "reconstruction"}, "needs calibrate="),
+        ({"widths": "reconstruction", "macs": 0.5}, "needs calibrate="),
+        ({"descriptor": "activations"}, "needs calibrate="),
+        ({"compensate": "merge", "init": "random"}, "init='exemplar'"),
+    ],
+)
+def test_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        epruner.prune(network(Vgg), (1, 3, 16, 16), **options)
+
+
+def test_several_inputs_by_position_and_by_name() -> None:
+    torch.manual_seed(0)
+    full = TwoInputs().eval()
+    image, depth = inputs((3, 8, 8), 40), inputs((1, 8, 8), 40)
+    example = (image[:1], depth[:1])
+    tuples = epruner.prune(full, example, macs=0.6, calibrate=[(image, depth, "ignored")])
+    dicts = epruner.prune(full, example, macs=0.6, calibrate={"depth": depth, "image": image})
+    for key, value in tuples.model.state_dict().items():
+        assert torch.equal(value, dicts.model.state_dict()[key])
+    with pytest.raises(ValueError, match="holds 1 tensors"):
+        epruner.prune(full, example, macs=0.6, calibrate=[(image,)])
+
+
+def test_calibration_batches_are_of_two_sizes_at_most() -> None:
+    model, x = network(Vgg), inputs((3, 16, 16), 70)
+    batches = calibration_batches(model, iter(x.split(9)), ((x[:1],), {}))
+    sizes = [len(args[0]) for args, _ in batches]
+    assert sum(sizes) == 70
+    assert len(set(sizes)) <= 2
+    assert torch.equal(torch.cat([args[0] for args, _ in batches]), x)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(6, 8, 3, padding=1),
+        nn.Conv2d(
+            6, 8, (3, 1), stride=(2, 1), dilation=(2, 1), padding=(2, 0), groups=2, bias=False
+        ),
+        nn.Conv2d(6, 6, 3, groups=6, padding=1, padding_mode="reflect"),
+        nn.Conv1d(6, 4, 3, padding="same"),
+        nn.Conv3d(6, 4, 2),
+        nn.Linear(6, 3),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("some", [False, True])
+def test_unfolded_rows_times_weights_are_the_layer(layer: nn.Module, some: bool) -> None:
+    dims = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}.get(type(layer), 0)
+    x = torch.randn(3, 6, *[5] * dims) if dims else torch.randn(3, 4, 6)
+    chosen = torch.tensor([0, 2, 3]) if some else None
+    with torch.no_grad():
+        expected = output_rows(layer(x), layer, chosen)
+        got = input_rows(x, layer, chosen) @ stacked(layer)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    before = copy.deepcopy(layer.state_dict())
+    unstack(layer, stacked(layer))
+    for key, value in layer.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_normal_equations_recover_weights_and_bias() -> None:
+    layer = nn.Conv2d(4, 5, 3)
+    x = torch.randn(20, 4, 8, 8)
+    normal = Normal.empty(layer)
+    for part in x.split(6):
+        rows = input_rows(part, layer, None)
+        normal.add(rows, output_rows(layer(part).detach(), layer, None))
+    wanted = stacked(layer)
+    solved = normal.solve(wanted + 0.1, bias=True)
+    torch.testing.assert_close(solved, wanted, rtol=0, atol=1e-3)
+    assert (normal.error(solved) < normal.error(wanted + 0.1)).all()
+    kept = normal.solve(wanted + 0.1, bias=False)
+    assert torch.equal(kept[:, -1], (wanted + 0.1)[:, -1])
+
+
+def test_tape_runs_other_batches_like_the_model() -> None:
+    model = network(Dense)
+    x = inputs((3, 8, 8), 12)
+    with torch.no_grad():
+        tape = record(model, (x[:4],), {})
+        run = Run([tape] * 3, [((part,), {}) for part in x.split(4)])
+        for batch in range(3):
+            run.advance(batch, len(tape.steps))
+        got = torch.cat([run.outputs(batch)[0] for batch in range(3)])
+        assert torch.equal(got, model(x.clone()).view_as(got)) or torch.allclose(got, model(x))
+    assert all(len(values) <= 2 for values in run.values)  # the rest was let go
+
+
+def test_network_that_reads_values_is_left_sliced_with_a_message() -> None:
+    class Conditional(Vgg):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * (1.0 if x.sum().item() > 0 else 2.0))
+
+    torch.manual_seed(0)
+    with pytest.warns(RepairWarning, match="depends on values"):
+        result = epruner.prune(
+            Conditional().eval(), (1, 3, 16, 16), macs=0.6, calibrate=inputs((3, 16, 16), 20)
+        )
+    assert result.report.repair is None
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
