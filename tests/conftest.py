@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# The installed package is what is tested: the checkout, which holds no compiled extension, comes
+# last here (for `examples`) and not at all in the interpreters that tests start.
+sys.path.append(str(ROOT))
+os.environ["PYTHONSAFEPATH"] = "1"
 
 
 @pytest.fixture(scope="session")
