@@ -43,7 +43,7 @@ Floats = NDArray[np.floating[Any]]
 Answer = tuple[Any, int]  # exemplars, iterations
 RESULTS = Path(__file__).resolve().parent / "results"
 DATA = Path(os.environ.get("EPRUNER_DATA", Path(__file__).resolve().parents[1] / "../shared/data"))
-SETTINGS = {"damping": 0.5, "max_iter": 200, "convergence_iter": 15}
+SETTINGS: dict[str, Any] = {"damping": 0.5, "max_iter": 200, "convergence_iter": 15}
 
 
 def features(kind: str, n: int) -> Floats:
@@ -59,7 +59,8 @@ def features(kind: str, n: int) -> Floats:
         X = rng.normal(size=(n, 64)) * np.exp(0.5 * rng.normal(size=(n, 1)))
     else:
         X = rng.normal(size=(n, 64))
-    return X.astype(np.float32)
+    points: Floats = X.astype(np.float32)
+    return points
 
 
 CASES = [  # data, n, factor on every point's median similarity, target against scikit-learn
