@@ -108,3 +108,39 @@ def test_descriptor_of_the_user_replaces_the_weights() -> None:
 def test_bad_descriptors(matrix: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         epruner.prune(vgg(), SHAPE, layers=["features.0"], descriptor=lambda _: matrix)
+
+
+def test_command_line_repairs_compares_and_fine_tunes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from epruner.cli import main
+
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (48, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", images=pixels, labels=rng.integers(0, 10, 48))
+    source, small = str(tmp_path / "set.npz"), str(tmp_path / "small.safetensors")
+    network = ["--model", "networks:Vgg", "--input-shape", "1,3,16,16"]
+    repair = ["--macs", "0.6", "--calibrate", source, "--calibrate-images", "40"]
+    assert main(["prune", *network, *repair, "--criterion", "reconstruction", "--out", small]) == 0
+    assert "layers refit" in capsys.readouterr().out
+    options = ["--criterion", "l1", "--compensate", "none", "merge", "--labelled", source]
+    assert main(["compare", *network, *repair, *options]) == 0
+    shown = capsys.readouterr().out
+    assert "merge" in shown
+    assert "accuracy of the whole network" in shown
+    tuned = str(tmp_path / "tuned.safetensors")
+    train = ["--train", source, "--batch", "16", "--epochs", "1", "--labelled", source]
+    assert main(["finetune", small, *network, *train, "--out", tuned]) == 0
+    assert "epoch 1: loss" in capsys.readouterr().out
+    assert Path(tuned).is_file()
+    assert (
+        main(["prune", *network, "--macs", "0.6", "--criterion", "reconstruction", "--out", small])
+        == 2
+    )
+    assert "needs calibrate=" in capsys.readouterr().err
+    folder = tmp_path / "nothing"
+    folder.mkdir()
+    assert (
+        main(["prune", *network, "--macs", "0.6", "--calibrate", str(folder), "--out", small]) == 2
+    )
+    assert "holds no images" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from epruner.cli import options
 if TYPE_CHECKING:
     from torch import nn
 
+    from epruner.cli.images import Images
     from epruner.prune.checkpoint import SavedFile
     from epruner.prune.result import PruningResult
 
@@ -34,6 +36,8 @@ def prune(args: argparse.Namespace) -> None:
     ]
     if args.criterion is not None:
         how_much.append({"criterion": args.criterion})
+    if args.compensate is not None:
+        how_much.append({"compensate": args.compensate})
     result = _prune(args, model, inputs, {key: v for part in how_much for key, v in part.items()})
     for layer, _ in args.plot_layer:
         result.clusters_of(layer)  # raise before anything is written
@@ -53,6 +57,8 @@ def prune(args: argparse.Namespace) -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Prune by several budgets and criteria and print them side by side."""
+    from epruner.cli.images import InOrder
+    from epruner.prune.finetune import evaluate
     from epruner.prune.report import amount, change, percent
     from epruner.prune.tables import Table
 
@@ -60,23 +66,28 @@ def compare(args: argparse.Namespace) -> None:
     if not budgets:
         raise ValueError("nothing to compare: give --beta, --macs, --params or --recipe values")
     model, inputs = _network(args)
+    test = None if args.labelled is None else InOrder(_images(args, args.labelled))
+    whole = None if test is None else evaluate(model, test)
     runs = []
-    for name, value in budgets:
-        for criterion in args.criterion or [None]:
-            how_much = cost_arguments(name, value)
-            if criterion is not None:
-                how_much["criterion"] = criterion
-            report = _prune(args, model, inputs, how_much).report
-            runs.append((f"{name} {value}", criterion or "exemplar", report))
+    for (name, value), criterion, repair in product(
+        budgets, args.criterion or ["exemplar"], args.compensate or [None]
+    ):
+        how_much = cost_arguments(name, value) | {"criterion": criterion}
+        if repair is not None:
+            how_much["compensate"] = repair
+        result = _prune(args, model, inputs, how_much)
+        accuracy = None if test is None else evaluate(result.model, test)
+        repair = result.report.settings["compensate"]
+        runs.append((f"{name} {value}", criterion, repair, accuracy, result.report))
     if args.json:
         documents = [
-            {"budget": budget, "criterion": criterion} | report.to_dict()
-            for budget, criterion, report in runs
+            {"budget": budget, "criterion": criterion, "accuracy": accuracy} | report.to_dict()
+            for budget, criterion, _, accuracy, report in runs
         ]
-        _print_json({"runs": documents})
+        _print_json({"accuracy": whole, "runs": documents})
         return
     rows = []
-    for budget, criterion, report in runs:
+    for budget, criterion, repair, accuracy, report in runs:
         old, new = report.before, report.after
         before = sum(layer.before for layer in report.layers)
         after = sum(layer.after for layer in report.layers)
@@ -84,6 +95,8 @@ def compare(args: argparse.Namespace) -> None:
             (
                 budget,
                 criterion,
+                repair,
+                "-" if accuracy is None else percent(accuracy),
                 percent(after / before if before else 1.0),
                 str(sum(layer.floor for layer in report.layers)),
                 amount(new.macs),
@@ -94,12 +107,60 @@ def compare(args: argparse.Namespace) -> None:
             )
         )
     header = (
-        "budget", "criterion", "filters", "floors", "MACs", "", "params", "", "seconds",
+        "budget", "criterion", "repair", "accuracy", "filters", "floors",
+        "MACs", "", "params", "", "seconds",
     )  # fmt: skip
-    print(Table(header, rows, left=frozenset({0, 1})).to_text())
-    for budget, criterion, report in runs:
+    print(Table(header, rows, left=frozenset({0, 1, 2})).to_text())
+    if whole is not None:
+        print(f"accuracy of the whole network: {percent(whole)}")
+    for budget, criterion, repair, _, report in runs:
         for note in report.notes:
-            print(f"{budget}, {criterion}: {note}")
+            print(f"{budget}, {criterion}, {repair}: {note}")
+
+
+def finetune(args: argparse.Namespace) -> None:
+    """Train a pruned network on, on labelled images."""
+    from epruner.cli.images import InOrder, Shuffled
+    from epruner.cli.network import fresh_model
+    from epruner.prune.checkpoint import load, save
+    from epruner.prune.checkpoint import read as read_file
+    from epruner.prune.files import check_target
+    from epruner.prune.finetune import evaluate
+    from epruner.prune.finetune import finetune as train
+
+    target = check_target(args.out)
+    set_threads(args.threads)
+    saved = read_file(args.file)
+    model = load(fresh_model(args), args.file).to(args.device)
+    loader = Shuffled(_images(args, args.train), args.batch, args.seed)
+    test = None if args.labelled is None else InOrder(_images(args, args.labelled))
+    before = None if test is None else evaluate(model, test)
+    history = train(
+        model,
+        loader,
+        epochs=args.epochs,
+        optimizer=args.optimizer,
+        schedule=args.schedule,
+        lr=args.lr,
+        label_smoothing=args.label_smoothing,
+        eval_loader=test,
+        checkpoint=args.checkpoint,
+        progress=sys.stderr.isatty() and not args.json,
+    )
+    save((model.cpu().eval(), saved.plan), target)
+    if args.json:
+        epochs = [
+            {"epoch": epoch.epoch, "loss": epoch.loss, "accuracy": epoch.accuracy}
+            for epoch in history
+        ]
+        _print_json({"out": args.out, "before": before, "epochs": epochs})
+        return
+    if before is not None:
+        print(f"before: accuracy {100 * before:.1f} %")
+    for epoch in history:
+        got = "" if epoch.accuracy is None else f", accuracy {100 * epoch.accuracy:.1f} %"
+        print(f"epoch {epoch.epoch}: loss {epoch.loss:.4f}{got}")
+    print(f"wrote {args.out} ({_bytes(target.stat().st_size)})")
 
 
 def export(args: argparse.Namespace) -> None:
@@ -194,6 +255,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "compare": compare,
     "inspect": inspect,
     "export": export,
+    "finetune": finetune,
     "demo": demo,
 }
 
@@ -222,6 +284,8 @@ def _prune(
 
     given = {name: getattr(args, name) for name in options.PRUNING}
     given = {name: value for name, value in given.items() if value is not None}
+    if args.calibrate is not None:
+        given["calibrate"] = _images(args, args.calibrate).spread(args.calibrate_images)
     if "keep" in given:
         given["keep"] = dict(given["keep"])
     try:
@@ -238,6 +302,13 @@ def _prune(
             )
     except TraceError as error:
         raise ValueError(str(error)) from error
+
+
+def _images(args: argparse.Namespace, source: str) -> Images:
+    """Images of the size that ``--input-shape`` names."""
+    from epruner.cli.images import Images
+
+    return Images(source, args.input_shape[0].sizes[1:], args.mean, args.std)
 
 
 def _check_pictures(*paths: str | None) -> None:

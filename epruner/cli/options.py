@@ -138,9 +138,14 @@ PRUNING: Mapping[str, Mapping[str, Any]] = {
         "layers add onto, such as residual streams",
     },
     "widths": {
-        "choices": ("exemplar", "uniform"),
-        "help": "number of filters a layer keeps: its exemplars (default), or the same share of "
-        "every layer, which needs a budget",
+        "choices": ("exemplar", "uniform", "reconstruction"),
+        "help": "number of filters a layer keeps: its exemplars (default); under a budget also the "
+        "same share of every layer, or the least loss over all layers (needs --calibrate)",
+    },
+    "descriptor": {
+        "choices": ("weights", "folded", "activations"),
+        "help": "what filters are compared by: weights (default), with BatchNorm folded in, or "
+        "responses to the images of --calibrate",
     },
     "init": {
         "choices": ("exemplar", "random", "random_projection"),
@@ -156,7 +161,12 @@ PRUNING: Mapping[str, Mapping[str, Any]] = {
 CRITERION: Mapping[str, Any] = {
     "metavar": "NAME",
     "help": "which filters stay, once their number is set: exemplar (default), l1, l2, fpgm, "
-    "random",
+    "random, reconstruction (needs --calibrate)",
+}
+
+COMPENSATE: Mapping[str, Any] = {
+    "choices": ("none", "merge", "batchnorm", "least_squares"),
+    "help": "repair of the pruned network (default: least_squares with --calibrate, else none)",
 }
 
 # Options that say how much to prune.
@@ -249,12 +259,61 @@ def pruning(sub: argparse.ArgumentParser) -> None:
         group.add_argument("--" + name.replace("_", "-"), dest=name, **settings)
 
 
+def calibration(sub: argparse.ArgumentParser) -> None:
+    """Images to repair with."""
+    group = sub.add_argument_group("repair")
+    group.add_argument(
+        "--calibrate",
+        metavar="SOURCE",
+        help="images without labels: a folder, FILE.npz or FILE.npz:KEY (uint8, n x h x w x c)",
+    )
+    group.add_argument(
+        "--calibrate-images", type=positive, default=400, metavar="N", help="of them (default 400)"
+    )
+
+
+def normalisation(sub: argparse.ArgumentParser) -> None:
+    """What the network expects of pixels."""
+    for name, values in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
+        sub.add_argument(
+            f"--{name}",
+            type=number,
+            nargs="+",
+            default=values,
+            metavar="X",
+            help=f"of pixels in 0..1, per channel (default: {' '.join(map(str, values))})",
+        )
+
+
+def labelled(sub: argparse.ArgumentParser) -> None:
+    """Images to measure accuracy on."""
+    sub.add_argument(
+        "--labelled",
+        metavar="SOURCE",
+        help="measure accuracy on a folder with a folder per class, or an npz file with labels",
+    )
+
+
+def training(sub: argparse.ArgumentParser) -> None:
+    """How to fine-tune."""
+    sub.add_argument("--train", required=True, metavar="SOURCE", help="labelled training images")
+    sub.add_argument("--epochs", type=positive, default=10, metavar="N", help="default: 10")
+    sub.add_argument("--batch", type=positive, default=128, metavar="N", help="default: 128")
+    sub.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="default: sgd")
+    sub.add_argument("--schedule", choices=("cosine", "step"), default="cosine")
+    sub.add_argument("--lr", type=number, metavar="X", help="default: 0.02 (sgd), 0.001 (adamw)")
+    sub.add_argument("--label-smoothing", type=number, default=0.0, metavar="X")
+    sub.add_argument("--checkpoint", metavar="FILE", help="written each epoch; resumes if there")
+    sub.add_argument("--device", default="cpu", metavar="NAME", help="e.g. cuda (default: cpu)")
+
+
 def cost(sub: argparse.ArgumentParser) -> None:
     """How much to prune: one answer, and by which criterion."""
     group = sub.add_argument_group("how much, one of").add_mutually_exclusive_group()
     for name, settings in COST.items():
         group.add_argument("--" + name, **settings)
     sub.add_argument("--criterion", **CRITERION)
+    sub.add_argument("--compensate", **COMPENSATE)
 
 
 def costs(sub: argparse.ArgumentParser) -> None:
@@ -266,6 +325,7 @@ def costs(sub: argparse.ArgumentParser) -> None:
             settings |= {"type": number, "metavar": "BETA", "help": "a preference for all layers"}
         group.add_argument("--" + name, nargs="+", action="extend", default=[], **settings)
     group.add_argument("--criterion", nargs="+", action="extend", **CRITERION)
+    group.add_argument("--compensate", nargs="+", action="extend", **COMPENSATE)
 
 
 def run(sub: argparse.ArgumentParser) -> None:
@@ -333,13 +393,37 @@ GROUPS: Mapping[str, Sequence[Callable[[argparse.ArgumentParser], None]]] = {
         example_inputs,
         cost,
         pruning,
+        calibration,
+        normalisation,
         run,
         out,
         pictures,
         layer_pictures,
         machine,
     ),
-    "compare": (network, weights, example_inputs, costs, pruning, run, machine),
+    "compare": (
+        network,
+        weights,
+        example_inputs,
+        costs,
+        pruning,
+        calibration,
+        labelled,
+        normalisation,
+        run,
+        machine,
+    ),
+    "finetune": (
+        saved,
+        network,
+        example_inputs,
+        training,
+        labelled,
+        normalisation,
+        run,
+        out,
+        machine,
+    ),
     "inspect": (saved, pictures, machine),
     "export": (saved, network, example_inputs, exported, run, machine),
     "demo": (run, optional_out, machine),

@@ -199,7 +199,7 @@ class Normal:
 
 def stacked(module: nn.Module) -> Tensor:
     """Weights and bias of a layer as (groups, d + 1, o), float64."""
-    weight: Tensor = module.weight.detach()
+    weight: Tensor = module.weight.detach()  # type: ignore[operator]
     groups: int = getattr(module, "groups", 1)
     rows = weight.reshape(groups, len(weight) // groups, -1).double().transpose(1, 2)
     bias: Tensor | None = module.bias  # type: ignore[assignment]
