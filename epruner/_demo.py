@@ -22,6 +22,7 @@ from epruner.prune.tables import Table
 _TRAIN_EPOCHS = 12
 _TUNE_EPOCHS = 6
 _BATCH = 64
+_CALIBRATION = 300
 _TEST = 500
 
 
@@ -138,8 +139,18 @@ def run_demo(
         trained = _accuracy(model, images[test], labels[test])
 
         say("pruning: the exemplar filters of every layer stay ...")
-        result = prune(model, images[:1], random_state=seed, n_threads=n_threads)
-        pruned = _accuracy(result.model, images[test], labels[test])
+        sliced = prune(model, images[:1], random_state=seed, n_threads=n_threads)
+        pruned = _accuracy(sliced.model, images[test], labels[test])
+
+        say(f"repairing it by least squares on {_CALIBRATION} images without their labels ...")
+        result = prune(
+            model,
+            images[:1],
+            calibrate=images[rest[:_CALIBRATION]],
+            random_state=seed,
+            n_threads=n_threads,
+        )
+        repaired = _accuracy(result.model, images[test], labels[test])
 
         say("fine-tuning the pruned network ...")
         _train(result.model, images[rest], labels[rest], epochs=_TUNE_EPOCHS, rate=1e-3)
@@ -152,6 +163,7 @@ def run_demo(
         stages=(
             Stage("trained", trained, report.before),
             Stage("pruned", pruned, report.after),
+            Stage("repaired", repaired, report.after),
             Stage("fine-tuned", tuned, report.after),
         ),
         test_images=_TEST,

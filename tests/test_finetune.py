@@ -16,7 +16,7 @@ from epruner.prune.finetune import evaluate
 
 def task(count: int = 256) -> list[tuple[Tensor, Tensor]]:
     x = torch.randn(count, 6, generator=torch.Generator().manual_seed(0))
-    return list(zip(x.split(64), (x[:, :3].argmax(1)).split(64), strict=True))
+    return list(zip(x.split(64), (x[:, :3].argmax(1)).split(64), strict=True))  # type: ignore[no-untyped-call]
 
 
 def network() -> nn.Module:

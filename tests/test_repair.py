@@ -83,8 +83,8 @@ class Mobile(nn.Module):
         self.head = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.block1(self.stem(x))
-        x = x + self.block2(x)
+        x = self.block1(self.stem(x))  # type: ignore[operator]
+        x = x + self.block2(x)  # type: ignore[operator]
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
@@ -187,8 +187,8 @@ def test_tensor_and_loader_of_the_same_inputs_give_the_same_bits() -> None:
     loaders: list[Any] = [
         x,
         torch.utils.data.DataLoader(dataset, batch_size=16),
-        [{"image": part, "label": None} for part in x.split(7)],
-        ((part,) for part in x.split(33)),
+        [{"image": part, "label": None} for part in x.split(7)],  # type: ignore[no-untyped-call]
+        ((part,) for part in x.split(33)),  # type: ignore[no-untyped-call]
     ]
     states = [
         epruner.prune(full, (1, 3, 16, 16), macs=0.6, calibrate=loader).model.state_dict()
@@ -245,7 +245,7 @@ def test_merge_takes_over_what_duplicates_passed_on(kind: type[nn.Module]) -> No
         merged = epruner.prune(full, (1, *SHAPES[kind]), keep={layer: 0.5}, compensate="merge")
         assert isinstance(merged.model, nn.Module)
         return
-    norm = full.features[1]
+    norm = full.features[1]  # type: ignore[index]
     assert isinstance(norm, nn.BatchNorm2d)
     norm.weight.data[8:], norm.bias.data[8:] = norm.weight.data[:8], 2 * norm.bias.data[:8]
     norm.eps = 0.0
@@ -268,7 +268,7 @@ def test_rank_deficient_inputs_are_reported_and_safe() -> None:
 def test_activations_that_overflow_are_named() -> None:
     full = network(Vgg)
     with torch.no_grad():
-        full.features[3].weight.fill_(1e38)  # type: ignore[union-attr]
+        full.features[3].weight.fill_(1e38)  # type: ignore[index, union-attr]
     with pytest.raises(ValueError, match=r"layer .* NaN or infinite .* normalised"):
         epruner.prune(
             full, (1, 3, 16, 16), macs=0.6, criterion="l1", calibrate=inputs((3, 16, 16), 8)
@@ -330,7 +330,7 @@ def test_several_inputs_by_position_and_by_name() -> None:
 
 def test_calibration_batches_are_of_two_sizes_at_most() -> None:
     model, x = network(Vgg), inputs((3, 16, 16), 70)
-    batches = calibration_batches(model, iter(x.split(9)), ((x[:1],), {}))
+    batches = calibration_batches(model, iter(x.split(9)), ((x[:1],), {}))  # type: ignore[no-untyped-call]
     sizes = [len(args[0]) for args, _ in batches]
     assert sum(sizes) == 70
     assert len(set(sizes)) <= 2
@@ -353,7 +353,7 @@ def test_calibration_batches_are_of_two_sizes_at_most() -> None:
 )
 @pytest.mark.parametrize("some", [False, True])
 def test_unfolded_rows_times_weights_are_the_layer(layer: nn.Module, some: bool) -> None:
-    dims = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}.get(type(layer), 0)
+    dims = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}.get(type(layer), 0)  # type: ignore[arg-type]
     x = torch.randn(3, 6, *[5] * dims) if dims else torch.randn(3, 4, 6)
     chosen = torch.tensor([0, 2, 3]) if some else None
     with torch.no_grad():
@@ -370,7 +370,7 @@ def test_normal_equations_recover_weights_and_bias() -> None:
     layer = nn.Conv2d(4, 5, 3)
     x = torch.randn(20, 4, 8, 8)
     normal = Normal.empty(layer)
-    for part in x.split(6):
+    for part in x.split(6):  # type: ignore[no-untyped-call]
         rows = input_rows(part, layer, None)
         normal.add(rows, output_rows(layer(part).detach(), layer, None))
     wanted = stacked(layer)
@@ -386,7 +386,7 @@ def test_tape_runs_other_batches_like_the_model() -> None:
     x = inputs((3, 8, 8), 12)
     with torch.no_grad():
         tape = record(model, (x[:4],), {})
-        run = Run([tape] * 3, [((part,), {}) for part in x.split(4)])
+        run = Run([tape] * 3, [((part,), {}) for part in x.split(4)])  # type: ignore[no-untyped-call]
         for batch in range(3):
             run.advance(batch, len(tape.steps))
         got = torch.cat([run.outputs(batch)[0] for batch in range(3)])
@@ -397,7 +397,7 @@ def test_tape_runs_other_batches_like_the_model() -> None:
 def test_network_that_reads_values_is_left_sliced_with_a_message() -> None:
     class Conditional(Vgg):
         def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x * (1.0 if x.sum().item() > 0 else 2.0))
+            return super().forward(x * (1.0 if x.sum().item() > 0 else 2.0))  # type: ignore[no-any-return]
 
     torch.manual_seed(0)
     with pytest.warns(RepairWarning, match="depends on values"):
