@@ -47,19 +47,31 @@ T bisect(Index n, const T* x, T low, T high, T below, Index want) {
 template <class T>
 T threshold(Index n, const T* x, Index self, T below, T nearest, Index want) {
   if (n <= 2 * kLanes && n <= 4 * want) return lowest_finite<T>();
-  if (below == std::numeric_limits<T>::infinity()) {  // first call: maxima of strided lanes
+  const bool first = below == std::numeric_limits<T>::infinity();
+  T from = below;
+  if (first) {  // maxima of strided lanes
     std::array<T, kLanes> lanes;
     lanes.fill(minus_infinity<T>);
     lane_maxima(self, x, below, lanes.data());
     lane_maxima(n - self - 1, x + self + 1, below, lanes.data());
     const auto [low, high] = std::minmax_element(lanes.begin(), lanes.end());
     if (*low == minus_infinity<T>) return lowest_finite<T>();
-    return bisect(kLanes, lanes.data(), *low, *high, below, want);
+    if (want <= kLanes) return bisect(kLanes, lanes.data(), *low, *high, below, want);
+    from = *low;  // lanes cannot tell: so many are as near as the nearest
+    nearest = *high;
   }
-  T gap = nearest - below;  // later calls: widen downwards from where the last one ended
-  for (T low = below; gap > T(0) && low > lowest_finite<T>() / 4; gap *= 2) {
+  // Later calls, or many ties: widen downwards from where the last threshold was.
+  T gap = nearest - from;
+  if (!(gap > T(0))) {  // a small part of what the row spans
+    T least = from;
+    for (Index k = 0; k < n; ++k)
+      if (k != self && x[k] > minus_infinity<T>) least = std::min(least, x[k]);
+    gap = (from - least) / T(1024);
+    if (!(gap > T(0))) return lowest_finite<T>();
+  }
+  for (T low = from; low > lowest_finite<T>() / 4; gap *= 2) {
     const T high = low;
-    low = below - gap;
+    low = from - gap;
     if (count_between(n, x, low, below) >= want) return bisect(n, x, low, high, below, want);
     if (count_between(n, x, minus_infinity<T>, low) <= 1) break;
   }

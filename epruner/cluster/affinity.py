@@ -138,10 +138,11 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     memory : {'auto', 'tiles', 'matrix'}, default='auto'
         Whether similarities of features are made and dropped in tiles or kept as a matrix (n, n).
         'auto' keeps small ones; only then is there an ``affinity_matrix_``.
-    backend : {'auto', 'native', 'dense', 'numba', 'reference'}, default='auto'
-        The solver; all give the same answer.
+    backend : {'auto', 'native', 'dense', 'numba', 'cupy', 'reference'}, default='auto'
+        The solver. All give the same answer where a run converges and the data decide it;
+        'dense' in float32 may break exact ties by its rounding.
     n_threads : int or None, default=None
-        Threads of the native solver. None honours ``OMP_NUM_THREADS`` and threadpoolctl.
+        Threads of the solver. None honours ``OMP_NUM_THREADS`` and threadpoolctl.
 
     Attributes
     ----------

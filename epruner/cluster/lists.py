@@ -321,10 +321,14 @@ class FeatureSource(Source):
         middle, slack = ranks[0] / pairs * sample.size, 4 * np.sqrt(sample.size)
         low = sample[int(middle - slack)] if middle > slack else -np.inf
         high = sample[int(middle + slack)] if middle + slack < sample.size else np.inf
+        rounding = 1e-5 if self.dtype == np.float32 else 1e-12  # of the products, not the sample
+        low, high = low - rounding * abs(low), high + rounding * abs(high)
         nearest.watch(low, high)
         self._sweep(nearest, options)
         inside = nearest.watched()
         at = [rank - nearest.watched_below() for rank in ranks]
+        if inside.size == 0:
+            return float(sample[int(middle)])
         if at[0] < 0 or at[1] >= inside.size:  # the sample misled: not seen, and not worth a loop
             at = [min(max(rank, 0), inside.size - 1) for rank in at]
         inside.partition(at)

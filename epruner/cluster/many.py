@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from epruner.cluster import gpu, validate
@@ -50,8 +52,11 @@ def affinity_propagation_many(
     options = validate.options(
         damping, max_iter, convergence_iter, random_state, n_threads=n_threads
     )
-    each: Sequence[ArrayLike | None]
-    each = preference if isinstance(preference, Sequence) else [preference] * len(problems)
+    each: Sequence[Any]
+    if isinstance(preference, Sequence | np.ndarray):
+        each = list(preference)
+    else:
+        each = [preference] * len(problems)
     if len(each) != len(problems):
         raise ValueError(f"preference has {len(each)} entries for {len(problems)} problems")
     if gpu.wanted(problems, backend):

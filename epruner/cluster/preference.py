@@ -12,7 +12,7 @@ from epruner.cluster.outcome import Clustering
 Floats = NDArray[np.floating]
 
 _BRACKETING = 60  # steps of a factor 4 away from the starting point
-_BISECTIONS = 60
+_BISECTIONS = 40
 
 
 def preference_range(S: ArrayLike, *, exact: bool = False) -> tuple[float, float]:

@@ -29,6 +29,7 @@ from epruner.cluster.solve import (
     all_equal,
     cluster_lists,
     cluster_similarities,
+    degenerate,
     with_rising_damping,
 )
 
@@ -250,7 +251,15 @@ class FeatureProblem(Problem):
             # The median counts the diagonal, whose n entries are the largest; a quantile does not.
             position = (n * n - 1) / 2 if q is None else q * (n * (n - 1) - 1)
             lists, preference = source.start_with_ranks(options, position)
-        return self._checked(preference), lambda p, o: cluster_lists(source, lists, p, o)
+        identical = not np.ptp(self.X, axis=0).any()
+        link = self.top(options)
+
+        def run(p: Floats, o: Options) -> Clustering:
+            if identical and (p == p[0]).all():
+                return degenerate(p, link)
+            return cluster_lists(source, lists, p, o)
+
+        return self._checked(preference), run
 
     def top(self, options: Options) -> float:
         if self.matrix is not None:

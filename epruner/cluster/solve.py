@@ -32,7 +32,7 @@ def cluster_similarities(
     preferences are equal.
     """
     if all_equal(S, preference):
-        return _degenerate(S, preference)
+        return degenerate(preference, float(S.flat[S.shape[0] - 1]))
     messages = solvers.get(backend)(S, preference, options)
     exemplars = np.flatnonzero(messages.is_exemplar)
     if exemplars.size == 0:
@@ -97,15 +97,15 @@ def all_equal(S: Floats, preference: Floats) -> bool:
     return all((row[own != i] == first).all() for i, row in enumerate(S))
 
 
-def _degenerate(S: Floats, preference: Floats) -> Clustering:
-    n = S.shape[0]
+def degenerate(preference: Floats, link: float) -> Clustering:
+    """Cluster points that are all equally similar, `link`, as scikit-learn does, with a warning."""
+    n = preference.size
     warnings.warn(
         "All samples have mutually equal similarities. Returning arbitrary cluster center(s).",
         stacklevel=4,
     )
     everyone = np.arange(n)
-    link = S.flat[n - 1]
     if preference[0] > link:
         return Clustering(everyone, everyone.copy(), 0, True, float(preference.sum()))
-    net = float(preference[0]) + (n - 1) * (float(link) if n > 1 else 0.0)
+    net = float(preference[0]) + (n - 1) * (link if n > 1 else 0.0)
     return Clustering(everyone[:1], np.zeros(n, dtype=np.intp), 0, True, net)

@@ -1,0 +1,198 @@
+"""Clustering from features without the matrix, and everything that goes with large inputs."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits, make_blobs
+
+from epruner import AffinityPropagation
+from epruner.cluster import memory
+from epruner.cluster.lists import FeatureSource, _tournament
+from epruner.cluster.outcome import Options
+from epruner.cluster.similarity import (
+    cosine,
+    median_preference,
+    negative_squared_distances,
+    quantile,
+)
+
+Floats = NDArray[np.floating[Any]]
+
+
+def gaussian(n: int, d: int, dtype: type, offset: float = 0.0) -> Floats:
+    points: Floats = (np.random.default_rng(n + d).normal(size=(n, d)) + offset).astype(dtype)
+    return points
+
+
+@pytest.mark.parametrize("players", [1, 2, 3, 6, 7])
+def test_a_tournament_pairs_everyone_once_and_nobody_twice_at_a_time(players: int) -> None:
+    rounds = list(_tournament(players))
+    for pairs in rounds[1:]:
+        busy = [p for pair in pairs for p in pair]
+        assert len(busy) == len(set(busy))
+    met = [pair for pairs in rounds for pair in pairs]
+    assert sorted(met) == [(p, q) for p in range(players) for q in range(p, players)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("affinity", "rule"),
+    [
+        ("euclidean", {}),
+        ("euclidean", {"beta": 1.0}),
+        ("euclidean", {"preference_quantile": 0.2}),
+        ("cosine", {}),
+    ],
+)
+def test_tiles_and_matrix_agree(dtype: type, affinity: str, rule: dict[str, Any]) -> None:
+    X = gaussian(2300, 12, dtype, offset=3.0 if affinity == "euclidean" else 0.5)
+    fits = [
+        AffinityPropagation(affinity=affinity, memory=route, damping=0.7, **rule).fit(X)
+        for route in ("tiles", "matrix")
+    ]
+    tiles, matrix = fits
+    assert tiles.converged_
+    np.testing.assert_allclose(tiles.preference_, matrix.preference_, rtol=1e-5)
+    np.testing.assert_array_equal(tiles.cluster_centers_indices_, matrix.cluster_centers_indices_)
+    np.testing.assert_array_equal(tiles.labels_, matrix.labels_)
+    assert tiles.n_iter_ == matrix.n_iter_
+    assert tiles.net_similarity_ == pytest.approx(matrix.net_similarity_, rel=1e-5)
+    assert hasattr(matrix, "affinity_matrix_")
+    assert not hasattr(tiles, "affinity_matrix_")
+
+
+def test_tiles_give_the_same_bits_for_any_number_of_threads() -> None:
+    X = gaussian(3000, 6, np.float32)
+    fits = [AffinityPropagation(memory="tiles", n_threads=t).fit(X) for t in (1, 2, 4)]
+    for fit in fits[1:]:
+        np.testing.assert_array_equal(fit.labels_, fits[0].labels_)
+        assert fit.net_similarity_ == fits[0].net_similarity_
+        assert fit.preference_[0] == fits[0].preference_[0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_near_duplicates_far_from_the_origin_keep_their_distance(dtype: type) -> None:
+    X = gaussian(400, 5, np.float64, offset=100.0)
+    X[200:] = X[:200] + 1e-3
+    X = X.astype(dtype)
+    wide = X.astype(np.float64)
+    exact = -((wide[:, None] - wide[None]) ** 2).sum(axis=2)
+    S = negative_squared_distances(X)
+    np.testing.assert_array_equal(S, S.T)
+    pairs = (np.arange(200), np.arange(200, 400))
+    np.testing.assert_allclose(S[pairs], exact[pairs], rtol=1e-6)
+    assert np.abs(S - exact).max() < 1e-5 * np.abs(exact).max()
+
+
+def test_lists_hold_the_nearest_neighbours() -> None:
+    X = gaussian(2500, 8, np.float32)
+    S = negative_squared_distances(X)
+    np.fill_diagonal(S, -np.inf)
+    lists = FeatureSource(X, cosine=False).start(Options(n_threads=2))
+    nearest = lists.assign(np.arange(2500))
+    np.testing.assert_array_equal(nearest, np.arange(2500))  # every point is its own exemplar here
+    wanted = np.full(2500, -1)
+    some = np.random.default_rng(0).permutation(2500)[:800]
+    wanted[some] = some
+    found = lists.assign(wanted)
+    others = np.setdiff1d(np.flatnonzero(found >= 0), some)
+    assert others.size > 1500
+    np.testing.assert_array_equal(found[others], some[S[others][:, some].argmax(axis=1)])
+
+
+@pytest.mark.parametrize("diagonal", [True, False])
+@pytest.mark.parametrize("q", [0.0, 0.1, 0.5, 0.77, 1.0])
+def test_quantiles_are_numpys(q: float, diagonal: bool) -> None:
+    rng = np.random.default_rng(0)
+    for S in (
+        negative_squared_distances(gaussian(300, 3, np.float32)),
+        -rng.integers(1, 4, (257, 257)).astype(np.float64),
+    ):
+        chosen = S if diagonal else S[~np.eye(len(S), dtype=bool)]
+        assert quantile(S, q, diagonal=diagonal) == pytest.approx(np.quantile(chosen, q), rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 200, 1500])
+def test_median_preferences_are_numpys(n: int) -> None:
+    S = negative_squared_distances(gaussian(n, 4, np.float32))
+    np.testing.assert_array_equal(median_preference(S, 0.75), (0.75 * np.median(S, axis=0)))
+
+
+def test_cosine_rejects_points_without_direction() -> None:
+    X = gaussian(10, 3, np.float64)
+    X[4] = 0
+    with pytest.raises(ValueError, match=r"X\[4\] is all zeros"):
+        cosine(X)
+
+
+def test_memory_is_estimated_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 10_000_000)
+    X = gaussian(5000, 4, np.float32)
+    with pytest.raises(MemoryError, match=r"matrix of similarities .* memory='tiles'"):
+        AffinityPropagation(memory="matrix").fit(X)
+    with pytest.raises(MemoryError, match=r"from features of 5000 points needs about"):
+        AffinityPropagation(memory="tiles").fit(X)
+
+
+def test_available_memory_is_known_here() -> None:
+    free = memory.available()
+    assert free is None or 1 << 20 < free < 1 << 50
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("memory", ["matrix", "tiles"])
+def test_rows_whose_nearest_entries_all_tie_end(dtype: type, memory: str) -> None:
+    pairs = np.repeat(gaussian(2, 4, dtype), 150, axis=0)  # 2 x 150 duplicates
+    fit = AffinityPropagation(memory=memory, preference=-1.0, damping=0.7, max_iter=60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit.fit(pairs)
+        AffinityPropagation(memory=memory, max_iter=30).fit(np.eye(300, dtype=dtype))
+    assert fit.labels_.shape == (300,)
+
+
+@pytest.mark.parametrize("memory", ["matrix", "tiles"])
+def test_identical_points_are_one_cluster_with_a_warning(memory: str) -> None:
+    with pytest.warns(UserWarning, match="mutually equal similarities"):
+        fit = AffinityPropagation(memory=memory).fit(np.ones((300, 3)))
+    assert fit.cluster_centers_indices_.tolist() == [0]
+
+
+def test_few_clusters_from_features_turn_dense_and_agree() -> None:
+    X = make_blobs(2500, n_features=3, centers=4, random_state=3)[0].astype(np.float32)
+    preference = -2000.0
+    fits = [
+        AffinityPropagation(memory=route, damping=0.8, preference=preference).fit(X)
+        for route in ("tiles", "matrix")
+    ]
+    assert fits[0].converged_
+    np.testing.assert_array_equal(fits[0].labels_, fits[1].labels_)
+
+
+def test_total_similarity_is_close_to_k_medoids() -> None:
+    kmedoids = pytest.importorskip("kmedoids")
+    X = load_digits().data[:900]
+    fit = AffinityPropagation().fit(X)
+    assert fit.converged_
+    k = fit.cluster_centers_indices_.size
+    D = -negative_squared_distances(X)
+    ours = D[np.arange(900), fit.cluster_centers_indices_[fit.labels_]].sum()
+    best = min(kmedoids.fasterpam(D, k, random_state=seed).loss for seed in range(5))
+    assert ours <= 1.01 * best
+
+
+@pytest.mark.slow
+def test_more_pairs_than_32_bits_count() -> None:
+    X = gaussian(50_000, 16, np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit = AffinityPropagation(damping=0.9, max_iter=300).fit(X)
+    centers = fit.cluster_centers_indices_
+    assert centers.size > 100
+    np.testing.assert_array_equal(fit.labels_[centers], np.arange(centers.size))
+    near = X[-500:, None] - X[centers][None]
+    np.testing.assert_array_equal(fit.labels_[-500:], (near**2).sum(axis=2).argmin(axis=1))
