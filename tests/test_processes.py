@@ -121,7 +121,8 @@ def test_other_threads_run_during_a_solve(backend: str) -> None:
 
 
 INTERRUPT = """
-import sys, threading, time
+import signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit it ignored
 sys.path.insert(0, "tests")
 import numpy as np
 from test_processes import gaussian
@@ -156,6 +157,7 @@ def test_ctrl_c_is_answered(backend: str) -> None:
     finally:
         process.kill()
         process.wait()
+        process.stdout.close()
     waited = float(answered) - sent
     print(f"answered after {waited:.3f} s")
     assert waited < 1.0
