@@ -200,7 +200,11 @@ class _Pair:
             rows = input_rows(self.small.values[batch][read], module, chosen)
             normal.add(rows, self._target(batch, site, module, norm, chosen))
             if site.other is not None:  # computed anew with the repaired weights
-                self._again[batch] = [s for s in (site.step, site.norm_step) if s >= 0]
+                branch = [s for s in (site.step, site.norm_step) if s >= 0]
+                self._again[batch] = branch
+                for step in branch:
+                    slot = self.small.tapes[batch].steps[step].writes[0]
+                    self.small.values[batch].pop(slot, None)
         if not normal.finite():
             raise ValueError(_not_finite(f"layer {site.name!r}"))
         start = stacked(module)
