@@ -7,6 +7,8 @@
 namespace epruner {
 namespace {
 
+constexpr Index kSerialBelow = 1024;  // points; waiting for threads costs more than it saves
+
 // Where the jitter could decide: everything within twice its size of the best.
 double contenders_from(const Jitter& jitter, double best) {
   return best - 2 * (jitter.ceiling(best) - best);
@@ -51,6 +53,7 @@ void assign(const S& similarity, const Indices& exemplars, const Jitter& jitter,
 template <class S>
 Indices best_members(const S& similarity, const double* preference, const Indices& labels,
                      Index clusters, const Jitter& jitter, int threads) {
+  if (similarity.size() < kSerialBelow) threads = 1;
   std::vector<Indices> members(static_cast<std::size_t>(clusters));
   for (std::size_t i = 0; i < labels.size(); ++i)
     if (labels[i] >= 0)
