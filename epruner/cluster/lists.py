@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from epruner.cluster import _native, memory
 from epruner.cluster.decode import sorted_by_index
 from epruner.cluster.outcome import Messages, Options
-from epruner.cluster.similarity import cosine, negative_squared_distances
+from epruner.cluster.similarity import cosine, filled, negative_squared_distances
 
 Floats = NDArray[np.floating]
 Indices = NDArray[np.intp]
@@ -147,10 +147,7 @@ class SparseSource(Source):
         self.dtype = S.dtype
 
     def matrix(self) -> Floats:
-        full = np.full(self.S.shape, -np.inf, dtype=self.dtype)
-        stored = self.S.tocoo()
-        full[stored.row, stored.col] = stored.data
-        return full
+        return filled(self.S)
 
     def start(self, options: Options) -> _native.ActiveSet:
         lists = self._lists(options)

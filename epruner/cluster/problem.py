@@ -21,6 +21,7 @@ from epruner.cluster.outcome import Clustering, Options
 from epruner.cluster.preference import for_clusters
 from epruner.cluster.similarity import (
     cosine,
+    filled,
     median_preference,
     negative_squared_distances,
     quantile,
@@ -195,9 +196,7 @@ class SparseProblem(Problem):
 
     def _runner(self, options: Options) -> Run:
         if native is None or self.backend not in ("auto", "native"):
-            S = np.full((self.n, self.n), -np.inf, dtype=self.dtype)
-            stored = self.kept.tocoo()
-            S[stored.row, stored.col] = stored.data
+            S = filled(self.kept)
             return lambda p, o: cluster_similarities(S, p, o, self.backend)
         from epruner.cluster.lists import SparseSource
 

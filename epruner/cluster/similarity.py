@@ -1,5 +1,7 @@
 """From features to similarities, and from similarities to preferences."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -49,6 +51,14 @@ def normalised(X: Floats) -> Floats:
         )
     scaled: Floats = (X / norms[:, None]).astype(X.dtype)
     return scaled
+
+
+def filled(S: Any) -> Floats:
+    """Return the SciPy sparse matrix `S` (n, n) as an array, -inf where it stores nothing."""
+    full = np.full(S.shape, -np.inf, dtype=S.dtype)
+    stored = S.tocoo()
+    full[stored.row, stored.col] = stored.data
+    return full
 
 
 def column_medians(S: Floats, n_threads: int | None = None) -> Floats:
