@@ -36,7 +36,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from problems import KINDS, Case, problem, verdict  # noqa: E402
 
 from epruner.cluster import gpu  # noqa: E402
-from epruner.cluster.gpu import batch, clusters, door, engine, problems  # noqa: E402
+from epruner.cluster.gpu import cuda, messages, problems  # noqa: E402
+from epruner.cluster.gpu.arrays import engine_for  # noqa: E402
+from epruner.cluster.gpu.decode import decode  # noqa: E402
+from epruner.cluster.gpu.filters import distances  # noqa: E402
 from epruner.cluster.outcome import Options  # noqa: E402
 from epruner.cluster.similarity import (  # noqa: E402
     median_preference,
@@ -77,7 +80,7 @@ def on_wall(run: Callable[[int], object], repeats: int = 5, warm: int = 1) -> fl
     return statistics.median(times)
 
 
-class PhasedCard(engine.Card):
+class PhasedEngine(cuda.CudaEngine):
     """A card that adds up wall time by phase; the phase is that of the last kernel launched."""
 
     PHASES: ClassVar = {
@@ -228,7 +231,7 @@ def networks(cupy: Any) -> list[Row]:
             [blobs(n, d, 1000 * turn + q) for q, (n, d) in enumerate(shapes)] for turn in range(3)
         ]
         resident = [[cupy.asarray(X) for X in layers] for layers in inputs]
-        betas = [0.73] * len(shapes)
+        betas = dict.fromkeys(range(len(shapes)), 0.73)
 
         def run(q: int, resident: Any = resident, betas: Any = betas) -> Any:
             return gpu.FilterBatch(resident[q % 3]).cluster(betas)
@@ -242,15 +245,15 @@ def networks(cupy: Any) -> list[Row]:
 
         row["gpu_again_ms"] = on_wall(again, 5)
         found = run(0)
-        row["converged"] = sum(c.converged for c in found)
-        row |= _networks_on_cpu(inputs[0], betas, found, sklearn=name != "ResNet-50")
+        row["converged"] = sum(c.converged for c in found.values())
+        row |= _networks_on_cpu(
+            inputs[0], list(betas.values()), list(found.values()), sklearn=name != "ResNet-50"
+        )
         rows.append(row)
     return rows
 
 
-def _networks_on_cpu(
-    layers: Sequence[Any], betas: Sequence[float], found: Sequence[Any], *, sklearn: bool
-) -> Row:
+def _networks_on_cpu(layers: Sequence[Any], found: Sequence[Any], *, sklearn: bool) -> Row:
     from sklearn.cluster import affinity_propagation
 
     from epruner.cluster import affinity_propagation_many
@@ -260,7 +263,7 @@ def _networks_on_cpu(
 
         def run(q: int) -> Any:
             S = [negative_squared_distances(X) for X in layers]
-            p = [median_preference(s, beta) for s, beta in zip(S, betas, strict=True)]
+            p = [median_preference(s, 0.73) for s in S]
             return affinity_propagation_many(S, preference=p, backend="native")
 
         row["native_ms"] = on_wall(run, 1, 0)
@@ -270,11 +273,11 @@ def _networks_on_cpu(
         row["layers_alike"] = sum(np.array_equal(a.labels, b.labels) for a, b in both)
     if sklearn:
         start = time.perf_counter()
-        for X, beta in zip(layers, betas, strict=True):
+        for X in layers:
             S = negative_squared_distances(X)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                affinity_propagation(S, preference=median_preference(S, beta), random_state=0)
+                affinity_propagation(S, preference=median_preference(S, 0.73), random_state=0)
         row["sklearn_ms"] = 1e3 * (time.perf_counter() - start)
     return row
 
@@ -289,14 +292,14 @@ def single(cupy: Any, copy_gb_s: float) -> list[Row]:
 
 
 def _single(cupy: Any, n: int, copy_gb_s: float) -> Row:
-    with door.engine_for([]) as card:
-        S = [door.distances(card, [cupy.asarray(blobs(n, 64, q))])[0] for q in range(2)]
-        own = [problems.medians(problems.Matrices(card, [s])) for s in S]
+    with engine_for([]) as engine:
+        S = [distances(engine, [cupy.asarray(blobs(n, 64, q))])[0] for q in range(2)]
+        own = [problems.medians(problems.Matrices(engine, [s])) for s in S]
         options = Options(damping=0.7)
 
-        def run(q: int, options: Options, regime: str) -> batch.Passed:
-            one = problems.Matrices(card, [S[q % 2]])
-            return batch.pass_messages(one, own[q % 2], options, regime)
+        def run(q: int, options: Options, regime: str) -> messages.BatchMessages:
+            one = problems.Matrices(engine, [S[q % 2]])
+            return messages.pass_messages(one, own[q % 2], options, regime)
 
         def dense(iterations: int) -> float:
             fixed = Options(max_iter=iterations, convergence_iter=iterations + 1)
@@ -386,12 +389,12 @@ def features(cupy: Any, n: int) -> Row:
     options = Options(damping=0.7, max_iter=300)
     warm = 2000
     for size in (warm, n):  # the first compiles and loads
-        card = PhasedCard(cupy.cuda.Device().id)
+        card = PhasedEngine(cupy.cuda.Device().id)
         start = time.perf_counter()
         points = problems.Features(card, X[:size])
         own = problems.medians(points)
-        passed = batch.pass_messages(points, own, options)
-        found = clusters.decode(points, passed, own, options)[0]
+        passed = messages.pass_messages(points, own, options)
+        found = decode(points, passed, own, options)[0]
         card.enter("end")
         seconds = time.perf_counter() - start
     return {
@@ -442,7 +445,7 @@ def main() -> int:
     options = parser.parse_args()
     begin = time.perf_counter()
     try:
-        cupy = engine.load_cupy()
+        cupy = cuda.load_cupy()
     except (ImportError, RuntimeError) as error:
         print(f"benchmarks/gpu.py needs a CUDA device: {error}", file=sys.stderr)
         return 2

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from epruner.cluster.gpu.problems import Array
+from epruner.cluster.gpu.engine import Array
 
 HERE = Path(__file__).resolve().parent
 
@@ -48,7 +48,7 @@ def compile_kernels(compiler: str, folder: Path) -> Path:
 
 
 class HostEngine:
-    """Runs kernels on the CPU, thread by thread; an `epruner.cluster.gpu.problems.Engine`."""
+    """Runs kernels on the CPU, thread by thread; an `epruner.cluster.gpu.engine.Engine`."""
 
     xp = np
     threads = 64

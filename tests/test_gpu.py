@@ -9,9 +9,9 @@ import torch
 from problems import KINDS, Case, problem, verdict
 
 from epruner.cluster import affinity_propagation, affinity_propagation_many, gpu, solvers
-from epruner.cluster.gpu import door
-from epruner.cluster.gpu.engine import load_cupy
-from epruner.cluster.gpu.problems import require
+from epruner.cluster.gpu.arrays import engine_for
+from epruner.cluster.gpu.cuda import load_cupy
+from epruner.cluster.gpu.engine import require
 from epruner.cluster.outcome import Options
 from epruner.cluster.similarity import median_preference, negative_squared_distances
 
@@ -101,13 +101,14 @@ def test_filters_stay_on_the_device(cupy: Any) -> None:
     rng = np.random.default_rng(0)
     filters = [rng.normal(size=(n, 90)).astype(np.float32) for n in (16, 64, 130, 256)]
     batch = gpu.FilterBatch([torch.from_numpy(X).cuda() for X in filters])
-    found = batch.cluster([0.8] * 4, damping=0.7, random_state=0)
-    for X, medians, own in zip(filters, batch.medians, found, strict=True):
+    found = batch.cluster(dict.fromkeys(range(4), 0.8), damping=0.7, random_state=0)
+    for layer, X in enumerate(filters):
         S = negative_squared_distances(X)
-        np.testing.assert_allclose(medians, np.median(S, axis=0), rtol=1e-4)
+        np.testing.assert_allclose(batch.similarities(layer), S, rtol=1e-4)
+        np.testing.assert_allclose(batch.medians(layer), np.median(S, axis=0), rtol=1e-4)
         expected = solvers.get("reference")(S, median_preference(S, 0.8), Options(damping=0.7))
         if expected.converged:
-            assert own.converged
+            assert found[layer].converged
 
 
 def test_arrays_on_two_devices_are_refused(cupy: Any) -> None:
@@ -130,5 +131,5 @@ def test_tensors_that_require_grad_or_hold_bfloat16_are_refused() -> None:
 
 
 def test_more_memory_than_there_is_is_said_with_figures() -> None:
-    with door.engine_for([]) as engine, pytest.raises(MemoryError, match=r"needs about .* GB"):
+    with engine_for([]) as engine, pytest.raises(MemoryError, match=r"needs about .* GB"):
         require(engine, 1 << 50, "a test", "take less")

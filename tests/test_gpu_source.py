@@ -17,7 +17,10 @@ from sklearn.datasets import make_blobs
 
 from epruner.cluster import gpu
 from epruner.cluster.decode import decode
-from epruner.cluster.gpu import batch, clusters, door, engine, problems
+from epruner.cluster.gpu import cuda, filters, lists, messages, problems
+from epruner.cluster.gpu import decode as gpu_decode
+from epruner.cluster.gpu.batch import Batch
+from epruner.cluster.gpu.cluster import cluster_matrices
 from epruner.cluster.outcome import Options
 from epruner.cluster.similarity import median_preference, negative_squared_distances
 from epruner.cluster.solvers import reference
@@ -50,8 +53,8 @@ def make(library: Path) -> Make:
 
 def pass_on(
     engine: HostEngine, S: list[Floats], p: list[Floats], options: Options, regime: str = "auto"
-) -> batch.Passed:
-    return batch.pass_messages(problems.Matrices(engine, S), np.concatenate(p), options, regime)
+) -> messages.BatchMessages:
+    return messages.pass_messages(problems.Matrices(engine, S), np.concatenate(p), options, regime)
 
 
 @pytest.mark.parametrize("regime", ["small", "lists", "dense"])
@@ -82,16 +85,14 @@ def test_order_of_threads_changes_no_bit(make: Make, regime: str) -> None:
     S, p = problem(Case("blobs", 65, "float32", 0.5, 1.0, True))
     bits = []
     for reverse in (False, True, False):
-        own = batch.Batch(
-            problems.Matrices(make(reverse=reverse), [S, S]), np.tile(p, 2), Options()
-        )
+        own = Batch(problems.Matrices(make(reverse=reverse), [S, S]), np.tile(p, 2), Options())
         if regime == "small":
-            own.run_small(np.arange(2))
+            messages.run_small(own, np.arange(2))
         elif regime == "lists":
-            own.run_lists(np.arange(2), may_turn_dense=False)
+            lists.run_lists(own, np.arange(2), lambda p: False)
         else:
-            own = batch.Batch(problems.Matrices(make(reverse=reverse), [S]), p, Options())
-            own.run_dense()
+            own = Batch(problems.Matrices(make(reverse=reverse), [S]), p, Options())
+            messages.run_dense(own)
         bits.append([own.kept["total"].tobytes(), own.is_exemplar.tobytes(), own.t.tobytes()])
     assert bits[0] == bits[1] == bits[2]
 
@@ -122,7 +123,7 @@ def test_lists_go_on_where_dense_passes_do_not_fit(
 ) -> None:
     case = Case("blobs", 200, "float64", 0.7, 5.0, True)
     S, p = problem(case)
-    monkeypatch.setattr(batch, "dense_bytes", lambda n, dtype: 1 << 60)
+    monkeypatch.setattr(messages, "dense_bytes", lambda n, dtype: 1 << 60)
     engine = make()
     passed = pass_on(engine, [S], [p], case.options())
     assert "dense_rows_f64" not in engine.launched
@@ -134,14 +135,14 @@ def test_lists_go_on_where_dense_passes_do_not_fit(
 def test_pool_grows_when_ties_make_first_lists_long(make: Make) -> None:
     X = np.random.default_rng(0).integers(0, 2, size=(200, 2)).astype(np.float64)  # four places
     S = negative_squared_distances(X)
-    own = batch.Batch(problems.Matrices(make(), [S]), np.full(200, -1.0), Options())
-    lists = batch.Lists(own, np.arange(1))
-    assert lists.capacity > 200 * 32
+    own = Batch(problems.Matrices(make(), [S]), np.full(200, -1.0), Options())
+    pool = lists.Lists(own, np.arange(1))
+    assert pool.capacity > 200 * 32
     for i in range(200):
         twins = np.flatnonzero(S[i] == 0)
-        entries = slice(lists.start[i], lists.start[i] + lists.listed[i])
-        np.testing.assert_array_equal(np.sort(lists.column[entries]), twins[twins != i])
-        assert (np.diff(lists.s[entries]) <= 0).all()
+        entries = slice(pool.start[i], pool.start[i] + pool.listed[i])
+        np.testing.assert_array_equal(np.sort(pool.column[entries]), twins[twins != i])
+        assert (np.diff(pool.s[entries]) <= 0).all()
 
 
 @pytest.mark.parametrize("regime", ["lists", "dense"])
@@ -159,8 +160,8 @@ def test_decoding_is_the_same(make: Make, dtype: str) -> None:
     S, p = zip(*(problem(case) for case in cases), strict=True)
     options = cases[0].options()
     together = problems.Matrices(make(), list(S))
-    passed = batch.pass_messages(together, np.concatenate(p), options)
-    found = clusters.decode(together, passed, np.concatenate(p), options)
+    passed = messages.pass_messages(together, np.concatenate(p), options)
+    found = gpu_decode.decode(together, passed, np.concatenate(p), options)
     flags = np.split(passed.is_exemplar, together.first[1:-1])
     for own, s, preference, is_exemplar in zip(found, S, p, flags, strict=True):
         if not is_exemplar.any():
@@ -185,12 +186,12 @@ def test_features_need_no_matrix(make: Make, dtype: type, monkeypatch: pytest.Mo
     p = median_preference(S, 0.3) * (1 + 1e-3 * np.random.default_rng(0).normal(size=150))
     p, options = p.astype(dtype), Options(damping=0.7)
     points = problems.Features(make(), X)
-    passed = batch.pass_messages(points, p, options)
+    passed = messages.pass_messages(points, p, options)
     expected = reference.solve(S, p, options)
     assert expected.converged
     assert passed.n_iter[0] == expected.n_iter
     np.testing.assert_array_equal(passed.is_exemplar.astype(bool), expected.is_exemplar)
-    found = clusters.decode(points, passed, p, options)[0]
+    found = gpu_decode.decode(points, passed, p, options)[0]
     exemplars, labels = decode(S, p, np.flatnonzero(expected.is_exemplar), options.seed)
     np.testing.assert_array_equal(found.exemplars, exemplars)
     np.testing.assert_array_equal(found.labels, labels)
@@ -217,7 +218,7 @@ def test_distances_of_near_duplicates_are_exact(make: Make, dtype: type) -> None
     X[20:] = X[:20]
     X[30:, 0] += dtype(1e-3)
     X += dtype(100)
-    S: Floats = door.distances(make(), [X])[0]
+    S: Floats = filters.distances(make(), [X])[0]
     np.testing.assert_array_equal(S, S.T)
     assert (np.diag(S) == 0).all()
     exact = -np.square(X[:, None].astype(np.float64) - X[None]).sum(axis=2)
@@ -230,7 +231,7 @@ def test_invalid_and_degenerate_problems_are_found(make: Make) -> None:
     engine = make()
 
     def cluster(S: Floats, own: Floats) -> None:
-        door.cluster_matrices(engine, [fine, S], [p, own], Options())
+        cluster_matrices(engine, [fine, S], [p, own], Options())
 
     for bad in (np.nan, np.inf):
         S = fine.copy()
@@ -240,7 +241,7 @@ def test_invalid_and_degenerate_problems_are_found(make: Make) -> None:
         with pytest.raises(ValueError, match="preference of problem 1 holds NaN or infinite"):
             cluster(fine, np.full(17, bad))
     with pytest.warns(UserWarning, match="mutually equal similarities"):
-        found = door.cluster_matrices(
+        found = cluster_matrices(
             engine,
             [np.full((4, 4), -2.0), fine, np.full((3, 3), -2.0), np.zeros((1, 1))],
             [np.full(4, -1.0), p, np.full(3, -3.0), np.zeros(1)],
@@ -253,11 +254,16 @@ def test_invalid_and_degenerate_problems_are_found(make: Make) -> None:
 
 
 def test_tables_have_the_fields_of_the_kernels() -> None:
-    struct = re.search(r"struct Batch \{(.*?)\n\};", engine.source(), re.DOTALL)
-    assert struct is not None
-    without_comments = re.sub(r"//.*", "", struct[1])
-    names = re.findall(r"(\w+)\s*[,;]", without_comments)
-    assert tuple(names) == problems.BATCH_FIELDS
+    tables = {
+        "Batch": problems.BATCH_FIELDS,
+        "Lists": lists.LISTS_FIELDS,
+        "Clusters": gpu_decode.CLUSTERS_FIELDS,
+    }
+    for name, fields in tables.items():
+        struct = re.search(rf"struct {name} \{{(.*?)\n\}};", cuda.source(), re.DOTALL)
+        assert struct is not None
+        without_comments = re.sub(r"//.*", "", struct[1])
+        assert tuple(re.findall(r"(\w+)\s*[,;]", without_comments)) == fields
 
 
 @pytest.mark.parametrize("arch", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90"])
@@ -267,7 +273,7 @@ def test_device_compiler_takes_the_source(tmp_path: Path, arch: str) -> None:
     if nvcc is None:
         pytest.skip("no nvcc: set CUDA_HOME to a CUDA toolkit")
     text = tmp_path / "messages.cu"
-    text.write_text(engine.source())
+    text.write_text(cuda.source())
     command = [nvcc, "-std=c++17", "-fmad=false", f"-arch={arch}", "-cubin", "-Xptxas", "-v"]
     done = subprocess.run(
         [*command, str(text), "-o", str(tmp_path / "messages.cubin")],
@@ -281,7 +287,7 @@ def test_device_compiler_takes_the_source(tmp_path: Path, arch: str) -> None:
 
 def test_without_cupy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)  # what an import finds where nothing is there
-    engine.load_cupy.cache_clear()
+    cuda.load_cupy.cache_clear()
     with pytest.raises(ImportError, match=r"epruner\[cuda13\]"):
         gpu.cluster_many([np.eye(3)], [None], Options())
 

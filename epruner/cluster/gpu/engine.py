@@ -1,136 +1,79 @@
-"""The card: CuPy's arrays, kernels compiled at first use, launches, graphs."""
+"""What runs kernels, and how structs get to them."""
 
-import os
-from collections.abc import Callable
-from functools import cache
-from importlib.resources import files
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from epruner.cluster.gpu.problems import Array
-
-_INSTALL = 'pip install "epruner[cuda13]" (or "epruner[cuda12]" for drivers of CUDA 12)'
-_PLAIN_SHARED = 48 << 10  # bytes that a kernel may have without asking
-_HEADROOM = 256 << 20  # bytes left to others: the library of matrix products wants some, too
-# No fused multiply-adds, as in the CPU solvers; no fast math: infinities are legal.
-COMPILE_OPTIONS = ("--std=c++17", "-fmad=false")
+Array = Any  # CuPy's, or NumPy's where the kernels run on a CPU
 
 
-def source() -> str:
-    """Return the text of the kernels."""
-    return files(__package__).joinpath("messages.cu").read_text(encoding="utf-8")
+class Engine(Protocol):
+    """What runs kernels: a CUDA device, or a CPU in the tests."""
 
+    @property
+    def xp(self) -> Any:
+        """The module of the arrays."""
 
-@cache
-def load_cupy() -> Any:
-    """Return the module `cupy`, once it is known to reach a device.
+    @property
+    def threads(self) -> int:
+        """How many threads a block has."""
 
-    Raises
-    ------
-    ImportError
-        If CuPy is not installed; the message names the extra.
-    RuntimeError
-        If there is no device, or the driver is too old for this CuPy.
-    """
-    try:
-        import cupy
-    except ImportError as error:
-        raise ImportError(f"backend='cupy' needs CuPy: {_INSTALL}") from error
-    runtime = cupy.cuda.runtime
-    try:
-        count = runtime.getDeviceCount()
-    except runtime.CUDARuntimeError as error:
-        driver, built = runtime.driverGetVersion(), runtime.runtimeGetVersion()
-        if driver == 0:
-            raise RuntimeError(
-                f"backend='cupy' found no CUDA driver on this machine ({error}); "
-                "use backend='native'"
-            ) from error
-        raise RuntimeError(
-            f"the driver offers CUDA {_version(driver)} and this CuPy is built for CUDA "
-            f"{_version(built)} ({error}); install the CuPy that fits: {_INSTALL}"
-        ) from error
-    if count == 0:
-        raise RuntimeError("backend='cupy' found no CUDA device; use backend='native'")
-    if os.environ.get("CUPY_TF32", "0") not in ("", "0"):
-        raise RuntimeError(
-            "CUPY_TF32 is set: similarities from products in TensorFloat-32 are off by more than "
-            "the lists allow for; unset it"
-        )
-    return cupy
+    @property
+    def wide(self) -> int:
+        """How many, where one block works on much."""
 
-
-def _version(number: int) -> str:
-    return f"{number // 1000}.{number % 1000 // 10}"
-
-
-class Card:
-    """Runs kernels on one device; an `epruner.cluster.gpu.problems.Engine`.
-
-    Use it with that device current. Work goes to CuPy's current stream.
-    """
-
-    threads = 256
-    wide = 1024
-
-    def __init__(self, device: int) -> None:
-        self.xp = load_cupy()
-        self.device = device
-        attributes = self.xp.cuda.Device(device).attributes
-        self.max_shared = int(attributes["MaxSharedMemoryPerBlockOptin"])
-        self._module = self.xp.RawModule(code=source(), options=COMPILE_OPTIONS)
-        self._kernels: dict[str, Any] = {}
+    @property
+    def max_shared(self) -> int:
+        """Bytes of shared memory that a block may have."""
 
     def launch(
         self, kernel: str, blocks: int, threads: int, *args: Array | int, shared: int = 0
     ) -> None:
-        if kernel not in self._kernels:
-            self._kernels[kernel] = self._module.get_function(kernel)
-        function = self._kernels[kernel]
-        if shared > _PLAIN_SHARED and function.max_dynamic_shared_size_bytes < shared:
-            function.max_dynamic_shared_size_bytes = shared
-        words = tuple(np.int64(a) if isinstance(a, int) else a for a in args)
-        function((blocks,), (threads,), words, shared_mem=shared)
+        """Start a kernel on the current stream. Every argument is an array or an integer."""
 
     def address(self, array: Array) -> int:
-        return int(array.data.ptr)
+        """Return where a contiguous array starts."""
 
     def host(self, array: Array) -> NDArray[Any]:
-        found: NDArray[Any] = self.xp.asnumpy(array)
-        return found
+        """Return a NumPy copy, once all that was started is done."""
 
     def repeater(self, step: Callable[[], None], times: int) -> Callable[[], None]:
-        graph: Any = None
-        runs = 0
-
-        def run() -> None:
-            nonlocal graph, runs
-            runs += 1
-            if runs == 1:  # loads the kernels, which recording cannot; short runs need no more
-                for _ in range(times):
-                    step()
-                return
-            if graph is None:
-                stream = self.xp.cuda.Stream(non_blocking=True)
-                with stream:
-                    stream.begin_capture()
-                    try:
-                        for _ in range(times):
-                            step()
-                    finally:
-                        graph = stream.end_capture()
-            graph.launch(self.xp.cuda.get_current_stream())
-
-        return run
+        """Return what runs `step`, which only launches, so many times."""
 
     def free_bytes(self) -> int:
-        free, _ = self.xp.cuda.runtime.memGetInfo()
-        return max(0, int(free) + int(self.xp.get_default_memory_pool().free_bytes()) - _HEADROOM)
+        """Memory that can still be taken."""
 
 
-@cache
-def card(device: int) -> Card:
-    """Return the engine of device number `device`."""
-    return Card(device)
+def cover(work: int, threads: int) -> int:
+    """Return how many blocks of so many threads give each piece of `work` a thread."""
+    return -(-work // threads)
+
+
+def pack(engine: Engine, words: Sequence[Array | int | float]) -> Array:
+    """Return a struct of 64-bit fields as an array on the device: addresses, integers, doubles."""
+    return engine.xp.asarray(packed_words(engine, words))
+
+
+def packed_words(engine: Engine, words: Sequence[Array | int | float]) -> NDArray[np.uint64]:
+    """Return the fields of a struct as they go to the device."""
+    packed = np.zeros(len(words), dtype=np.uint64)
+    for place, word in enumerate(words):
+        if isinstance(word, float):
+            packed.view(np.float64)[place] = word
+        elif isinstance(word, int):
+            packed.view(np.int64)[place] = word
+        else:
+            packed[place] = engine.address(word)
+    return packed
+
+
+def require(engine: Engine, needed: int, what: str, advice: str) -> None:
+    """Raise `MemoryError` if `needed` bytes for `what` do not fit on the device."""
+    free = engine.free_bytes()
+    if needed > free:
+        raise MemoryError(
+            f"{what} needs about {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on the "
+            f"device; {advice}"
+        )

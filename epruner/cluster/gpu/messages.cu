@@ -14,7 +14,7 @@ typedef long long Index;
 typedef unsigned long long Bits;
 
 // Problems one after the other: point i of problem p is number first[p] + i here. Every field is
-// one 64-bit word; problems.py, batch.py and clusters.py fill these tables in this order.
+// one 64-bit word; problems.py, lists.py and decode.py fill these tables in this order.
 struct Batch {
   Index points, problems;
   const Index* first;     // (problems + 1)

@@ -1,87 +1,24 @@
 """Similarities on a device: a matrix per problem, or features whose products are seen in tiles."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = Any  # CuPy's, or NumPy's where the kernels run on a CPU
+from epruner.cluster.gpu.engine import Array, Engine, pack
+
 _TILE_BYTES = 1 << 32
 
 
-class Engine(Protocol):
-    """What runs kernels: a card, or a CPU in the tests."""
-
-    @property
-    def xp(self) -> Any:
-        """The module of the arrays."""
-
-    @property
-    def threads(self) -> int:
-        """How many threads a block has."""
-
-    @property
-    def wide(self) -> int:
-        """How many, where one block works on much."""
-
-    @property
-    def max_shared(self) -> int:
-        """Bytes of shared memory that a block may have."""
-
-    def launch(
-        self, kernel: str, blocks: int, threads: int, *args: Array | int, shared: int = 0
-    ) -> None:
-        """Start a kernel on the current stream. Every argument is an array or an integer."""
-
-    def address(self, array: Array) -> int:
-        """Return where a contiguous array starts."""
-
-    def host(self, array: Array) -> NDArray[Any]:
-        """Return a NumPy copy, once all that was started is done."""
-
-    def repeater(self, step: Callable[[], None], times: int) -> Callable[[], None]:
-        """Return what runs `step`, which only launches, so many times."""
-
-    def free_bytes(self) -> int:
-        """Memory that can still be taken."""
-
-
-def pack(engine: Engine, words: Sequence[Array | int | float]) -> Array:
-    """Return a struct of 64-bit fields as an array on the device: addresses, integers, doubles."""
-    return engine.xp.asarray(packed_words(engine, words))
-
-
-def packed_words(engine: Engine, words: Sequence[Array | int | float]) -> NDArray[np.uint64]:
-    """Return the fields of a struct as they go to the device."""
-    packed = np.zeros(len(words), dtype=np.uint64)
-    for place, word in enumerate(words):
-        if isinstance(word, float):
-            packed.view(np.float64)[place] = word
-        elif isinstance(word, int):
-            packed.view(np.int64)[place] = word
-        else:
-            packed[place] = engine.address(word)
-    return packed
-
-
-def require(engine: Engine, needed: int, what: str, advice: str) -> None:
-    """Raise `MemoryError` if `needed` bytes for `what` do not fit on the device."""
-    free = engine.free_bytes()
-    if needed > free:
-        raise MemoryError(
-            f"{what} needs about {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on the "
-            f"device; {advice}"
-        )
-
-
-class Problems:
+class Problems(ABC):
     """Problems one after the other; point i of problem p is number ``first[p] + i``.
 
     `dtype` is that of the similarities, which decides the size of the jitter.
     """
 
     kind: str  # of the kernels that read similarities
+    source: Array  # the kernels' ``Source``
 
     def __init__(self, engine: Engine, sizes: Sequence[int], dtype: np.dtype[Any]) -> None:
         xp = engine.xp
@@ -96,22 +33,17 @@ class Problems:
             xp.searchsorted(self.first_device, xp.arange(self.points), side="right") - 1
         ).astype(np.int32)
 
-    @property
-    def source(self) -> Array:
-        """The kernels' ``Source``."""
-        raise NotImplementedError
-
     def row_kernel(self, name: str) -> str:
         """Return the full name of a kernel that reads similarities."""
         return f"{name}_{self.kind}_{self.number}"
 
+    @abstractmethod
     def alone(self, p: int) -> "Problems":
         """Return problem `p` as a batch of its own."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tiles(self, rows: Array, columns: Array | None = None) -> Iterator[tuple[slice, int]]:
         """Yield (which of `rows`, address of their products with `columns` or all points)."""
-        raise NotImplementedError
 
 
 class Matrices(Problems):
@@ -125,13 +57,9 @@ class Matrices(Problems):
         self._addresses = engine.xp.asarray(
             np.array([engine.address(S) for S in matrices], dtype=np.uint64)
         )
-        self._source = pack(engine, [self._addresses, 0, 0, 0, 0.0, 0.0])
+        self.source = pack(engine, [self._addresses, 0, 0, 0, 0.0, 0.0])
 
-    @property
-    def source(self) -> Array:
-        return self._source
-
-    def alone(self, p: int) -> Problems:
+    def alone(self, p: int) -> "Matrices":
         return Matrices(self.engine, [self.matrices[p]])
 
     def tiles(self, rows: Array, columns: Array | None = None) -> Iterator[tuple[slice, int]]:
@@ -154,13 +82,9 @@ class Features(Problems):
             raise ValueError(f"squared distances of X overflow {X.dtype}; scale X or use float64")
         # Rounding of the product and of both norms, each at most d u times norms; u = eps / 2.
         error = (2 * d + 8) * float(np.finfo(X.dtype).eps) / 2
-        self._source = pack(engine, [0, self.X, d, self.norms, error, largest])
+        self.source = pack(engine, [0, self.X, d, self.norms, error, largest])
 
-    @property
-    def source(self) -> Array:
-        return self._source
-
-    def alone(self, p: int) -> Problems:
+    def alone(self, p: int) -> "Features":
         return self
 
     def tiles(self, rows: Array, columns: Array | None = None) -> Iterator[tuple[slice, int]]:

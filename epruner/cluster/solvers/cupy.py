@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from epruner.cluster.gpu.batch import pass_messages
-from epruner.cluster.gpu.door import adopt, engine_for
+from epruner.cluster.gpu.arrays import adopt, engine_for
+from epruner.cluster.gpu.messages import pass_messages
 from epruner.cluster.gpu.problems import Matrices
 from epruner.cluster.outcome import Messages, Options
 
