@@ -28,11 +28,11 @@ TOLERANCE = 0.01
 # beta = 0.02 keeps practically everything that differs at all; beyond 64 a layer has practically
 # collapsed. Searched is -log(beta), which grows with what is kept.
 WEAKNESS_RANGE = (-math.log(64.0), -math.log(0.02))
-FIRST_WEAKNESS = -math.log(0.55)
+FIRST_WEAKNESS = -math.log(0.7)
 CHEAPNESS_RANGE = (-16.0, 16.0)  # -log of what a share of the network is worth in lost variance
 TRIALS = 9
 UNIFORM_TRIALS = 20
-CLOSE = 0.04  # two answers this close around what is wanted need no more betas between them
+CLOSE = 0.03  # an answer this close to what is wanted needs no better beta
 
 
 class Sizes:
@@ -185,7 +185,8 @@ class Search:
         least = self._fixed | {x.name: x.fit(1) for x in self._free}
         over, under = whole, least
         over_cost, under_cost = measure(whole), measure(least)
-        nearest: float | None = None  # strength of the dearest answer within the budget
+        nearest: float | None = None  # strength of the answer whose cost is closest to the target
+        miss = math.inf
         if under_cost <= target < over_cost:
             at, bracket, trials = self._way(widths, proxy)
             for _ in range(trials):
@@ -193,11 +194,13 @@ class Search:
                 counts = at(strength)
                 cost = measure(counts)
                 bracket.set(strength, cost, target)
-                if cost <= target and cost >= under_cost:
-                    under, under_cost, nearest = counts, cost, strength
+                if under_cost <= cost <= target:
+                    under, under_cost = counts, cost
                 elif target < cost <= over_cost:
                     over, over_cost = counts, cost
-                if over_cost - under_cost <= CLOSE * target:
+                if abs(cost - target) < miss:
+                    nearest, miss = strength, abs(cost - target)
+                if miss <= CLOSE * target:
                     break
         if over_cost <= target:
             counts = whole
@@ -207,7 +210,7 @@ class Search:
             counts = self._between(under, over, measure, target)
             counts = self._fill(counts, measure, target, proxy, patience)
         notes = _shortfall(self._free, counts, measure(counts), target, measure(whole))
-        if widths != "exemplar" or nearest is None:  # no beta, or none that was within the budget
+        if widths != "exemplar" or nearest is None:  # no beta for all
             return Choice(counts, self.exact(self._layers, counts), {}, notes)
         beta = math.exp(-nearest)
         clusterings = self._seen[nearest] | self._clusterings_of_fixed(counts)
@@ -305,8 +308,9 @@ class Search:
 class _Bracket:
     """Where to look next for the strength whose cost is the target.
 
-    Interpolates where both ends were measured (never closer than a tenth to an end), doubles its
-    step where only one was.
+    Interpolates where both ends were measured (never closer than a tenth to an end). Where only
+    one was, it follows the last two measurements to the target, but never by more than a step
+    that widens.
     """
 
     def __init__(self, low: float, high: float, first: float | None = None) -> None:
@@ -314,10 +318,14 @@ class _Bracket:
         self._next = (low + high) / 2 if first is None else first
         self._below: tuple[float, float] | None = None
         self._above: tuple[float, float] | None = None
-        self._step = 0.2
+        self._slope = 0.0
+        self._step = 1 / 6
 
     def set(self, strength: float, cost: float, target: float) -> None:
         """Note a measurement."""
+        last = self._below if cost <= target else self._above
+        if last is not None and strength != last[0]:
+            self._slope = (cost - last[1]) / (strength - last[0])
         if cost <= target:
             self._low, self._below = strength, (strength, cost)
         else:
@@ -329,12 +337,16 @@ class _Bracket:
             (x0, y0), (x1, y1) = self._below, self._above
             share = (target - y0) / (y1 - y0) if y1 > y0 else 0.5
             return x0 + min(max(share, 0.1), 0.9) * (x1 - x0)
-        if self._below or self._above:
-            self._step *= 2
-            if self._below:
-                return min(self._low + self._step, (self._low + self._high) / 2)
-            return max(self._high - self._step, (self._low + self._high) / 2)
-        return self._next
+        known = self._below or self._above
+        if known is None:
+            return self._next
+        self._step *= 1.5
+        step = self._step
+        if self._slope > 0:  # a little farther, so as to come out on the other side
+            step = min(step, max(1.1 * abs(target - known[1]) / self._slope, 0.05))
+        if self._below:
+            return min(self._low + step, (self._low + self._high) / 2)
+        return max(self._high - step, (self._low + self._high) / 2)
 
 
 def _shortfall(
