@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from cuda_shim import Make
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,3 +39,22 @@ def resnet_files(data_dir: Path) -> dict[str, Path]:
         "akamaster": folder / "resnet56-4bfd9763.th",
         "theo": folder / "theo-obadiah_resnet56.pth",
     }
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The device's kernels compiled as C++, a library."""
+    from cuda_shim import compile_kernels
+
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler to compile the kernels with")
+    return compile_kernels(compiler, tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture
+def make(kernels: Path) -> Make:
+    """Make an engine that runs the device's kernels on the CPU."""
+    from cuda_shim import HostEngine
+
+    return lambda **options: HostEngine(kernels, **options)

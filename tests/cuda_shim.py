@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -59,13 +60,13 @@ class HostEngine:
         self.max_shared = max_shared
         self._reverse = reverse
         self.free = 1 << 33
-        self.launched: set[str] = set()
+        self.launched: Counter[str] = Counter()
 
     def launch(
         self, kernel: str, blocks: int, threads: int, *args: Array | int, shared: int = 0
     ) -> None:
         words = [a if isinstance(a, int | np.integer) else self.address(a) for a in args]
-        self.launched.add(kernel)
+        self.launched[kernel] += 1
         getattr(self._library, f"shim_{kernel}")(
             ctypes.c_uint(blocks),
             ctypes.c_uint(threads),
@@ -90,3 +91,6 @@ class HostEngine:
 
     def free_bytes(self) -> int:
         return self.free
+
+
+Make = Callable[..., HostEngine]

@@ -5,13 +5,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from cuda_shim import HostEngine, compile_kernels
+from cuda_shim import HostEngine, Make
 from problems import KINDS, Case, Floats, pairwise, problem, verdict
 from sklearn.datasets import make_blobs
 
@@ -32,23 +31,6 @@ GROUPS = [
     pytest.param("float32", 0.9, marks=pytest.mark.slow),
     pytest.param("float64", 0.5, marks=pytest.mark.slow),
 ]
-
-Make = Callable[..., HostEngine]
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The kernels compiled as C++ behind the shim."""
-    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler to compile the kernels with")
-    return compile_kernels(compiler, tmp_path_factory.mktemp("kernels"))
-
-
-@pytest.fixture
-def make(library: Path) -> Make:
-    """Make an engine on the CPU."""
-    return lambda **options: HostEngine(library, **options)
 
 
 def pass_on(

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 Matrix = npt.NDArray[np.floating[Any]]
 
 
-def filter_matrix(module: nn.Module) -> Matrix:
-    """Filters of a convolution or linear layer.
+def filter_rows(module: nn.Module) -> Tensor:
+    """Filters of a convolution or linear layer, on the device of its weights.
 
     Parameters
     ----------
@@ -22,7 +23,7 @@ def filter_matrix(module: nn.Module) -> Matrix:
 
     Returns
     -------
-    ndarray of shape (n, d)
+    Tensor of shape (n, d)
         float64 for float64 weights, float32 for all others. For a convolution
         d = c * kh * kw / groups; for a linear layer the row is the hidden neuron's input weights.
     """
@@ -32,11 +33,17 @@ def filter_matrix(module: nn.Module) -> Matrix:
     rows = weight.detach()
     if getattr(module, "transposed", False):
         rows = rows.transpose(0, 1)  # (in, out, ...) -> (out, in, ...); groups are not pruned here
-    rows = rows.reshape(rows.shape[0], -1).cpu()
-    return rows.double().numpy() if rows.element_size() == 8 else rows.float().numpy()
+    rows = rows.reshape(rows.shape[0], -1)
+    return rows.double() if rows.element_size() == 8 else rows.float()
 
 
-def joint_matrix(modules: Iterable[nn.Module]) -> Matrix:
-    """Filter matrices of all layers that produce the same channels, side by side: (n, sum of d)."""
-    matrices = [filter_matrix(module) for module in modules]
-    return matrices[0] if len(matrices) == 1 else np.concatenate(matrices, axis=1)
+def filter_matrix(module: nn.Module) -> Matrix:
+    """Filters of a layer as `filter_rows`, as an array of shape (n, d)."""
+    matrix: Matrix = filter_rows(module).cpu().numpy()
+    return matrix
+
+
+def joint_rows(modules: Iterable[nn.Module]) -> Tensor:
+    """Filters of all layers that produce the same channels, side by side: (n, sum of d)."""
+    rows = [filter_rows(module) for module in modules]
+    return torch.cat([x.to(rows[0].device) for x in rows], dim=1) if len(rows) > 1 else rows[0]

@@ -32,7 +32,7 @@ from epruner.prune.recipes import Recipe, published
 from epruner.prune.reconstruction import Elimination, by_elimination, eliminations
 from epruner.prune.report import Report, Skipped
 from epruner.prune.result import PruningResult, layer_clusters, layer_reports, totals_of
-from epruner.prune.selection import Clusterings, Layer, cluster, make_layer
+from epruner.prune.selection import Clusterings, Layer, cluster, make_layers
 from epruner.prune.stages import Stages
 from epruner.prune.surgery import BN_MODES, INITS, apply_plan
 from epruner.prune.tracing import TraceError, tracing_copy
@@ -213,16 +213,15 @@ def prune(
         if goal.kind == "keep":
             groups = [g for g in groups if g.name in fixed_at]
         modules = dict(traced.named_modules())
-        problems = [
-            make_layer(
-                modules,
-                group,
-                min_keep=min_keep,
-                round_to=round_to,
-                described=described.get(group.name),
-            )
-            for group in groups
-        ]
+        problems, placed = make_layers(
+            modules,
+            groups,
+            min_keep=min_keep,
+            round_to=round_to,
+            described=described,
+            n_threads=n_threads,
+        )
+        notes += placed
     sizes = Sizes(structure.costs, groups)
     with stages.run("selection"):
         fixed = {x.name: _fixed_count(x, fixed_at[x.name]) for x in problems if x.name in fixed_at}

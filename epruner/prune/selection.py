@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
-from epruner.cluster import Clustering, affinity_propagation_many
-from epruner.cluster.similarity import median_preference, negative_squared_distances
+from epruner.cluster import Clustering
+from epruner.prune.comparison import Comparison, compare
 from epruner.prune.criteria import Candidates, Criterion, Indices, Matrix
-from epruner.prune.filters import joint_matrix
+from epruner.prune.filters import joint_rows
 from epruner.prune.graph import Group
 
 Clusterings = tuple[Clustering, ...]
@@ -26,9 +25,11 @@ class Layer:
     Parameters
     ----------
     group : Group
-    features, similarities, medians : tuple of ndarray
-        One entry per block of channels (see `Group.blocks`), of shapes (n, d), (n, n), (n,), with
-        n the channels of a block.
+    comparison : Comparison
+        Of all layers' filters, those of each block of channels (see `Group.blocks`) with each
+        other.
+    blocks : range
+        Numbers in the comparison of this layer's blocks.
     unit : int
         The number of channels kept is a multiple of this.
     floor : int
@@ -36,9 +37,8 @@ class Layer:
     """
 
     group: Group
-    features: tuple[Matrix, ...]
-    similarities: tuple[Matrix, ...]
-    medians: tuple[Matrix, ...]
+    comparison: Comparison
+    blocks: range
     unit: int
     floor: int
 
@@ -51,6 +51,11 @@ class Layer:
     def channels(self) -> int:
         """Channels before pruning."""
         return self.group.channels
+
+    @property
+    def features(self) -> tuple[Matrix, ...]:
+        """Filter matrix (n, d) of each block."""
+        return tuple(self.comparison.features(block) for block in self.blocks)
 
     def fit(self, count: float) -> int:
         """The nearest number of channels that is allowed."""
@@ -74,51 +79,70 @@ class Layer:
         """Which `count` channels stay, ascending."""
         width = self.channels // self.group.blocks
         parts = []
-        for block, (rows, s) in enumerate(zip(self.features, self.similarities, strict=True)):
-            found = clusterings[block].exemplars if clusterings else np.empty(0, np.intp)
-            candidates = Candidates(rows, s, found, seed, self.name)
+        for place, block in enumerate(self.blocks):
+            candidates = Candidates(
+                features=self.comparison.features(block),
+                similarities=self.comparison.similarities(block),
+                exemplars=clusterings[place].exemplars if clusterings else np.empty(0, np.intp),
+                seed=seed,
+                layer=self.name,
+            )
             chosen = criterion(candidates, count // self.group.blocks)
-            parts.append(chosen + block * width)
+            parts.append(chosen + place * width)
         return np.concatenate(parts)
 
 
-def make_layer(
+def make_layers(
     modules: Mapping[str, nn.Module],
-    group: Group,
+    groups: Sequence[Group],
     *,
     min_keep: float | None,
     round_to: int,
-    described: Matrix | None = None,
-) -> Layer:
-    """Read a group's filters and compare them all with each other.
+    described: Mapping[str, Matrix],
+    n_threads: int | None,
+) -> tuple[list[Layer], list[str]]:
+    """Read the filters of all groups and compare them, where the weights are.
 
     Parameters
     ----------
     modules : mapping of str to torch.nn.Module
-    group : Group
+    groups : sequence of Group
     min_keep : int, float or None
         Channels (int) or share of them (float) that stay at least; None is the larger of 1 and
         5 %.
     round_to : int
         The number kept is a multiple of this, if the layer has so many.
-    described : ndarray of shape (channels, d), optional
-        What to compare the filters by instead of their weights.
+    described : mapping of str to ndarray of shape (channels, d)
+        By group name, what to compare the filters by instead of their weights.
+    n_threads : int or None
+
+    Returns
+    -------
+    layers : list of Layer
+    notes : list of str
+        Where the filters were compared, if not where one would think.
     """
-    rows = (
-        described
-        if described is not None
-        else joint_matrix(modules[member.module] for member in group.producers)
-    )
-    features = tuple(np.split(rows, group.blocks))
-    similarities = tuple(negative_squared_distances(block) for block in features)
-    medians = tuple(median_preference(s, 1.0) for s in similarities)
-    unit = math.lcm(group.blocks, round_to)
-    if unit > group.channels:
-        unit = group.channels
-    share = 0.05 if min_keep is None else min_keep if isinstance(min_keep, float) else 0.0
-    absolute = min_keep if isinstance(min_keep, int) else 1
-    floor = min(max(1, absolute, math.ceil(share * group.channels)), group.channels)
-    return Layer(group, features, similarities, medians, unit, floor)
+    filters: list[Tensor | Matrix] = []
+    places = []
+    for group in groups:
+        rows: Tensor | Matrix
+        if group.name in described:
+            rows = described[group.name]
+        else:
+            rows = joint_rows(modules[member.module] for member in group.producers)
+        places.append(range(len(filters), len(filters) + group.blocks))
+        filters += list(rows.reshape(group.blocks, -1, rows.shape[1]))
+    comparison, notes = compare(filters, n_threads=n_threads)
+    layers = []
+    for group, blocks in zip(groups, places, strict=True):
+        unit = math.lcm(group.blocks, round_to)
+        if unit > group.channels:
+            unit = group.channels
+        share = 0.05 if min_keep is None else min_keep if isinstance(min_keep, float) else 0.0
+        absolute = min_keep if isinstance(min_keep, int) else 1
+        floor = min(max(1, absolute, math.ceil(share * group.channels)), group.channels)
+        layers.append(Layer(group, comparison, blocks, unit, floor))
+    return layers, notes
 
 
 def cluster(
@@ -129,6 +153,7 @@ def cluster(
     Parameters
     ----------
     layers : sequence of Layer
+        Of one network.
     betas : mapping of str to float
         By layer name; the preference of filter k is beta times the median of column k.
     seed : int
@@ -140,20 +165,11 @@ def cluster(
     dict of str to tuple of Clustering
         One per block of channels.
     """
-    problems = [s for layer in layers for s in layer.similarities]
-    preferences = [m * m.dtype.type(betas[layer.name]) for layer in layers for m in layer.medians]
-    with warnings.catch_warnings():
-        # filters all alike (two in a block, or all dead) are no news to whoever prunes them
-        warnings.filterwarnings("ignore", message="All samples have mutually equal")
-        results = iter(
-            affinity_propagation_many(
-                problems,
-                preference=preferences,
-                damping=0.5,
-                max_iter=200,
-                convergence_iter=15,
-                random_state=seed,
-                n_threads=n_threads,
-            )
-        )
-    return {layer.name: tuple(next(results) for _ in layer.similarities) for layer in layers}
+    if not layers:
+        return {}
+    found = layers[0].comparison.cluster(
+        {block: betas[layer.name] for layer in layers for block in layer.blocks},
+        seed=seed,
+        n_threads=n_threads,
+    )
+    return {layer.name: tuple(found[block] for block in layer.blocks) for layer in layers}

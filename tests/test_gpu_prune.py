@@ -1,0 +1,154 @@
+"""Pruning where the weights are on a device: the same plans as on the CPU, by the real kernels.
+
+The kernels run on the CPU (see `cuda_shim`) and torch's CPU tensors stand for CUDA's: what is not
+shown here is CuPy's part, arrays and launches.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import networks
+import numpy as np
+import pytest
+import torch
+from cuda_shim import HostEngine, Make
+from networks import stirred, trained_resnet
+from torch import Tensor, nn
+
+from epruner.cluster import gpu
+from epruner.cluster.gpu import arrays, cuda, filters
+from epruner.prune import PruningResult, prune
+
+IMAGE = (1, 3, 16, 16)
+CIFAR = (1, 3, 32, 32)
+
+
+class Device:
+    """Whether tensors count as being on a device, which is the CPU."""
+
+    def __init__(self, engine: HostEngine) -> None:
+        self.engine = engine
+        self.here = False
+
+    def both(self, model: nn.Module, inputs: Any, **options: Any) -> PruningResult:
+        """Prune on the CPU and on the device; the same comes out, to the iteration."""
+        self.here = False
+        expected = prune(model, inputs, **options)
+        self.here = True
+        self.engine.launched.clear()
+        found = prune(model, inputs, **options)
+        assert any(kernel.startswith("distances") for kernel in self.engine.launched)
+        assert found.plan == expected.plan
+        assert found.report.layers == expected.report.layers
+        assert found.report.notes == expected.report.notes
+        for name, clusters in expected.clusters.items():
+            np.testing.assert_array_equal(found.clusters[name].labels, clusters.labels)
+            np.testing.assert_array_equal(found.clusters[name].features, clusters.features)
+        return found
+
+
+@pytest.fixture
+def device(make: Make, monkeypatch: pytest.MonkeyPatch) -> Device:
+    """A device that tensors are on while it is `here`."""
+    device = Device(make())
+
+    @contextmanager
+    def engine_for(arrays: Sequence[object]) -> Iterator[HostEngine]:
+        yield device.engine
+
+    monkeypatch.setattr(gpu, "on_device", lambda x: device.here and isinstance(x, Tensor))
+    monkeypatch.setattr(gpu, "load_cupy", lambda: np)
+    monkeypatch.setattr(arrays, "load_cupy", lambda: np)
+    monkeypatch.setattr(filters, "engine_for", engine_for)
+    return device
+
+
+def test_a_trained_resnet56_is_pruned_the_same(device: Device, data_dir: Path) -> None:
+    model = trained_resnet(data_dir, "theo")
+    found = device.both(model, CIFAR, beta=0.76)
+    assert len(found.report.layers) == 27
+    assert all(layer.converged for layer in found.report.layers)
+
+
+def test_a_budget_solves_messages_again_and_nothing_else(device: Device, data_dir: Path) -> None:
+    model = trained_resnet(data_dir, "akamaster20")
+    found = device.both(model, CIFAR, macs=0.85, layers=["layer1"])
+    launched = device.engine.launched
+    assert launched["distances_f32"] == len(found.report.layers) == 3
+    assert launched["medians_matrix_f32"] == 1
+    assert launched["small_f32"] > 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scope": "all", "layers": ["layer1"]},
+        {"keep": {"layer1.0.conv1": 5, "layer1.1.conv1": 0.5}},
+        {"beta": {"layer1.0.conv1": 0.5, "layer1.2.conv1": 0.9}, "criterion": "fpgm"},
+    ],
+    ids=["several layers side by side", "given numbers", "a beta a layer"],
+)
+def test_options_give_the_same(device: Device, data_dir: Path, options: dict[str, Any]) -> None:
+    device.both(trained_resnet(data_dir, "akamaster20"), CIFAR, **options)
+
+
+def test_grouped_convolutions_and_dead_filters(device: Device) -> None:
+    model = stirred(networks.GroupedSqueezeExcite())
+    with torch.no_grad():
+        model.reduce.weight[:12] = 0  # two blocks of filters all alike
+    found = device.both(model, IMAGE, beta=0.7)
+    assert any(group.blocks == 4 for group in found.groups)
+
+
+def test_double_precision_stays(device: Device) -> None:
+    model = stirred(networks.Vgg()).double()
+    device.both(model, torch.randn(IMAGE, dtype=torch.float64), beta=0.7)
+    assert device.engine.launched["distances_f64"] > 0
+
+
+def test_layers_too_wide_for_shared_memory_use_lists(device: Device, data_dir: Path) -> None:
+    device.engine.max_shared = 0
+    model = trained_resnet(data_dir, "akamaster20")
+    device.both(model, CIFAR, beta=0.76, layers=["layer2", "layer3"])
+    assert device.engine.launched["list_rows"] > 0
+
+
+def test_other_descriptors_are_numpys_and_stay_on_the_cpu(device: Device) -> None:
+    device.here = True
+    found = prune(stirred(networks.Vgg()), IMAGE, beta=0.7, descriptor="folded")
+    assert not device.engine.launched
+    assert not found.report.notes
+
+
+def test_without_cupy_the_cpu_does_it_and_the_report_says_so(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = stirred(networks.Vgg())
+    expected = prune(model, IMAGE, beta=0.7)
+    device.here = True
+    monkeypatch.setitem(sys.modules, "cupy", None)  # what an import finds where nothing is there
+    cuda.load_cupy.cache_clear()
+    monkeypatch.setattr(gpu, "load_cupy", cuda.load_cupy)
+    found = prune(model, IMAGE, beta=0.7)
+    assert found.plan == expected.plan
+    (note,) = found.report.notes
+    assert "were clustered on the CPU" in note
+    assert "epruner[cuda13]" in note
+    assert not device.engine.launched
+
+
+def test_what_does_not_fit_on_the_device_is_done_on_the_cpu(device: Device) -> None:
+    model = stirred(networks.Vgg())
+    expected = prune(model, IMAGE, beta=0.7)
+    device.here = True
+    device.engine.free = 1000
+    found = prune(model, IMAGE, beta=0.7)
+    assert found.plan == expected.plan
+    (note,) = found.report.notes
+    assert "were clustered on the CPU: similarities of " in note
+    assert "0.00 GB are free" in note
