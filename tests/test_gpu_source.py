@@ -4,17 +4,14 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from cuda_shim import HostEngine, Make
+from cuda_shim import HostEngine, Make, kernel_names
 from problems import KINDS, Case, Floats, pairwise, problem, verdict
 from sklearn.datasets import make_blobs
 
-from epruner.cluster import gpu
 from epruner.cluster.decode import decode
 from epruner.cluster.gpu import cuda, filters, lists, messages, problems
 from epruner.cluster.gpu import decode as gpu_decode
@@ -249,7 +246,22 @@ def test_tables_have_the_fields_of_the_kernels() -> None:
 
 
 @pytest.mark.parametrize("arch", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90"])
-def test_device_compiler_takes_the_source(tmp_path: Path, arch: str) -> None:
+def test_nvrtc_takes_the_source_as_cupy_passes_it(arch: str) -> None:
+    nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="no NVRTC: install CuPy")
+    program = nvrtc.createProgram(cuda.source(), "messages.cu", (), ())
+    cupys_own = ("-ftz=true", f"-arch={arch}", "--device-as-default-execution-space")
+    try:
+        nvrtc.compileProgram(program, (*cuda.COMPILE_OPTIONS, *cupys_own))
+    except nvrtc.NVRTCError as error:
+        pytest.fail(f"{error}: {nvrtc.getProgramLog(program)}")
+    assert "warning" not in nvrtc.getProgramLog(program)
+    code = nvrtc.getCUBIN(program)
+    for kernel in kernel_names(cuda.source()):
+        assert kernel.encode() in code
+
+
+@pytest.mark.parametrize("arch", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90"])
+def test_nvcc_takes_the_source(tmp_path: Path, arch: str) -> None:
     home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=home / "bin")
     if nvcc is None:
@@ -265,23 +277,3 @@ def test_device_compiler_takes_the_source(tmp_path: Path, arch: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr, done.stderr
-
-
-def test_without_cupy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", None)  # what an import finds where nothing is there
-    cuda.load_cupy.cache_clear()
-    with pytest.raises(ImportError, match=r"epruner\[cuda13\]"):
-        gpu.cluster_many([np.eye(3)], [None], Options())
-
-
-def test_tensors_that_require_grad_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"S requires grad.*pass S\.detach\(\)"):
-        gpu.cluster_many([torch.zeros(3, 3, requires_grad=True)], [None], Options())
-    with pytest.raises(ValueError, match=r"filters\[1\] requires grad"):
-        gpu.FilterBatch([torch.zeros(3, 3), torch.zeros(3, 3, requires_grad=True)])
-
-
-def test_host_arrays_are_not_on_a_device() -> None:
-    assert not gpu.on_device(np.eye(2))
-    assert not gpu.on_device(torch.eye(2))
-    assert not gpu.on_device([[0.0]])
