@@ -2,80 +2,53 @@
 
 #include <omp.h>
 
-#include <array>
 #include <atomic>
 #include <numeric>
 #include <stdexcept>
+
+#include "team.hpp"
 
 namespace epruner {
 namespace {
 
 constexpr Index kFirstWant = 16;      // candidates a row starts with
-constexpr Index kSerialBelow = 32768;  // listed entries; waiting for threads costs more than it saves
+constexpr Index kSerialBelow = 4096;  // listed entries; below, threads cost more than they save
+constexpr Index kSelectSerialBelow = Index{1} << 17;  // entries of S; likewise
 constexpr Index kCrowdedShare = 8;    // dense passes win once lists hold more than n / 8 columns
 constexpr Index kAlwaysSparse = 48;   // lists of this length are never worth a dense pass
 constexpr Index kSelectionChunk = Index{1} << 26;  // entries of S read between two polls
-constexpr std::size_t kArenaChunk = std::size_t{1} << 16;  // quads
+constexpr Index kRankBelow = 64;      // candidates of a row that are ranked and not sorted
+constexpr std::size_t kLeastChunk = 256, kMostChunk = std::size_t{1} << 15;  // octets
 
 template <class T>
 T lowest_finite() {
   return std::numeric_limits<T>::lowest();
 }
 
-// A value in [low, high] that at least `want` and not many more entries of x reach (without those
-// from `below` up). At least `want` reach `low`; fewer reach `high`. Counting is vectorised and
-// exactness is not needed, which beats a selection.
-template <class T>
-T bisect(Index n, const T* x, T low, T high, T below, Index want) {
-  const Index enough = want + want / 2 + 1;
-  for (int step = 0; step < 24; ++step) {
-    const T middle = low + (high - low) / 2;
-    if (!(middle > low && middle < high)) break;
-    const Index count = count_between(n, x, middle, below);
-    if (count < want) {
-      high = middle;
-    } else {
-      low = middle;
-      if (count <= enough) break;
-    }
-  }
-  return low;
-}
-
 // A threshold that at least `want` of a row's entries below `below` reach, and not many more; the
-// row may hold its own point, which then counts. lowest() if fewer are left.
+// row may hold its own point, which then counts. lowest() if fewer are left, NaN if the row holds
+// what is no similarity.
 template <class T>
-T threshold(Index n, const T* x, Index self, T below, T nearest, Index want) {
-  if (n <= 2 * kLanes && n <= 4 * want) return lowest_finite<T>();
-  const bool first = below == std::numeric_limits<T>::infinity();
-  T from = below;
-  if (first) {  // maxima of strided lanes
-    std::array<T, kLanes> lanes;
-    lanes.fill(minus_infinity<T>);
-    lane_maxima(self, x, below, lanes.data());
-    lane_maxima(n - self - 1, x + self + 1, below, lanes.data());
-    const auto [low, high] = std::minmax_element(lanes.begin(), lanes.end());
-    if (*low == minus_infinity<T>) return lowest_finite<T>();
-    if (want <= kLanes) return bisect(kLanes, lanes.data(), *low, *high, below, want);
-    from = *low;  // lanes cannot tell: so many are as near as the nearest
-    nearest = *high;
+T threshold(Index n, const T* x, Index self, T below, Index want, std::vector<T>& lanes) {
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  // Twice as many lanes as are wanted: few hold two of the largest entries.
+  const Index parts = (2 * want + kLanes<T> - 1) / kLanes<T>;
+  lanes.resize(static_cast<std::size_t>(parts * kLanes<T>));
+  Span<T> all{infinity, -infinity, true};
+  for (Index p = 0; p < parts; ++p) {
+    const Index first = n * p / parts, last = n * (p + 1) / parts;
+    const Index within = self >= first && self < last ? self - first : -1;
+    const Span<T> span =
+        lane_maxima(last - first, within, x + first, below, lanes.data() + p * kLanes<T>);
+    all = {std::min(all.least, span.least), std::max(all.most, span.most), all.valid && span.valid};
   }
-  // Later calls, or many ties: widen downwards from where the last threshold was.
-  T gap = nearest - from;
-  if (!(gap > T(0))) {  // a small part of what the row spans
-    T least = from;
-    for (Index k = 0; k < n; ++k)
-      if (k != self && x[k] > minus_infinity<T>) least = std::min(least, x[k]);
-    gap = (from - least) / T(1024);
-    if (!(gap > T(0))) return lowest_finite<T>();
-  }
-  for (T low = from; low > lowest_finite<T>() / 4; gap *= 2) {
-    const T high = low;
-    low = from - gap;
-    if (count_between(n, x, low, below) >= want) return bisect(n, x, low, high, below, want);
-    if (count_between(n, x, minus_infinity<T>, low) <= 1) break;
-  }
-  return lowest_finite<T>();
+  if (!all.valid) return std::numeric_limits<T>::quiet_NaN();
+  if (n <= 2 * want) return lowest_finite<T>();
+  if (all.least > minus_infinity<T>)
+    return bisect(parts * kLanes<T>, lanes.data(), all.least, all.most, infinity, want);
+  if (count_between(n, x, lowest_finite<T>(), below) <= 2 * want) return lowest_finite<T>();
+  const T high = below == infinity ? std::numeric_limits<T>::max() : below;
+  return bisect(n, x, lowest_finite<T>(), high, below, want);
 }
 
 }  // namespace
@@ -90,42 +63,58 @@ ActiveSet::ActiveSet(Index n, const double* preference, const Jitter& jitter,
       mu_(static_cast<std::size_t>(n)),
       abar_(static_cast<std::size_t>(n)),
       block_rows_(std::max<Index>(32, n / 256)),
-      blocks_(static_cast<std::size_t>((n + block_rows_ - 1) / block_rows_)) {
+      blocks_(static_cast<std::size_t>((n + block_rows_ - 1) / block_rows_)),
+      arenas_(static_cast<std::size_t>(settings.threads)) {
   for (Block& block : blocks_) block.pending.reserve(static_cast<std::size_t>(block_rows_));
 }
 
 Index ActiveSet::next_want(const Row& row) const { return std::max(kFirstWant, row.listed); }
 
-// Room for `capacity` candidates, keeping what the row holds. Rows grow geometrically and move
-// within chunks that never move, so that growth copies one row and nothing else.
-void ActiveSet::reserve(Row& row, Index capacity) {
-  if (capacity <= row.capacity) return;
-  const auto quads = static_cast<std::size_t>((capacity + Quad::width - 1) / Quad::width);
-  if (quads > arena_left_) {
-    const std::size_t chunk = std::max(quads, kArenaChunk);
-    arena_.emplace_back(new Quad[chunk]);
-    arena_next_ = arena_.back().get();
-    arena_left_ = chunk;
+Octet* ActiveSet::Arena::take(std::size_t octets) {
+  if (octets > left_) {
+    left_ = std::max(octets, std::clamp(taken_, kLeastChunk, kMostChunk));
+    chunks_.emplace_back(new Octet[left_]);
+    next_ = chunks_.back().get();
   }
-  std::copy_n(row.quads, (row.listed + Quad::width - 1) / Quad::width, arena_next_);
-  row.quads = arena_next_;
-  row.capacity = static_cast<Index>(quads) * Quad::width;
-  arena_next_ += quads;
-  arena_left_ -= quads;
+  Octet* own = next_;
+  next_ += octets;
+  left_ -= octets;
+  taken_ += octets;
+  return own;
 }
 
-// Append candidates in descending order of their jittered similarity.
-void ActiveSet::append(Row& row, std::vector<std::pair<double, Column>>& found) {
-  std::sort(found.begin(), found.end(), [](const auto& x, const auto& y) {
-    return x.first > y.first || (x.first == y.first && x.second < y.second);
-  });
-  for (const auto& [s, column] : found) {
-    row.s(row.listed) = s;
-    row.r(row.listed) = row.a(row.listed) = minus_infinity<double>;
-    row.column(row.listed) = column;
-    ++row.listed;
+ActiveSet::Found::Found(Index room)
+    : s(static_cast<std::size_t>(room + 3)),
+      column(static_cast<std::size_t>(room)),
+      rank(static_cast<std::size_t>(room)) {}
+
+// Append candidates in descending order of their jittered similarity, equal ones as they come.
+void ActiveSet::append(Row& row, Found& found, Arena& arena) {
+  if (found.size <= kRankBelow) {
+    descending_ranks(found.size, found.s.data(), found.rank.data());
+  } else {
+    std::vector<Column> order(static_cast<std::size_t>(found.size));
+    std::iota(order.begin(), order.end(), Column{0});
+    std::stable_sort(order.begin(), order.end(), [&](Column x, Column y) {
+      return found.s[static_cast<std::size_t>(x)] > found.s[static_cast<std::size_t>(y)];
+    });
+    for (std::size_t e = 0; e < order.size(); ++e)
+      found.rank[static_cast<std::size_t>(order[e])] = static_cast<Column>(e);
   }
-  for (Index e = row.listed; e % Quad::width != 0; ++e) {
+  const auto octets = [](Index entries) { return (entries + Octet::width - 1) / Octet::width; };
+  if (octets(row.listed + found.size) > octets(row.listed)) {
+    Octet* room = arena.take(static_cast<std::size_t>(octets(row.listed + found.size)));
+    std::copy_n(row.octets, octets(row.listed), room);
+    row.octets = room;
+  }
+  for (std::size_t e = 0; e < static_cast<std::size_t>(found.size); ++e) {
+    const Index to = row.listed + found.rank[e];
+    row.s(to) = found.s[e];
+    row.r(to) = row.a(to) = minus_infinity<double>;
+    row.column(to) = found.column[e];
+  }
+  row.listed += found.size;
+  for (Index e = row.listed; e % Octet::width != 0; ++e) {
     row.s(e) = row.r(e) = row.a(e) = minus_infinity<double>;
     row.column(e) = 0;
   }
@@ -149,90 +138,74 @@ template <class T>
 void ActiveSet::extend(const Indices& rows, const RowSource<T>& source,
                        const Refinement<T>& refinement) {
   const auto count = static_cast<Index>(rows.size());
-  const int threads = count * n_ < kSerialBelow * 4 ? 1 : settings_.threads;
+  const int threads = count * n_ < kSelectSerialBelow ? 1 : settings_.threads;
   struct Scratch {
+    std::vector<T> lanes;
     std::vector<Column> columns;
     std::vector<std::uint8_t> listed;
-    std::vector<std::pair<double, Column>> found;
+    Found found;
+
+    explicit Scratch(Index n)
+        : columns(static_cast<std::size_t>(n)), listed(static_cast<std::size_t>(n)), found(n) {}
   };
-  std::vector<Scratch> scratch(static_cast<std::size_t>(threads));
-  for (Scratch& own : scratch) {
-    own.columns.resize(static_cast<std::size_t>(n_));
-    own.listed.resize(static_cast<std::size_t>(n_));
-    own.found.reserve(static_cast<std::size_t>(n_));
-  }
-  for (Index i : rows) {
-    Row& row = rows_[static_cast<std::size_t>(i)];
-    reserve(row, std::min(n_ - 1, row.listed + 2 * next_want(row)));
-  }
-  std::vector<std::uint8_t> tight(rows.size());  // rows with too little room
+  std::vector<Scratch> scratch(static_cast<std::size_t>(threads), Scratch(n_));
   std::atomic<bool> invalid{false};
 
-  const auto serve = [&](Index q, Scratch& own) {
+  const auto serve = [&](Index q, Scratch& own, Arena& arena) {
     const Index i = rows[static_cast<std::size_t>(q)];
     Row& row = rows_[static_cast<std::size_t>(i)];
     const T* x = source.row(q, i);
-    if (has_invalid(i, x) || has_invalid(n_ - i - 1, x + i + 1)) {
-      invalid.store(true, std::memory_order_relaxed);
-      return;
-    }
     // What the last threshold's uncertainty kept off the list lies a little over it.
     const auto below = static_cast<T>(row.below);
     const auto over = static_cast<T>(row.below + 2 * uncertainty(i, row.below, refinement));
     for (Index e = 0; e < row.listed; ++e) own.listed[static_cast<std::size_t>(row.column(e))] = 1;
-    const T nearest = row.listed > 0 ? static_cast<T>(row.s(0)) : below;
+    own.listed[static_cast<std::size_t>(i)] = 1;
     T low = below;
     double unlisted = row.unlisted;
     for (Index want = next_want(row);; want *= 2) {
-      low = threshold(n_, x, i, below, nearest, want);
+      low = threshold(n_, x, i, below, want, own.lanes);
+      if (std::isnan(low)) {
+        invalid.store(true, std::memory_order_relaxed);
+        break;
+      }
       unlisted = bound(i, static_cast<double>(low), low == lowest_finite<T>(), refinement);
-      Column* columns = own.columns.data();
-      const Index left = collect_between(i, x, low, over, columns);
-      const Index right = collect_between(n_ - i - 1, x + i + 1, low, over, columns + left);
-      for (Index e = left; e < left + right; ++e) columns[e] += static_cast<Column>(i + 1);
-      own.found.clear();
-      for (Index e = 0; e < left + right; ++e) {
-        const Column k = columns[e];
+      const Index count = collect_between(n_, x, low, over, own.columns.data());
+      own.found.size = 0;
+      for (Index e = 0; e < count; ++e) {
+        const Column k = own.columns[static_cast<std::size_t>(e)];
         if (own.listed[static_cast<std::size_t>(k)]) continue;
         const double exact = refinement.exact ? (*refinement.exact)(i, k) : static_cast<double>(x[k]);
         const double s = jitter_(exact, i, k);
-        if (s >= unlisted) own.found.emplace_back(s, k);
+        if (s >= unlisted) own.found.add(s, k);
       }
-      if (!own.found.empty() || low == lowest_finite<T>()) break;
+      if (own.found.size > 0 || low == lowest_finite<T>()) break;
     }
     for (Index e = 0; e < row.listed; ++e) own.listed[static_cast<std::size_t>(row.column(e))] = 0;
-    if (row.listed + static_cast<Index>(own.found.size()) > row.capacity) {
-      tight[static_cast<std::size_t>(q)] = 1;
-      return;
-    }
-    append(row, own.found);
+    own.listed[static_cast<std::size_t>(i)] = 0;
+    append(row, own.found, arena);
     row.below = static_cast<double>(low);
     row.unlisted = unlisted;
   };
 
 #pragma omp parallel for schedule(dynamic, 16) num_threads(threads)
-  for (Index q = 0; q < count; ++q)
-    serve(q, scratch[static_cast<std::size_t>(omp_get_thread_num())]);
+  for (Index q = 0; q < count; ++q) {
+    const auto own = static_cast<std::size_t>(omp_get_thread_num());
+    serve(q, scratch[own], arenas_[own]);
+  }
   if (invalid)
     throw std::invalid_argument("S holds NaN or +inf; use -inf for pairs that must not be linked");
-  for (Index q = 0; q < count; ++q)
-    if (tight[static_cast<std::size_t>(q)]) {
-      reserve(rows_[static_cast<std::size_t>(rows[static_cast<std::size_t>(q)])], n_ - 1);
-      serve(q, scratch[0]);
-    }
   blocks_stale_ = true;
 }
 
 void ActiveSet::adopt(const Index* offsets, const Column* columns, const double* similarities) {
-  std::vector<std::pair<double, Column>> found;
+  Found found(n_);
   for (Index i = 0; i < n_; ++i) {
     Row& row = rows_[static_cast<std::size_t>(i)];
-    found.clear();
+    found.size = 0;
     for (Index e = offsets[i]; e < offsets[i + 1]; ++e)
       if (columns[e] != i && similarities[e] > minus_infinity<double>)
-        found.emplace_back(jitter_(similarities[e], i, columns[e]), columns[e]);
-    reserve(row, static_cast<Index>(found.size()));
-    append(row, found);
+        found.add(jitter_(similarities[e], i, columns[e]), columns[e]);
+    append(row, found, arenas_[0]);
     row.unlisted = minus_infinity<double>;
   }
   blocks_stale_ = true;
@@ -240,23 +213,22 @@ void ActiveSet::adopt(const Index* offsets, const Column* columns, const double*
 
 template <class T>
 void ActiveSet::adopt(const Nearest<T>& nearest, const Refinement<T>& refinement) {
-  for (Index i = 0; i < n_; ++i) reserve(rows_[static_cast<std::size_t>(i)], nearest.size(i));
-  std::vector<std::vector<std::pair<double, Column>>> scratch(
-      static_cast<std::size_t>(settings_.threads));
-  for (auto& found : scratch) found.reserve(static_cast<std::size_t>(2 * nearest.want()));
+  std::vector<Found> scratch(static_cast<std::size_t>(settings_.threads),
+                             Found(2 * nearest.want()));
 #pragma omp parallel for schedule(dynamic, 64) num_threads(settings_.threads)
   for (Index i = 0; i < n_; ++i) {
-    auto& found = scratch[static_cast<std::size_t>(omp_get_thread_num())];
+    const auto own = static_cast<std::size_t>(omp_get_thread_num());
+    Found& found = scratch[own];
     Row& row = rows_[static_cast<std::size_t>(i)];
-    found.clear();
+    found.size = 0;
     row.below = static_cast<double>(nearest.unlisted(i));
     row.unlisted = bound(i, row.below, nearest.size(i) == n_ - 1, refinement);
     for (Index e = 0; e < nearest.size(i); ++e) {
       const Column k = nearest.columns(i)[e];
       const double s = jitter_((*refinement.exact)(i, k), i, k);
-      if (s >= row.unlisted) found.emplace_back(s, k);
+      if (s >= row.unlisted) found.add(s, k);
     }
-    append(row, found);
+    append(row, found, arenas_[own]);
   }
   blocks_stale_ = true;
 }
@@ -301,7 +273,7 @@ void ActiveSet::prepare_blocks() {
     for (Index i = first; i < std::min(n_, first + block_rows_); ++i)
       room += rows_[static_cast<std::size_t>(i)].listed;
     listed_ += room;
-    room += Quad::width;  // positives are written a quad at a time
+    room += Octet::width;  // positives are written a quad at a time
     blocks_[q].column.resize(static_cast<std::size_t>(room));
     blocks_[q].value.resize(static_cast<std::size_t>(room));
   }
@@ -344,19 +316,27 @@ bool ActiveSet::settle(Index i, Top2<double> top, Block& block) {
     return false;
   mu_[own] = keep * mu_[own] + (1 - keep) * top.first;
   diagonal_.update_responsibility(own, keep, top);
-  block.positives += listed_responsibilities(row.quads_active(), keep, top, row.quads,
+  block.positives += listed_responsibilities(row.octets_active(), keep, top, row.octets,
                                              block.column.data() + block.positives,
                                              block.value.data() + block.positives);
   return true;
+}
+
+// Lists lie apart in memory, which the hardware does not foresee.
+void ActiveSet::prefetch(const Row& row) {
+  const auto* from = reinterpret_cast<const char*>(row.octets);
+  const auto* to = reinterpret_cast<const char*>(row.octets + row.octets_active());
+  for (; from < to; from += 64) __builtin_prefetch(from, 1);
 }
 
 void ActiveSet::run_block(Block& block, Index first, Index last) {
   if (!mid_iteration_) {
     for (Index i = first; i < last; ++i) {
       Row& row = rows_[static_cast<std::size_t>(i)];
+      prefetch(rows_[static_cast<std::size_t>(std::min(i + 1, last - 1))]);
       const Top2<double> top =
-          listed_availabilities(row.quads_active(), settings_.damping, diagonal_.total.data(),
-                                row.quads);
+          listed_availabilities(row.octets_active(), settings_.damping, diagonal_.total.data(),
+                                row.octets);
       if (!settle(i, top, block)) block.pending.push_back(i);
     }
     return;
@@ -365,29 +345,40 @@ void ActiveSet::run_block(Block& block, Index first, Index last) {
   for (std::size_t q = 0; q < block.pending.size(); ++q) {
     const Index i = block.pending[q];
     const Row& row = rows_[static_cast<std::size_t>(i)];
-    if (!settle(i, listed_top2(row.quads_active(), row.quads), block)) block.pending[still++] = i;
+    if (!settle(i, listed_top2(row.octets_active(), row.octets), block)) block.pending[still++] = i;
   }
   block.pending.resize(still);
 }
 
 Status ActiveSet::iterate(const Poll& poll, Index iterations) {
+  if (blocks_stale_) prepare_blocks();
+  const auto pieces = static_cast<Index>(blocks_.size());
+  const auto work = [&](Index piece) {
+    const Index first = piece * block_rows_;
+    run_block(blocks_[static_cast<std::size_t>(piece)], first, std::min(n_, first + block_rows_));
+  };
+  if (listed_ < kSerialBelow || settings_.threads == 1)
+    return iterate(poll, iterations, [&] {
+      for (Index piece = 0; piece < pieces; ++piece) work(piece);
+    });
+  return Team::run(
+      settings_.threads, pieces,
+      [&](Team& team) {
+        return iterate(poll, iterations, [&] { team.distribute(work); });
+      },
+      work);
+}
+
+template <class RunBlocks>
+Status ActiveSet::iterate(const Poll& poll, Index iterations, const RunBlocks& run_blocks) {
   while (true) {
-    if (blocks_stale_) prepare_blocks();
     if (!mid_iteration_) {
       if (t_ == settings_.max_iter) return Status::exhausted;
       begin_iteration();
     }
-    std::atomic<bool> stop{false};
-    const int threads = listed_ < kSerialBelow ? 1 : settings_.threads;
-    const auto blocks = static_cast<Index>(blocks_.size());
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (Index q = 0; q < blocks; ++q) {
-      const Index first = q * block_rows_;
-      run_block(blocks_[static_cast<std::size_t>(q)], first, std::min(n_, first + block_rows_));
-      if (omp_get_thread_num() == 0 && poll()) stop.store(true, std::memory_order_relaxed);
-    }
-    if (stop) return Status::interrupted;
+    run_blocks();
     mid_iteration_ = true;
+    if (poll()) return Status::interrupted;
     for (const Block& block : blocks_)
       if (!block.pending.empty()) return Status::starved;
     std::fill(diagonal_.support.begin(), diagonal_.support.end(), 0.0);

@@ -80,17 +80,17 @@ class ActiveSet {
 
  private:
   struct Row {
-    Quad* quads = nullptr;
-    Index active = 0, listed = 0, capacity = 0;
+    Octet* octets = nullptr;
+    Index active = 0, listed = 0;
     double below = std::numeric_limits<double>::infinity();  // raw entries from here up are listed
     double unlisted = std::numeric_limits<double>::infinity();  // bound on everything unlisted
 
-    Index quads_active() const { return (active + Quad::width - 1) / Quad::width; }
-    Quad& quad(Index e) const { return quads[e / Quad::width]; }
-    double& s(Index e) const { return quad(e).s[e % Quad::width]; }
-    double& r(Index e) const { return quad(e).r[e % Quad::width]; }
-    double& a(Index e) const { return quad(e).a[e % Quad::width]; }
-    Column& column(Index e) const { return quad(e).column[e % Quad::width]; }
+    Index octets_active() const { return (active + Octet::width - 1) / Octet::width; }
+    Octet& octet(Index e) const { return octets[e / Octet::width]; }
+    double& s(Index e) const { return octet(e).s[e % Octet::width]; }
+    double& r(Index e) const { return octet(e).r[e % Octet::width]; }
+    double& a(Index e) const { return octet(e).a[e % Octet::width]; }
+    Column& column(Index e) const { return octet(e).column[e % Octet::width]; }
   };
   // Rows are worked on in fixed blocks; a block gathers its positive responsibilities in row order.
   struct Block {
@@ -100,14 +100,38 @@ class ActiveSet {
     Index positives = 0;
   };
 
-  void reserve(Row& row, Index capacity);
+  // Memory for lists in chunks that never move, so that growth copies one row and nothing else.
+  class Arena {
+   public:
+    Octet* take(std::size_t octets);
+
+   private:
+    std::vector<std::unique_ptr<Octet[]>> chunks_;
+    Octet* next_ = nullptr;
+    std::size_t left_ = 0, taken_ = 0;
+  };
+  struct Found {  // candidates on their way to a list
+    std::vector<double> s;
+    std::vector<Column> column, rank;
+    Index size = 0;
+
+    explicit Found(Index room);
+    void add(double similarity, Column k) {
+      s[static_cast<std::size_t>(size)] = similarity;
+      column[static_cast<std::size_t>(size++)] = k;
+    }
+  };
+
   template <class T>
   double uncertainty(Index i, double s, const Refinement<T>& refinement) const;
   template <class T>
   double bound(Index i, double low, bool everything, const Refinement<T>& refinement) const;
-  void append(Row& row, std::vector<std::pair<double, Column>>& found);
+  void append(Row& row, Found& found, Arena& arena);
   void prepare_blocks();
+  template <class RunBlocks>
+  Status iterate(const Poll& poll, Index iterations, const RunBlocks& run_blocks);
   void begin_iteration();
+  static void prefetch(const Row& row);
   void run_block(Block& block, Index first, Index last);
   bool settle(Index i, Top2<double> top, Block& block);
   Index next_want(const Row& row) const;
@@ -126,9 +150,7 @@ class ActiveSet {
   Index listed_ = 0;
   Index block_rows_ = 0;
   std::vector<Block> blocks_;
-  std::vector<std::unique_ptr<Quad[]>> arena_;
-  Quad* arena_next_ = nullptr;
-  std::size_t arena_left_ = 0;
+  std::vector<Arena> arenas_;  // one per thread
 };
 
 // The whole of it for similarities in memory: lists first, dense passes once lists get long.

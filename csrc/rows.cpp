@@ -1,7 +1,9 @@
 #include "rows.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <type_traits>
 
 // One clone per instruction set, chosen when the library is loaded. Only serial functions carry the
 // attribute: inside a function with an OpenMP region it would resolve twice.
@@ -29,6 +31,18 @@ struct Vector {
   }
   static EPRUNER_INLINE void store(T* x, type v) { __builtin_memcpy(x, &v, sizeof v); }
   static EPRUNER_INLINE type fill(T x) { return type{} + x; }
+  // v with its halves swapped, in all of it (distance width / 2), in its halves, ... (distance 1).
+  template <Index distance>
+  static EPRUNER_INLINE type swapped(type v) {
+    if constexpr (width == 4 && distance == 2) return __builtin_shufflevector(v, v, 2, 3, 0, 1);
+    if constexpr (width == 4 && distance == 1) return __builtin_shufflevector(v, v, 1, 0, 3, 2);
+    if constexpr (width == 8 && distance == 4)
+      return __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
+    if constexpr (width == 8 && distance == 2)
+      return __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
+    if constexpr (width == 8 && distance == 1)
+      return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
+  }
 };
 
 // The two-largest reduction vectorises only with one accumulator per lane.
@@ -42,13 +56,25 @@ struct Top2Lanes {
     second = second > low ? second : low;
     first = x > first ? x : first;
   }
+  EPRUNER_INLINE void add(const Top2Lanes& other) {
+    second = second > other.second ? second : other.second;
+    add(other.first);
+  }
   EPRUNER_INLINE Top2<T> fold() const {
-    Top2<T> top;
-    for (Index j = 0; j < V::width; ++j) {
-      top.add(first[j]);
-      top.add(second[j]);
-    }
-    return top;
+    Top2Lanes all = *this;
+    if constexpr (V::width == 8) all.add_swapped<4>();
+    all.add_swapped<2>();
+    all.add_swapped<1>();
+    return {all.first[0], all.second[0]};
+  }
+
+ private:
+  template <Index distance>
+  EPRUNER_INLINE void add_swapped() {
+    Top2Lanes other;
+    other.first = V::template swapped<distance>(first);
+    other.second = V::template swapped<distance>(second);
+    add(other);
   }
 };
 
@@ -84,8 +110,8 @@ EPRUNER_INLINE Top2<T> dense_availabilities_impl(Index n, T keep, const T* __res
     even.add(a0 + V::load(s + k));
     odd.add(a1 + V::load(s + k + w));
   }
+  even.add(odd);
   Top2<T> top = even.fold();
-  top.add(odd.fold());
   for (; k < n; ++k) {
     a[k] = damped_availability(keep, T(1) - keep, b[k], r[k], a[k]);
     top.add(a[k] + s[k]);
@@ -105,18 +131,45 @@ EPRUNER_INLINE void dense_responsibilities_impl(Index n, T keep, Top2<T> top,
 }
 
 template <class T>
-EPRUNER_INLINE void lane_maxima_impl(Index n, const T* __restrict x, T below,
-                                     T* __restrict lanes) {
-  Index k = 0;
-  for (; k + kLanes <= n; k += kLanes)
-    for (Index j = 0; j < kLanes; ++j) {
-      const T v = x[k + j] < below ? x[k + j] : minus_infinity<T>;
-      lanes[j] = v > lanes[j] ? v : lanes[j];
+EPRUNER_INLINE Span<T> lane_maxima_impl(Index n, Index self, const T* x, T below, T* lanes) {
+  using V = Vector<T>;
+  constexpr Index w = V::width, vectors = kLanes<T> / w;
+  const typename V::type belows = V::fill(below), none = V::fill(minus_infinity<T>);
+  const typename V::type greatest = V::fill(std::numeric_limits<T>::max());
+  typename V::type top[vectors];
+  for (Index j = 0; j < vectors; ++j) top[j] = none;
+  auto valid = greatest <= greatest;
+  // The blocks with the own entry and at the end are read from a copy in which nothing else counts.
+  const Index own = self < 0 ? -1 : self / kLanes<T> * kLanes<T>, whole = n / kLanes<T> * kLanes<T>;
+  T copy[kLanes<T>];
+  for (Index k = 0; k < n; k += kLanes<T>) {
+    const T* block = x + k;
+    if (k == own || k == whole) {
+      std::fill_n(copy, kLanes<T>, minus_infinity<T>);
+      std::copy_n(block, std::min(kLanes<T>, n - k), copy);
+      if (k == own) copy[self - k] = minus_infinity<T>;
+      block = copy;
     }
-  for (; k < n; ++k) {
-    T& lane = lanes[k % kLanes];
-    if (x[k] < below && x[k] > lane) lane = x[k];
+    for (Index j = 0; j < vectors; ++j) {
+      const typename V::type v = V::load(block + j * w);
+      valid &= v <= greatest;
+      const typename V::type below_it = v < belows ? v : none;
+      top[j] = below_it > top[j] ? below_it : top[j];
+    }
   }
+  typename V::type most = top[0], least = top[0];
+  for (Index j = 0; j < vectors; ++j) {
+    V::store(lanes + j * w, top[j]);
+    most = top[j] > most ? top[j] : most;
+    least = top[j] < least ? top[j] : least;
+  }
+  Span<T> span{least[0], most[0], true};
+  for (Index j = 0; j < w; ++j) {
+    span.least = std::min(span.least, least[j]);
+    span.most = std::max(span.most, most[j]);
+    span.valid &= valid[j] != 0;
+  }
+  return span;
 }
 
 template <class T>
@@ -124,6 +177,54 @@ EPRUNER_INLINE Index count_between_impl(Index n, const T* __restrict x, T low, T
   std::int32_t count = 0;
   for (Index k = 0; k < n; ++k) count += (x[k] >= low) & (x[k] < below);
   return count;
+}
+
+// Finite numbers as integers in the same order: halving them finds any threshold in as many steps
+// as they have bits, however far apart the numbers lie.
+template <class T>
+using Ordered = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+template <class T>
+EPRUNER_INLINE Ordered<T> to_ordered(T x) {
+  const auto bits = std::bit_cast<Ordered<T>>(x);
+  return bits < 0 ? bits ^ std::numeric_limits<Ordered<T>>::max() : bits;
+}
+template <class T>
+EPRUNER_INLINE T from_ordered(Ordered<T> key) {
+  return std::bit_cast<T>(key < 0 ? key ^ std::numeric_limits<Ordered<T>>::max() : key);
+}
+
+template <class T>
+EPRUNER_INLINE T bisect_impl(Index n, const T* x, T least, T most, T below, Index want) {
+  const Index enough = want + want / 2 + 1;
+  Ordered<T> low = to_ordered(least), high = to_ordered(most);
+  while (true) {
+    const Ordered<T> middle = (low & high) + ((low ^ high) >> 1);  // their mean, without overflow
+    if (middle <= low) break;
+    const Index count = count_between_impl(n, x, from_ordered<T>(middle), below);
+    if (count < want) {
+      high = middle;
+    } else {
+      low = middle;
+      if (count <= enough) break;
+    }
+  }
+  return from_ordered<T>(low);
+}
+
+// Write k + j to `out` for every lane j that hit. Hits are rare, and where they are no branch can
+// foresee.
+template <class Mask>
+EPRUNER_INLINE Index append_hits(Index k, Mask hit, Index width, Column* out, Index found) {
+  for (Index j = 0; j < width; ++j) {
+    out[found] = static_cast<Column>(k + j);
+    found -= hit[j];  // -1 where hit
+  }
+  return found;
+}
+
+template <class Bits>
+EPRUNER_INLINE bool any(Bits bits) {
+  return (bits[0] | bits[1] | bits[2] | bits[3]) != 0;
 }
 
 template <class T>
@@ -134,15 +235,12 @@ EPRUNER_INLINE Index collect_between_impl(Index n, const T* __restrict x, T low,
   const typename V::type lows = V::fill(low), belows = V::fill(below);
   Index found = 0;
   Index k = 0;
-  for (; k + 2 * w <= n; k += 2 * w) {  // hits are rare: look closer only where a group has one
+  for (; k + 2 * w <= n; k += 2 * w) {  // look closer only where a group has a hit
     const auto x0 = V::load(x + k), x1 = V::load(x + k + w);
     const auto hit0 = (x0 >= lows) & (x0 < belows), hit1 = (x1 >= lows) & (x1 < belows);
-    const auto any = (typename V::bits)(hit0 | hit1);
-    if ((any[0] | any[1] | any[2] | any[3]) == 0) continue;
-    for (Index j = 0; j < w; ++j)
-      if (hit0[j]) out[found++] = static_cast<Column>(k + j);
-    for (Index j = 0; j < w; ++j)
-      if (hit1[j]) out[found++] = static_cast<Column>(k + w + j);
+    if (!any((typename V::bits)(hit0 | hit1))) continue;
+    found = append_hits(k, hit0, w, out, found);
+    found = append_hits(k + w, hit1, w, out, found);
   }
   for (; k < n; ++k)
     if (x[k] >= low && x[k] < below) out[found++] = static_cast<Column>(k);
@@ -158,10 +256,7 @@ EPRUNER_INLINE Index collect_at_least_impl(Index n, const T* __restrict x,
   Index k = 0;
   for (; k + w <= n; k += w) {
     const auto hit = V::load(x + k) >= V::load(low + k);
-    const auto any = (typename V::bits)(hit);
-    if ((any[0] | any[1] | any[2] | any[3]) == 0) continue;
-    for (Index j = 0; j < w; ++j)
-      if (hit[j]) out[found++] = static_cast<Column>(k + j);
+    if (any((typename V::bits)(hit))) found = append_hits(k, hit, w, out, found);
   }
   for (; k < n; ++k)
     if (x[k] >= low[k]) out[found++] = static_cast<Column>(k);
@@ -172,13 +267,6 @@ template <class T>
 EPRUNER_INLINE void similarities_from_dots_impl(Index n, const T* __restrict dots, T norm,
                                                 const T* __restrict norms, T* __restrict s) {
   for (Index k = 0; k < n; ++k) s[k] = T(2) * dots[k] - (norm + norms[k]);
-}
-
-template <class T>
-EPRUNER_INLINE bool has_invalid_impl(Index n, const T* __restrict x) {
-  int bad = 0;
-  for (Index k = 0; k < n; ++k) bad |= !(x[k] <= std::numeric_limits<T>::max());
-  return bad != 0;
 }
 
 template <class T>
@@ -230,53 +318,103 @@ EPRUNER_CLONES void dense_responsibilities(Index n, double keep, Top2<double> to
 }
 
 EPRUNER_CLONES Top2<double> listed_availabilities(Index n, double keep, const double* b,
-                                                  Quad* quads) {
+                                                  Octet* octets) {
   using V = Vector<double>;
+  constexpr Index w = V::width;
   const V::type keeps = V::fill(keep), renews = V::fill(1 - keep);
-  Top2Lanes<double> lanes;
-  for (Quad* q = quads; q != quads + n; ++q) {
-    const V::type total = {b[q->column[0]], b[q->column[1]], b[q->column[2]], b[q->column[3]]};
-    const V::type a = damped_availability(keeps, renews, total, V::load(q->r), V::load(q->a));
-    V::store(q->a, a);
-    lanes.add(a + V::load(q->s));
+  Top2Lanes<double> even, odd;
+  for (Octet* o = octets; o != octets + n; ++o) {
+    const Column* k = o->column;
+    const V::type b0 = {b[k[0]], b[k[1]], b[k[2]], b[k[3]]};
+    const V::type b1 = {b[k[4]], b[k[5]], b[k[6]], b[k[7]]};
+    const auto a0 = damped_availability(keeps, renews, b0, V::load(o->r), V::load(o->a));
+    const auto a1 = damped_availability(keeps, renews, b1, V::load(o->r + w), V::load(o->a + w));
+    V::store(o->a, a0);
+    V::store(o->a + w, a1);
+    even.add(a0 + V::load(o->s));
+    odd.add(a1 + V::load(o->s + w));
   }
-  return lanes.fold();
+  even.add(odd);
+  return even.fold();
 }
 
-EPRUNER_CLONES Top2<double> listed_top2(Index n, const Quad* quads) {
+EPRUNER_CLONES Top2<double> listed_top2(Index n, const Octet* octets) {
   using V = Vector<double>;
-  Top2Lanes<double> lanes;
-  for (const Quad* q = quads; q != quads + n; ++q) lanes.add(V::load(q->a) + V::load(q->s));
-  return lanes.fold();
+  constexpr Index w = V::width;
+  Top2Lanes<double> even, odd;
+  for (const Octet* o = octets; o != octets + n; ++o) {
+    even.add(V::load(o->a) + V::load(o->s));
+    odd.add(V::load(o->a + w) + V::load(o->s + w));
+  }
+  even.add(odd);
+  return even.fold();
 }
 
-EPRUNER_CLONES Index listed_responsibilities(Index n, double keep, Top2<double> top, Quad* quads,
+EPRUNER_CLONES Index listed_responsibilities(Index n, double keep, Top2<double> top, Octet* octets,
                                              Column* column, double* positive) {
   using V = Vector<double>;
+  constexpr Index w = V::width;
   const V::type keeps = V::fill(keep), renews = V::fill(1 - keep), zero{};
   const V::type firsts = V::fill(top.first), seconds = V::fill(top.second);
   Index found = 0;
-  for (Quad* q = quads; q != quads + n; ++q) {
-    const V::type s = V::load(q->s);
-    const V::type rival = V::load(q->a) + s == firsts ? seconds : firsts;
-    const V::type r = keeps * V::load(q->r) + renews * (s - rival);
-    V::store(q->r, r);
-    const auto hit = (V::bits)(r > zero);
-    if ((hit[0] | hit[1] | hit[2] | hit[3]) == 0) continue;
-    for (Index j = 0; j < Quad::width; ++j) {
-      column[found] = q->column[j];
-      positive[found] = r[j];
-      found -= hit[j];  // -1 where R > 0
+  for (Octet* o = octets; o != octets + n; ++o) {
+    const V::type s0 = V::load(o->s), s1 = V::load(o->s + w);
+    const V::type rival0 = V::load(o->a) + s0 == firsts ? seconds : firsts;
+    const V::type rival1 = V::load(o->a + w) + s1 == firsts ? seconds : firsts;
+    const V::type r0 = keeps * V::load(o->r) + renews * (s0 - rival0);
+    const V::type r1 = keeps * V::load(o->r + w) + renews * (s1 - rival1);
+    V::store(o->r, r0);
+    V::store(o->r + w, r1);
+    const auto hit0 = (V::bits)(r0 > zero), hit1 = (V::bits)(r1 > zero);
+    if (!any(hit0 | hit1)) continue;
+    for (Index j = 0; j < w; ++j) {
+      column[found] = o->column[j];
+      positive[found] = r0[j];
+      found -= hit0[j];  // -1 where R > 0
+    }
+    for (Index j = 0; j < w; ++j) {
+      column[found] = o->column[w + j];
+      positive[found] = r1[j];
+      found -= hit1[j];
     }
   }
   return found;
 }
 
-EPRUNER_CLONES void lane_maxima(Index n, const float* x, float below, float* lanes) {
-  lane_maxima_impl(n, x, below, lanes);
+EPRUNER_CLONES void descending_ranks(Index n, double* s, Column* ranks) {
+  using V = Vector<double>;
+  constexpr Index w = V::width;
+  std::fill_n(s + n, w - 1, minus_infinity<double>);
+  for (Index e = 0; e < n; ++e) {
+    const V::type own = V::fill(s[e]);
+    V::bits before{};  // minus how many
+    Index k = 0;
+    for (; k + w <= e; k += w) before += (V::bits)(V::load(s + k) >= own);
+    Column rank = 0;
+    const Index mixed = k;  // the vector that holds e itself
+    for (k += w; k < n; k += w) before += (V::bits)(V::load(s + k) > own);
+    for (Index j = mixed; j < std::min(n, mixed + w); ++j)
+      rank += j < e ? s[j] >= s[e] : s[j] > s[e];
+    ranks[e] = rank - static_cast<Column>(before[0] + before[1] + before[2] + before[3]);
+  }
 }
-EPRUNER_CLONES void lane_maxima(Index n, const double* x, double below, double* lanes) {
-  lane_maxima_impl(n, x, below, lanes);
+
+EPRUNER_CLONES Span<float> lane_maxima(Index n, Index self, const float* x, float below,
+                                       float* lanes) {
+  return lane_maxima_impl(n, self, x, below, lanes);
+}
+EPRUNER_CLONES Span<double> lane_maxima(Index n, Index self, const double* x, double below,
+                                        double* lanes) {
+  return lane_maxima_impl(n, self, x, below, lanes);
+}
+
+EPRUNER_CLONES float bisect(Index n, const float* x, float low, float high, float below,
+                            Index want) {
+  return bisect_impl(n, x, low, high, below, want);
+}
+EPRUNER_CLONES double bisect(Index n, const double* x, double low, double high, double below,
+                             Index want) {
+  return bisect_impl(n, x, low, high, below, want);
 }
 
 EPRUNER_CLONES Index collect_between(Index n, const float* x, float low, float below,
@@ -310,9 +448,6 @@ EPRUNER_CLONES void similarities_from_dots(Index n, const double* dots, double n
                                            const double* norms, double* s) {
   similarities_from_dots_impl(n, dots, norm, norms, s);
 }
-
-EPRUNER_CLONES bool has_invalid(Index n, const float* x) { return has_invalid_impl(n, x); }
-EPRUNER_CLONES bool has_invalid(Index n, const double* x) { return has_invalid_impl(n, x); }
 
 EPRUNER_CLONES double squared_distance(Index d, const float* x, const float* y) {
   return squared_distance_impl(d, x, y);

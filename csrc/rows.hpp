@@ -18,8 +18,9 @@ struct Top2 {
   T first = minus_infinity<T>;
   T second = minus_infinity<T>;
 
-  void add(T x) {
-    second = x > first ? first : (x > second ? x : second);
+  void add(T x) {  // without a branch: which is larger cannot be predicted
+    const T low = x < first ? x : first;
+    second = second > low ? second : low;
     first = x > first ? x : first;
   }
   void add(Top2 other) {
@@ -44,43 +45,58 @@ void dense_responsibilities(Index n, double keep, Top2<double> top, const double
 
 // ---- Listed rows: only some columns hold a message ---------------------------------------------
 
-// Four entries of a row's list, together in memory. An entry that holds no message yet has
+// Eight entries of a row's list, together in memory: long enough that most rows take as many steps,
+// so that the processor foresees where they end. An entry that holds no message yet has
 // R = A = -inf, which no update changes and no maximum or sum notices.
-struct Quad {
-  static constexpr Index width = 4;
+struct alignas(32) Octet {
+  static constexpr Index width = 8;
   double s[width], r[width], a[width];
   Column column[width];
 };
 
-Top2<double> listed_availabilities(Index n, double keep, const double* b, Quad* quads);
-Top2<double> listed_top2(Index n, const Quad* quads);
-// Also writes the positive R and their columns; returns how many.
-Index listed_responsibilities(Index n, double keep, Top2<double> top, Quad* quads, Column* column,
+Top2<double> listed_availabilities(Index n, double keep, const double* b, Octet* octets);
+Top2<double> listed_top2(Index n, const Octet* octets);
+// Also writes the positive R and their columns; returns how many. Both need room for all entries.
+Index listed_responsibilities(Index n, double keep, Top2<double> top, Octet* octets, Column* column,
                               double* positive);
+
+// ranks[e] <- how many of s come before s[e] in descending order, equal ones in their own order.
+// Without a branch, in n² / 4 steps: for the few entries that join a list. `s` has room for n + 3.
+void descending_ranks(Index n, double* s, Column* ranks);
 
 // ---- Selection: the largest entries of a row in one read ----------------------------------------
 
-constexpr Index kLanes = 128;
+template <class T>
+constexpr Index kLanes = 256 / sizeof(T);
 
-// lanes[j] <- max(lanes[j], x[k]) over k = j (mod kLanes) with x[k] < below.
-void lane_maxima(Index n, const float* x, float below, float* lanes);
-void lane_maxima(Index n, const double* x, double below, double* lanes);
+// What the maxima of a row's lanes span, and whether the row holds similarities only: no NaN, no +inf.
+template <class T>
+struct Span {
+  T least, most;
+  bool valid;
+};
+
+// lanes[j] <- the maximum of x[k] < below over k = j (mod kLanes), k != self (which may lie outside).
+Span<float> lane_maxima(Index n, Index self, const float* x, float below, float* lanes);
+Span<double> lane_maxima(Index n, Index self, const double* x, double below, double* lanes);
+
+// A value in [low, high] that at least `want` and not many more entries of x below `below` reach.
+// At least `want` reach `low`; fewer reach `high`. Counting is vectorised and exactness is not
+// needed, which beats a selection.
+float bisect(Index n, const float* x, float low, float high, float below, Index want);
+double bisect(Index n, const double* x, double low, double high, double below, Index want);
 
 // How many entries satisfy low <= x[k] < below (n < 2^31).
 Index count_between(Index n, const float* x, float low, float below);
 Index count_between(Index n, const double* x, double low, double below);
 
-// Write the positions k with low <= x[k] < below to `out` in ascending order; return how many.
+// Write the positions k with low <= x[k] < below to `out` (n) in ascending order; return how many.
 Index collect_between(Index n, const float* x, float low, float below, Column* out);
 Index collect_between(Index n, const double* x, double low, double below, Column* out);
 
-// Write the positions k with x[k] >= low[k] to `out` in ascending order; return how many.
+// Write the positions k with x[k] >= low[k] to `out` (n) in ascending order; return how many.
 Index collect_at_least(Index n, const float* x, const float* low, Column* out);
 Index collect_at_least(Index n, const double* x, const double* low, Column* out);
-
-// Whether a row holds something that is no similarity: NaN or +inf.
-bool has_invalid(Index n, const float* x);
-bool has_invalid(Index n, const double* x);
 
 // ---- Features ----------------------------------------------------------------------------------
 
