@@ -1,11 +1,13 @@
 """What only a card can show: arrays, streams, compilation at first use, graphs."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from networks import trained_resnet
 from problems import KINDS, Case, problem, verdict
 
 from epruner.cluster import affinity_propagation, affinity_propagation_many, gpu, solvers
@@ -14,6 +16,7 @@ from epruner.cluster.gpu.cuda import load_cupy
 from epruner.cluster.gpu.engine import require
 from epruner.cluster.outcome import Options
 from epruner.cluster.similarity import median_preference, negative_squared_distances
+from epruner.prune import prune
 
 pytestmark = pytest.mark.gpu
 
@@ -109,6 +112,20 @@ def test_filters_stay_on_the_device(cupy: Any) -> None:
         expected = solvers.get("reference")(S, median_preference(S, 0.8), Options(damping=0.7))
         if expected.converged:
             assert found[layer].converged
+
+
+def test_pruning_stays_on_the_device(data_dir: Path) -> None:
+    model = trained_resnet(data_dir, "theo")
+    expected = prune(model, (1, 3, 32, 32), beta=0.76)
+    found = prune(model.cuda(), (1, 3, 32, 32), beta=0.76)
+    assert not found.report.notes
+    assert next(found.model.parameters()).is_cuda
+    kept = {layer.name: layer.after for layer in found.report.layers}
+    assert kept == {layer.name: layer.after for layer in expected.report.layers}
+    for name, members in expected.kept.items():
+        np.testing.assert_array_equal(found.kept[name], members)
+    smaller = prune(model, (1, 3, 32, 32), macs=0.5)
+    assert smaller.report.after.macs <= 0.5 * smaller.report.before.macs
 
 
 def test_arrays_on_two_devices_are_refused(cupy: Any) -> None:
