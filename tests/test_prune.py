@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from torch import nn
 
 import epruner
 from epruner.prune import PruningResult, prune
-from epruner.prune.criteria import CRITERIA, Candidates, Indices
+from epruner.prune.criteria import CRITERIA, Candidates, Indices, resize_exemplars
 from epruner.prune.filters import filter_matrix
+from epruner.prune.report import Report
+from epruner.prune.stages import STAGES
 
 IMAGE = (1, 3, 16, 16)
 
@@ -175,6 +179,74 @@ def test_a_criterion_of_ones_own() -> None:
     assert result.report.settings["criterion"] == "last"
 
 
+@pytest.mark.parametrize(
+    "found", [[0, 1], [0, 1, 1], [0, 1, 16], [-1, 0, 1], [0.0, 1.0, 2.0], None], ids=str
+)
+def test_a_criterion_is_held_to_what_it_must_return(found: Any) -> None:
+    message = "criterion must return 3 different indices of the 16 filters of 'features.3'"
+    with pytest.raises(ValueError, match=message):
+        prune(networks.Vgg(), IMAGE, keep={"features.3": 3}, criterion=lambda *_: found)
+
+
+def test_the_order_that_a_criterion_returns_does_not_matter() -> None:
+    result = prune(
+        networks.Vgg(), IMAGE, keep={"features.3": 3}, criterion=lambda *_: np.array([7, 2, 5])
+    )
+    assert result.plan.modules["features.3"].out == (2, 5, 7)
+
+
+def test_the_report_states_what_was_asked() -> None:
+    model = stirred(networks.Vgg())
+
+    def smallest(candidates: Candidates, count: int, power: int) -> Indices:
+        return np.argsort(np.abs(candidates.features**power).sum(axis=1))[:count]
+
+    def size(network: nn.Module) -> float:
+        return float(sum(p.numel() for p in network.parameters()))
+
+    result = prune(
+        model,
+        IMAGE,
+        measure=size,
+        target=0.6,
+        criterion=partial(smallest, power=2),
+        keep={"features.3": 5},
+        layers=["features"],
+        ignore=[model.features[0]],
+    )
+    settings = result.report.settings
+    assert (settings["measure"], settings["target"]) == ("size", 0.6)
+    assert settings["criterion"] == "smallest"
+    assert settings["keep"] == {"features.3": 5}
+    assert (settings["layers"], settings["ignore"]) == (["features"], ["features.0"])
+    assert Report.from_dict(json.loads(json.dumps(result.report.to_dict()))) == result.report
+    assert tuple(result.report.seconds) == STAGES
+
+
+def test_every_layer_is_pruned_or_has_a_reason() -> None:
+    model = stirred(networks.Vgg())
+    everything = {f"features.{i}" for i in (0, 3, 7, 10, 14)} | {"classifier.0", "classifier.2"}
+    options: list[dict[str, Any]] = [
+        {"layers": ["features.3"]},
+        {"beta": {"features.3": 0.8}},
+        {"keep": {"features.3": 4}},
+        {"beta": {"features.7": 0.8}, "keep": {"features.3": 4}},
+    ]
+    for given in options:
+        report = prune(model, IMAGE, **given).report
+        assert {s.name for s in report.skipped} | {x.name for x in report.layers} == everything
+        reasons = {s.name: s.reason for s in report.skipped}
+        assert reasons["features.0"].startswith(("not among layers", "no pattern of"))
+
+
+def test_a_depthwise_convolution_asked_for_names_the_way() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 2, 1)
+    )
+    with pytest.raises(ValueError, match="depthwise convolutions go with the layer before"):
+        prune(model, IMAGE, layers=["1"])
+
+
 def test_criteria_on_filters_made_for_them() -> None:
     rows = np.array([[9.0, 0], [0, 1], [0, 1.1], [3, 3], [-4, -4]], np.float32)
     s = -((rows[:, None] - rows[None]) ** 2).sum(-1)
@@ -187,6 +259,36 @@ def test_criteria_on_filters_made_for_them() -> None:
     assert CRITERIA["exemplar"](candidates, 1).tolist() == [3]
     assert sorted(CRITERIA["random"](candidates, 5)) == list(range(5))
     assert len(CRITERIA["exemplar"](Candidates(rows, s, np.empty(0, np.intp), 0, ""), 5)) == 5
+
+
+def naive_resize(s: np.ndarray[Any, Any], exemplars: list[int], count: int) -> list[int]:
+    """Add or remove one at a time, trying all: the definition."""
+    chosen = list(exemplars)
+
+    def net(members: list[int]) -> float:
+        return float(s[:, members].max(axis=1).sum(dtype=np.float64))
+
+    while len(chosen) < count:
+        rest = [k for k in range(len(s)) if k not in chosen]
+        chosen.append(max(rest, key=lambda k: net([*chosen, k])))
+    while len(chosen) > count:
+        chosen.remove(max(chosen, key=lambda k: net([x for x in chosen if x != k])))
+    return sorted(chosen)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("n", "start", "count"), [(30, 3, 17), (30, 17, 3), (30, 12, 12), (25, 1, 25), (25, 25, 1)]
+)
+def test_exemplars_are_added_and_removed_as_defined(
+    dtype: type[Any], n: int, start: int, count: int
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 6, (n, 2))  # whole numbers have ties, which sums of floats would break
+    s = -((rows[:, None] - rows[None]) ** 2).sum(-1).astype(dtype)
+    exemplars = np.sort(rng.permutation(n)[:start])
+    expected = naive_resize(s, exemplars.tolist(), count)
+    assert resize_exemplars(s, exemplars, count).tolist() == expected
 
 
 def test_what_was_clustered_can_be_looked_at() -> None:
@@ -238,6 +340,8 @@ def test_the_package_is_the_function() -> None:
         ({"min_keep": -1}, "min_keep must be"),
         ({"min_keep": 1.5}, "min_keep must be"),
         ({"round_to": 0}, "round_to must be an integer of at least 1, got 0"),
+        ({"random_state": -1}, "random_state must be an integer of at least 0, got -1"),
+        ({"n_threads": 0}, "n_threads=0 must be at least 1"),
         ({"recipe": "resnet56", "beta": 0.5}, "recipe sets layers and beta itself"),
         ({"recipe": "resnet57"}, "no published recipe 'resnet57'"),
         ({"ignore": ["features", "classifier"]}, "nothing in this model can be pruned"),
@@ -246,6 +350,25 @@ def test_the_package_is_the_function() -> None:
 )
 def test_refused_options(options: Mapping[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
+        prune(networks.Vgg(), IMAGE, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": 0.5}, r"keep must map patterns .*got 0.5.*keep=\{\"\*\": ...\}"),
+        ({"measure": "bytes", "target": 0.5}, "measure must be a function .*got 'bytes'"),
+        ({"criterion": 3}, "criterion must be one of 'exemplar'.* or a function, got 3"),
+        ({"descriptor": None}, "descriptor must be one of .* or a function, got None"),
+        ({"scope": None}, "scope must be one of 'inner', 'all', got None"),
+        ({"layers": [3]}, "layers: 3 is neither a name or pattern nor a module"),
+        ({"ignore": 3}, "ignore must be"),
+        ({"n_threads": "two"}, "n_threads='two' must be an integer or None"),
+    ],
+    ids=str,
+)
+def test_options_of_the_wrong_type(options: Mapping[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         prune(networks.Vgg(), IMAGE, **options)
 
 

@@ -41,7 +41,7 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], Any]] = {
 }
 PUBLIC = {
     "resnet10": 64, "resnet18": 64, "resnet50": 64, "bn_vgg16": 224, "densenet121": 64,
-    "mobilenetv2_wd4": 64, "efficientnet_b0": 64, "resnext26_32x4d": 64, "seresnext50_32x4d": 64,
+    "mobilenetv2_wd4": 64, "efficientnet_b0": 224, "resnext26_32x4d": 64, "seresnext50_32x4d": 64,
     "inceptionv3": 299, "resnet56_cifar10": 32, "preresnet20_cifar10": 32,
 }  # fmt: skip
 

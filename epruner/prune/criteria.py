@@ -7,6 +7,7 @@ convolution) and a count to the indices that stay. New ones are one function and
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +88,28 @@ CRITERIA: dict[str, Criterion] = {
 }
 
 
+def checked(criterion: Criterion) -> Criterion:
+    """A user's criterion, held to what it must return."""
+
+    def held(candidates: Candidates, count: int) -> Indices:
+        n = len(candidates.features)
+        found = np.asarray(criterion(candidates, count))
+        if (
+            found.shape != (count,)
+            or not np.issubdtype(found.dtype, np.integer)
+            or len(np.unique(found)) != count
+            or found.min() < 0
+            or found.max() >= n
+        ):
+            raise ValueError(
+                f"criterion must return {count} different indices of the {n} filters of "
+                f"{candidates.layer!r}, got {found!r:.80}"
+            )
+        return np.sort(found).astype(np.intp)
+
+    return held
+
+
 def resize_exemplars(similarities: Matrix, exemplars: Indices, count: int) -> Indices:
     """Grow or shrink a set of exemplars to `count`, one at a time, by net similarity.
 
@@ -104,25 +127,59 @@ def resize_exemplars(similarities: Matrix, exemplars: Indices, count: int) -> In
     ndarray of int, shape (count,)
         Ascending.
     """
-    chosen = [int(i) for i in exemplars]
     s = similarities
-    if not chosen and count:
-        chosen = [int(np.argmax(s.sum(axis=0, dtype=np.float64)))]
-    if len(chosen) < count:
-        best = s[:, chosen].max(axis=1)
-        while len(chosen) < count:
-            gain = np.maximum(s - best[:, None], 0).sum(axis=0, dtype=np.float64)
-            gain[chosen] = -1
-            chosen.append(int(np.argmax(gain)))
-            np.maximum(best, s[:, chosen[-1]], out=best)
+    chosen = np.asarray(exemplars, dtype=np.intp)
+    if not len(chosen) and count:
+        chosen = np.array([np.argmax(s.sum(axis=0, dtype=np.float64))])
+    chosen = _grown(s, chosen, count) if len(chosen) < count else _shrunk(s, chosen, count)
+    return np.sort(chosen)
+
+
+def _grown(s: Matrix, chosen: Indices, count: int) -> Indices:
+    """Add one at a time the candidate that raises the net similarity most.
+
+    What a candidate adds only falls as others are added, so a sum made earlier bounds it from
+    above, and only those at the head of the queue are summed again.
+    """
+    best = s[:, chosen].max(axis=1)
+    gains = np.maximum(s - best[:, None], 0).sum(axis=0, dtype=np.float64)
+    fresh = len(chosen)  # a sum made when so many were chosen is no mere bound
+    queue = [(-gains[k], k, fresh) for k in set(range(len(s))).difference(chosen.tolist())]
+    heapq.heapify(queue)  # of equal ones the first
+    added: list[int] = []
+    while fresh < count:
+        _, k, made = queue[0]
+        if made < fresh:
+            gain = np.maximum(s[:, k] - best, 0).sum(dtype=np.float64)
+            heapq.heapreplace(queue, (-gain, k, fresh))
+            continue
+        heapq.heappop(queue)
+        added.append(k)
+        fresh += 1
+        np.maximum(best, s[:, k], out=best)
+    return np.concatenate([chosen, np.asarray(added, dtype=np.intp)])
+
+
+def _shrunk(s: Matrix, chosen: Indices, count: int) -> Indices:
+    """Remove one at a time the exemplar that lowers the net similarity least."""
+    n = len(s)
+    nearest, second = np.empty(n, np.intp), np.empty(n, np.intp)
+    margin = np.empty(n, s.dtype)  # what a row loses with its nearest exemplar
+    rows = np.arange(n)
     while len(chosen) > count:
-        columns = s[:, chosen]
-        nearest = columns.argmax(axis=1)
-        first = columns[np.arange(len(s)), nearest]
-        columns[np.arange(len(s)), nearest] = -np.inf
-        loss = np.bincount(nearest, weights=first - columns.max(axis=1), minlength=len(chosen))
-        chosen.pop(int(np.argmin(loss)))
-    return np.sort(np.asarray(chosen, dtype=np.intp))
+        columns = s[np.ix_(rows, chosen)]
+        places = np.arange(len(rows))
+        first = columns.argmax(axis=1)
+        most = columns[places, first]
+        columns[places, first] = -np.inf
+        then = columns.argmax(axis=1)
+        nearest[rows], second[rows] = chosen[first], chosen[then]
+        margin[rows] = most - columns[places, then]
+        loss = np.bincount(nearest, weights=margin, minlength=n)[chosen]
+        gone = chosen[np.argmin(loss)]
+        chosen = chosen[chosen != gone]
+        rows = np.flatnonzero((nearest == gone) | (second == gone))  # of all others nothing changes
+    return chosen
 
 
 def _largest(scores: npt.NDArray[np.float64], count: int) -> Indices:

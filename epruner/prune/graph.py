@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from epruner.prune.copies import address_of, own_tensors, owners
 from epruner.prune.count import Costs, Recorder
 from epruner.prune.operations import INSIDES, flattens, objection, operation
 from epruner.prune.report import Skipped
@@ -261,10 +262,7 @@ class _Walker:
         self._parameters = {id(p): name for name, p in model.named_parameters()}
         self._heads = {output.grad_fn for output in outputs}
         self._costs = costs
-        owners: dict[int, int] = {}
-        for _, parameter in model.named_parameters(remove_duplicate=False):
-            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-        self._tied = {identity for identity, count in owners.items() if count > 1}
+        self._owners = owners(model)
 
     def group(self, name: str, module: nn.Module) -> tuple[Group | None, str]:
         """The group whose first producer is `module`, or None and the reason."""
@@ -374,9 +372,8 @@ class _Walker:
         module = node.module
         if isinstance(module, nn.Parameter):
             label = self._parameters.get(id(module), "")
-            if id(module) in self._tied:
-                return f"parameter {label!r} on its channels is shared"
-            return ""
+            shared = len(self._owners.get(address_of(module), ())) > 1
+            return f"parameter {label!r} on its channels is shared" if shared else ""
         if id(module) in self._names:
             return self._module_objection(self._names[id(module)], node)
         if not node.inputs or _inside_module(node):
@@ -392,8 +389,9 @@ class _Walker:
         cost = self._costs.modules.get(label)
         if cost is not None and cost.calls > 1:
             return f"{label!r} is used {cost.calls} times in one forward pass"
-        if any(id(p) in self._tied for p in module.parameters(recurse=False)):
-            return f"the parameters of {label!r} are shared with another module"
+        for tensor in own_tensors(module):
+            if others := [x for x in self._owners.get(address_of(tensor), ()) if x != label]:
+                return f"the parameters of {label!r} are shared with {others[0]!r}"
         groups = 1 if is_depthwise(module) else getattr(module, "groups", 1)
         if groups > 1 and groups in (module.in_channels, module.out_channels):
             return f"{label!r} is a depthwise convolution with a channel multiplier"

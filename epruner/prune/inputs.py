@@ -49,12 +49,21 @@ def as_arguments(model: nn.Module, example_inputs: Any) -> Arguments:
 
 def in_float32(value: Any) -> Any:
     """Half-precision tensors, however nested, as float32."""
-    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
-        return value.float()
+    return _converted(value, (torch.float16, torch.bfloat16), torch.float32)
+
+
+def in_float64(value: Any) -> Any:
+    """float32 tensors, however nested, as float64."""
+    return _converted(value, (torch.float32,), torch.float64)
+
+
+def _converted(value: Any, old: tuple[torch.dtype, ...], new: torch.dtype) -> Any:
+    if isinstance(value, Tensor) and value.dtype in old:
+        return value.to(new)
     if isinstance(value, Mapping):
-        return {key: in_float32(item) for key, item in value.items()}
+        return {key: _converted(item, old, new) for key, item in value.items()}
     if type(value) in (tuple, list):
-        return type(value)(in_float32(item) for item in value)
+        return type(value)(_converted(item, old, new) for item in value)
     return value
 
 
@@ -76,9 +85,13 @@ def as_patterns(model: nn.Module, option: str, wanted: Iterable[str | nn.Module]
     """
     if isinstance(wanted, (str, nn.Module)):
         wanted = [wanted]
+    if not isinstance(wanted, Iterable):
+        raise TypeError(f"{option} must be names, patterns or modules, got {wanted!r}")
     names = {module: name for name, module in model.named_modules()}
     patterns = []
     for item in wanted:
+        if not isinstance(item, (str, nn.Module)):
+            raise TypeError(f"{option}: {item!r} is neither a name or pattern nor a module")
         if isinstance(item, nn.Module) and item not in names:
             raise ValueError(f"{option}: {type(item).__name__} is not a module of this model")
         patterns.append(names[item] if isinstance(item, nn.Module) else item)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -22,8 +23,20 @@ class Goal:
     given: Any = None
 
     def settings(self) -> dict[str, Any]:
+        """As the report states them, plain values."""
+        if self.measure is not None:
+            return {"measure": label_of(self.measure), "target": self.given}
         plain = dict(self.given) if isinstance(self.given, Mapping) else self.given
         return {self.kind: plain}
+
+
+def label_of(choice: object) -> str:
+    """A name for a choice of an option: itself, or what a function calls itself."""
+    if isinstance(choice, str):
+        return choice
+    while isinstance(choice, partial):
+        choice = choice.func
+    return str(getattr(choice, "__name__", type(choice).__name__))
 
 
 def set_goal(
@@ -35,6 +48,13 @@ def set_goal(
     keep: Mapping[str, int | float] | None,
     widths: str,
 ) -> Goal:
+    if keep is not None and not isinstance(keep, Mapping):
+        raise TypeError(
+            f"keep must map patterns of layer names to numbers or shares of filters, got {keep!r}; "
+            'for all layers write keep={"*": ...}'
+        )
+    if measure is not None and not callable(measure):
+        raise TypeError(f"measure must be a function from a network to a number, got {measure!r}")
     if (measure is None) != (target is None):
         raise ValueError("measure and target go together: a function, and the share of its value")
     budgets = [
@@ -75,9 +95,16 @@ def set_goal(
     return Goal("beta", float(scalar), given=scalar)
 
 
-def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{option} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+def check_choice(
+    option: str, value: object, choices: Sequence[str], *, or_function: bool = False
+) -> None:
+    if or_function and callable(value):
+        return
+    if not isinstance(value, str) or value not in choices:
+        more = " or a function" if or_function else ""
+        raise (ValueError if isinstance(value, str) else TypeError)(
+            f"{option} must be one of {', '.join(map(repr, choices))}{more}, got {value!r:.80}"
+        )
 
 
 def check_min_keep(min_keep: int | float | None) -> None:

@@ -5,29 +5,29 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
+from epruner.cluster import threads
 from epruner.prune.budget import Choice, Counts, Measure, Search, Sizes
 from epruner.prune.calibration import calibration_batches
+from epruner.prune.candidates import by_layer, candidates, chosen, in_order, layer_names, nothing
 from epruner.prune.compensation import check_compensation, compensate_for
 from epruner.prune.count import eval_mode
-from epruner.prune.criteria import CRITERIA, Criterion, Indices
+from epruner.prune.criteria import CRITERIA, Criterion, Indices, checked
 from epruner.prune.descriptors import DESCRIPTORS, Descriptor, describe
-from epruner.prune.graph import Group, Structure, analyse
+from epruner.prune.graph import Group, analyse
 from epruner.prune.inputs import (
     Arguments,
     as_arguments,
     as_patterns,
-    check_patterns,
     in_float32,
-    matches,
 )
-from epruner.prune.options import Goal, check_choice, check_min_keep, set_goal
+from epruner.prune.options import Goal, check_choice, check_min_keep, label_of, set_goal
 from epruner.prune.recipes import Recipe, published
 from epruner.prune.reconstruction import Elimination, by_elimination, eliminations
 from epruner.prune.report import Report, Skipped
@@ -95,7 +95,8 @@ def prune(
         Number of filters (int) or share of them (float) for layers that match a pattern; the last
         match counts. Alone it prunes only these layers; with a budget or `beta` the others too.
     recipe : str or Recipe, optional
-        A published row: layers, beta schedule and floor (see `epruner.recipes.published`).
+        A published row, by name or from `epruner.recipes.published`: it sets `layers` and `beta`,
+        and `min_keep` to 1 unless that is given.
     layers, ignore : iterable of str or torch.nn.Module
         Layers to prune (default: all that can be) and to leave alone, as names, names of parents,
         glob patterns or modules.
@@ -107,7 +108,10 @@ def prune(
         least loss of reconstruction over all layers (needs `calibrate`).
     criterion : {"exemplar", "l1", "l2", "fpgm", "random", "reconstruction"} or callable
         Which filters stay once their number is set; "reconstruction" keeps those that the layers
-        reading them can least do without (needs `calibrate`).
+        reading them can least do without (needs `calibrate`). A callable gets a layer's
+        `epruner.prune.criteria.Candidates` and the number that stays, and returns their indices,
+        ascending: ``criterion(candidates, count) -> ndarray of int, shape (count,)``. It is called
+        once for each group of a grouped convolution.
     descriptor : {"weights", "folded", "activations"} or callable
         What filters are compared by: their weights, weights and bias with BatchNorm folded in,
         responses to the calibration inputs, or a function from a layer to a matrix with one row a
@@ -154,6 +158,7 @@ def prune(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     arguments = as_arguments(model, example_inputs)
+    found: Recipe | None = None
     if recipe is not None:
         if any(option is not None for option in (beta, macs, params, measure, keep, layers)):
             raise ValueError(
@@ -164,15 +169,15 @@ def prune(
         beta = found.betas(model)
         layers = list(beta)
         min_keep = 1 if min_keep is None else min_keep
+    wanted = None if layers is None else as_patterns(model, "layers", layers)
+    unwanted = as_patterns(model, "ignore", ignore)
     goal = set_goal(beta, macs, params, measure, target, keep, widths)
     check_choice("scope", scope, ("inner", "all"))
     check_choice("widths", widths, ("exemplar", "uniform", "reconstruction"))
     check_choice("init", init, INITS)
     check_choice("bn", bn, BN_MODES)
-    if isinstance(criterion, str):
-        check_choice("criterion", criterion, (*CRITERIA, "reconstruction"))
-    if isinstance(descriptor, str):
-        check_choice("descriptor", descriptor, DESCRIPTORS)
+    check_choice("criterion", criterion, (*CRITERIA, "reconstruction"), or_function=True)
+    check_choice("descriptor", descriptor, DESCRIPTORS, or_function=True)
     needs = [f"criterion={criterion!r}"] * (criterion == "reconstruction")
     needs += [f"widths={widths!r}"] * (widths == "reconstruction")
     needs += [f"descriptor={descriptor!r}"] * (descriptor == "activations")
@@ -181,6 +186,9 @@ def prune(
     )
     batches = [] if calibrate is None else calibration_batches(model, calibrate, arguments)
     check_min_keep(min_keep)
+    threads.resolve(n_threads)
+    if not isinstance(random_state, Integral) or random_state < 0:
+        raise ValueError(f"random_state must be an integer of at least 0, got {random_state!r}")
     if type(round_to) is not int or round_to < 1:
         raise ValueError(f"round_to must be an integer of at least 1, got {round_to!r}")
 
@@ -189,12 +197,12 @@ def prune(
         traced, parametrized = tracing_copy(model)
         args, kwargs = in_float32(arguments[0]), in_float32(arguments[1])
         structure = analyse(traced, args, kwargs)
-        groups, skipped = _candidates(model, structure, parametrized, layers, ignore, scope)
+        groups, skipped = candidates(model, structure, parametrized, wanted, unwanted, scope)
     with stages.run("verification"):
         groups, unsound = sound_groups(traced, args, kwargs, groups, random_state)
         skipped += unsound
         if not groups:
-            raise ValueError(_nothing(skipped))
+            raise ValueError(nothing(skipped))
     notes: list[str] = []
     ranked: dict[str, Elimination] = {}
     with stages.run("similarities"):
@@ -204,14 +212,16 @@ def prune(
         if criterion == "reconstruction":
             choose = by_elimination(ranked)
         else:
-            choose = CRITERIA[criterion] if isinstance(criterion, str) else criterion
-        names = [name for name, m in model.named_modules() if isinstance(m, (_ConvNd, nn.Linear))]
-        betas = _by_layer("beta", beta, names, groups) if isinstance(beta, Mapping) else {}
-        fixed_at = _by_layer("keep", keep or {}, names, groups)
-        if goal.kind == "beta" and isinstance(beta, Mapping):
-            groups = [g for g in groups if g.name in betas or g.name in fixed_at]
+            choose = CRITERIA[criterion] if isinstance(criterion, str) else checked(criterion)
+        names = layer_names(model)
+        betas = by_layer("beta", beta, names, groups) if isinstance(beta, Mapping) else {}
+        fixed_at = by_layer("keep", keep or {}, names, groups)
+        unnamed: list[Skipped] = []
         if goal.kind == "keep":
-            groups = [g for g in groups if g.name in fixed_at]
+            groups, unnamed = chosen(groups, fixed_at, "keep")
+        elif isinstance(beta, Mapping):
+            groups, unnamed = chosen(groups, betas | fixed_at, "beta")
+        skipped += unnamed
         modules = dict(traced.named_modules())
         problems, placed = make_layers(
             modules,
@@ -271,10 +281,14 @@ def prune(
     after = totals_of(small, sizes.totals(choice.counts))
     settings: dict[str, Any] = {
         **goal.settings(),
+        "keep": None if keep is None else dict(keep),
+        "recipe": None if found is None else found.name,
+        "layers": wanted if found is None else None,
+        "ignore": unwanted or None,
         "scope": scope,
         "widths": widths,
-        "criterion": criterion if isinstance(criterion, str) else criterion.__name__,
-        "descriptor": descriptor if isinstance(descriptor, str) else descriptor.__name__,
+        "criterion": label_of(criterion),
+        "descriptor": label_of(descriptor),
         "compensate": repairs,
         "init": init,
         "bn": bn,
@@ -284,7 +298,7 @@ def prune(
     }
     report = Report(
         layers=layer_reports(model, structure, problems, choice, sizes),
-        skipped=tuple(skipped),
+        skipped=in_order(skipped, names),
         before=totals_of(model, structure.costs.totals()),
         after=after,
         settings=settings,
@@ -298,78 +312,6 @@ def prune(
         if x.name in choice.clusterings
     }
     return PruningResult(small, plan, report, clusters, tuple(groups), kept)
-
-
-def _candidates(
-    model: nn.Module,
-    structure: Structure,
-    parametrized: frozenset[str],
-    layers: Iterable[str | nn.Module] | None,
-    ignore: Iterable[str | nn.Module],
-    scope: str,
-) -> tuple[list[Group], list[Skipped]]:
-    """Groups to prune, and everything else with its reason."""
-    names = [name for name, m in model.named_modules() if isinstance(m, (_ConvNd, nn.Linear))]
-    wanted = None if layers is None else as_patterns(model, "layers", layers)
-    unwanted = as_patterns(model, "ignore", ignore)
-    check_patterns("layers", wanted or [], names)
-    check_patterns("ignore", unwanted, names)
-    groups = []
-    skipped = list(structure.skipped)
-    for group in structure.groups:
-        producers = [member.module for member in group.producers]
-        members = (*group.producers, *group.followers, *group.consumers)
-        computed = [m.module for m in members if m.module in parametrized]
-        if group.channels < 2:
-            skipped += [Skipped(name, "it has one channel") for name in producers]
-        elif computed:
-            reason = (
-                f"the weights of {computed[0]!r} are computed (a parametrization such as "
-                "weight_norm); remove it first (torch.nn.utils.parametrize."
-                "remove_parametrizations)"
-            )
-            skipped += [Skipped(name, reason) for name in producers]
-        elif any(matches(name, pattern) for name in producers for pattern in unwanted):
-            skipped += [Skipped(name, "ignored on request") for name in producers]
-        elif group.stream and scope == "inner":
-            reason = "several layers add onto its channels; scope='all' prunes them together"
-            skipped += [Skipped(name, reason) for name in producers]
-        elif wanted is None or any(matches(n, p) for n in producers for p in wanted):
-            groups.append(group)
-    order = {name: place for place, name in enumerate(names)}
-    skipped.sort(key=lambda s: order.get(s.name, len(order)))
-    reachable = [member.module for group in groups for member in group.producers]
-    for pattern in wanted or []:
-        if not any(matches(name, pattern) for name in reachable):
-            lost = next(s for s in skipped if matches(s.name, pattern))
-            raise ValueError(f"layers: {pattern!r} cannot be pruned: {lost.name}: {lost.reason}")
-    return groups, skipped
-
-
-def _nothing(skipped: Sequence[Skipped]) -> str:
-    shown = "; ".join(f"{s.name}: {s.reason}" for s in skipped[:3])
-    more = f" (and {len(skipped) - 3} more)" if len(skipped) > 3 else ""
-    return f"nothing in this model can be pruned: {shown}{more}"
-
-
-def _by_layer(
-    option: str, values: Mapping[str, Any], names: Sequence[str], groups: Sequence[Group]
-) -> dict[str, Any]:
-    """Value of the last pattern that matches a group's producers."""
-    check_patterns(option, values, names)
-    found = {}
-    for group in groups:
-        for pattern, value in values.items():
-            if any(matches(member.module, pattern) for member in group.producers):
-                found[group.name] = value
-    for pattern in values:
-        producers = (m.module for group in groups for m in group.producers)
-        if not any(matches(name, pattern) for name in producers):
-            raise ValueError(
-                f"{option}: {pattern!r} matches no layer that is pruned; see the report of a run "
-                "without it for what is skipped and why"
-            )
-    return found
 
 
 def _fixed_count(layer: Layer, value: int | float) -> int:

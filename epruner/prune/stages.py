@@ -6,6 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# What a run goes through, whatever its options.
+STAGES = ("analysis", "verification", "similarities", "selection", "surgery", "repair")
+
 
 class Stages:
     """Times the stages, and shows them if asked to."""
@@ -18,7 +21,7 @@ class Stages:
             from rich.progress import Progress
 
             self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task("pruning", total=5)
+            self._task = self._bar.add_task("pruning", total=len(STAGES))
             self._bar.start()
 
     @contextmanager

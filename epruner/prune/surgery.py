@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from epruner.prune.copies import deep_copy
 from epruner.prune.plan import ModulePlan, Plan
 
 Kept = Sequence[int] | None
@@ -58,13 +59,7 @@ def take(tensor: Tensor, dim: int, kept: Kept) -> Tensor:
 
 def apply_plan(model: nn.Module, plan: Plan, *, weights: bool = True) -> nn.Module:
     """A pruned deep copy of a full-size model; see `Plan.apply`."""
-    try:
-        small = copy.deepcopy(model)
-    except RuntimeError as error:
-        raise ValueError(
-            f"the model cannot be copied ({error}); if it uses torch.nn.utils.weight_norm or "
-            "spectral_norm, remove them first (remove_weight_norm) or use the parametrizations"
-        ) from error
+    small = deep_copy(model)
     modules = dict(small.named_modules())
     for name, part in plan.modules.items():
         if name in modules:

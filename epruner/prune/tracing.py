@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+from epruner.prune.copies import deep_copy, tie
 
 
 class TraceError(RuntimeError):
@@ -27,13 +28,7 @@ def tracing_copy(model: nn.Module) -> tuple[nn.Module, frozenset[str]]:
     parametrized : frozenset of str
         Names of the modules whose weights are computed; these cannot be sliced.
     """
-    try:
-        traced = copy.deepcopy(model)
-    except RuntimeError as error:
-        raise ValueError(
-            f"the model cannot be copied ({error}); if it uses torch.nn.utils.weight_norm or "
-            "spectral_norm, call remove_weight_norm or use torch.nn.utils.parametrizations"
-        ) from error
+    traced = deep_copy(model)
     parametrized = set()
     for name, module in list(traced.named_modules()):
         if parametrize.is_parametrized(module):
@@ -50,6 +45,7 @@ def tracing_copy(model: nn.Module) -> tuple[nn.Module, frozenset[str]]:
     halves = (torch.float16, torch.bfloat16)
     if any(t.dtype in halves for t in (*traced.parameters(), *traced.buffers())):
         traced.float()
+        tie(model, traced)
     return traced, frozenset(parametrized)
 
 
