@@ -391,7 +391,7 @@ def test_tape_runs_other_batches_like_the_model() -> None:
             run.advance(batch, len(tape.steps))
         got = torch.cat([run.outputs(batch)[0] for batch in range(3)])
         assert torch.equal(got, model(x.clone()).view_as(got)) or torch.allclose(got, model(x))
-    assert all(len(values) <= 2 for values in run.values)  # the rest was let go
+    assert all(len(values) <= 2 for values in run._values)  # the rest was let go
 
 
 def test_network_that_reads_values_is_left_sliced_with_a_message() -> None:

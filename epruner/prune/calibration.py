@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from epruner.prune.inputs import Arguments, in_float32
 from epruner.prune.tracing import tensors_in
 
-BATCH = 32
+# Inputs of a batch. What the first layers of a network pass on is some twenty times an image, but
+# may be a thousand times a sequence of indices.
+_MOST, _MOST_IMAGES = 32, 128
+_MOST_ELEMENTS = 2**21
 _USUAL_KEYS = ("pixel_values", "image", "images", "img", "inputs", "input", "x", "data")
 
 
 def calibration_batches(
-    model: nn.Module, calibrate: Any, example: Arguments, *, size: int = BATCH
+    model: nn.Module, calibrate: Any, example: Arguments, *, size: int | None = None
 ) -> list[Arguments]:
     """Arguments of the model's forward, batch by batch.
 
@@ -32,8 +35,8 @@ def calibration_batches(
         has inputs; of a mapping the entries with their names. Labels are not used.
     example : (args, kwargs)
         Example inputs: which tensors there are, and of what shape.
-    size : int
-        Largest batch.
+    size : int, optional
+        Largest batch. Default: 128 images or 32 other inputs, fewer if they are large.
 
     Returns
     -------
@@ -74,8 +77,16 @@ def calibration_batches(
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor.flatten(1))).any(1).sum())
             raise ValueError(f"calibrate: {bad} of {count} inputs hold NaN or infinity")
+    if size is None:
+        elements = max(1, sum(tensor[0].numel() for tensor in whole))
+        most = _MOST_IMAGES if all(tensor.dim() >= 4 for tensor in whole) else _MOST
+        size = min(most, max(1, _MOST_ELEMENTS // elements))
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    chunks = [tensor.tensor_split(-(-count // size)) for tensor in whole]
+    parts_wanted = -(-count // size)
+    # all of one size, if a few more batches are enough for that
+    even = range(parts_wanted, 2 * parts_wanted)
+    parts_wanted = next((n for n in even if count % n == 0), parts_wanted)
+    chunks = [tensor.tensor_split(parts_wanted) for tensor in whole]
     return [
         _fill(example, [tensor.to(device) for tensor in batch])
         for batch in zip(*chunks, strict=True)

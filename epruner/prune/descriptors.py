@@ -109,7 +109,7 @@ def _responses(
             if not wanted:
                 continue
             run.rerun(batch, index)
-            y = run.values[batch][tape.steps[index].writes[0]]
+            y = run.value(batch, tape.steps[index].writes[0])
             linear = isinstance(step.function, nn.Linear) or y.dim() == 2
             rows = (y.movedim(-1, 0) if linear else y.movedim(1, 0)).flatten(1)  # (channels, ...)
             generator = torch.Generator().manual_seed(index)

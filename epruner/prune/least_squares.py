@@ -10,8 +10,10 @@ in float64. U'U and U'T are summed batch by batch, so memory does not grow with 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -67,48 +69,94 @@ def input_rows(x: Tensor, module: nn.Module, chosen: Tensor | None) -> Tensor:
         Columns in the order of the flattened weight, rows image by image.
     """
     if isinstance(module, nn.Linear):
-        rows = x.reshape(1, -1, *x.shape[-1:]) if chosen is None else _vectors(x, chosen)[None]
-        return _with_ones(rows.double())
+        return F.pad(as_rows(at_positions(x, module, chosen), module), (0, 1), value=1.0)
     assert isinstance(module, _ConvNd)
-    if any(module._reversed_padding_repeated_twice):
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-    dims = len(module.kernel_size)
-    for d in range(dims):
-        size, dilation = module.kernel_size[d], module.dilation[d]
-        x = x.unfold(2 + d, dilation * (size - 1) + 1, module.stride[d])[..., ::dilation]
-    out = x.shape[2 : 2 + dims]  # (n, c, *out, *kernel), a view
-    flat = torch.arange(out.numel()) if chosen is None else chosen
-    where = torch.unravel_index(flat.to(x.device), out)
-    picked = x[(slice(None), slice(None), *where)]  # type: ignore[index]
-    n, channels, count = picked.shape[:3]
-    groups = module.groups
-    rows = picked.reshape(n, groups, channels // groups, count, -1).permute(1, 0, 3, 2, 4)
-    return _with_ones(rows.reshape(groups, n * count, -1).double())
+    if module.padding_mode != "zeros":
+        x = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
+    taps, inside = _taps(module, x.shape[2:], chosen)
+    n, channels = x.shape[:2]
+    picked = x.flatten(2).index_select(2, taps.reshape(-1).to(x.device))
+    picked = picked.reshape(n, channels, *taps.shape)
+    if not inside.all():
+        picked.masked_fill_(~inside.to(x.device), 0)
+    groups, (count, size) = module.groups, taps.shape
+    width = channels // groups
+    rows = x.new_empty((groups, n * count, width * size + 1), dtype=torch.float64)
+    rows[:, :, -1] = 1
+    by_image = rows[:, :, :-1].view(groups, n, count, width, size)
+    by_image.copy_(picked.reshape(n, groups, width, count, size).permute(1, 0, 3, 2, 4))
+    return rows
+
+
+def _taps(module: _ConvNd, shape: Sequence[int], chosen: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Flat input positions under a kernel, and which are not padding: (positions, kernel) each."""
+    zeros = module.padding_mode == "zeros"
+    pads = module._reversed_padding_repeated_twice[::-1]  # ..., after, before: of the first first
+    per_dim = []
+    for d, (size, kernel) in enumerate(zip(shape, module.kernel_size, strict=True)):
+        after, before = pads[2 * d : 2 * d + 2] if zeros else (0, 0)
+        step, dilation = module.stride[d], module.dilation[d]
+        span = size + before + after - dilation * (kernel - 1) - 1
+        first = torch.arange(span // step + 1) * step - before
+        per_dim.append(first[:, None] + torch.arange(kernel) * dilation)  # (out, kernel)
+    out = tuple(len(place) for place in per_dim)
+    flat = torch.arange(int(np.prod(out))) if chosen is None else chosen.cpu()
+    where = np.unravel_index(flat.numpy(), out)
+    index = torch.zeros(len(flat), 1, dtype=torch.int64)
+    inside = torch.ones(len(flat), 1, dtype=torch.bool)
+    for size, place, at in zip(shape, per_dim, where, strict=True):
+        along = place[torch.from_numpy(at)]  # (positions, kernel of this dimension)
+        index = (index[:, :, None] * size + along[:, None].clamp(0, size - 1)).flatten(1)
+        inside = (inside[:, :, None] & ((along >= 0) & (along < size))[:, None]).flatten(1)
+    return index, inside
 
 
 def output_rows(y: Tensor, module: nn.Module, chosen: Tensor | None) -> Tensor:
     """Outputs of a layer as rows: (groups, rows, outputs / groups), float64."""
+    return as_rows(at_positions(y, module, chosen), module)
+
+
+def at_positions(y: Tensor, module: nn.Module, chosen: Tensor | None) -> Tensor:
+    """Outputs of a layer at some positions: (n, positions, o) of a linear layer, (n, o, positions).
+
+    Parameters
+    ----------
+    y : Tensor
+        Output of the layer: (n, o, ...) of a convolution, (..., o) of a linear layer.
+    module : torch.nn.Module
+    chosen : Tensor or None
+        Flat indices of output positions.
+    """
     if isinstance(module, nn.Linear):
-        rows = y.reshape(-1, y.shape[-1]) if chosen is None else _vectors(y, chosen)
-        return rows[None].double()
-    assert isinstance(module, _ConvNd)
+        y = y.reshape(len(y), -1, y.shape[-1])
+        return y if chosen is None else y.index_select(1, chosen.to(y.device))
     y = y.flatten(2)
-    if chosen is not None:
-        y = y.index_select(2, chosen.to(y.device))
+    return y if chosen is None else y.index_select(2, chosen.to(y.device))
+
+
+def as_rows(y: Tensor, module: nn.Module) -> Tensor:
+    """What `at_positions` returns as (groups, rows, outputs / groups), float64."""
+    if isinstance(module, nn.Linear):
+        return y.reshape(1, -1, y.shape[-1]).double()
     n, channels, count = y.shape
-    groups = module.groups
+    groups: int = module.groups  # type: ignore[assignment]
     rows = y.reshape(n, groups, channels // groups, count).permute(1, 0, 3, 2)
     return rows.reshape(groups, n * count, -1).double()
 
 
-def _vectors(x: Tensor, chosen: Tensor) -> Tensor:
-    flat = x.reshape(len(x), -1, x.shape[-1])
-    return flat.index_select(1, chosen.to(x.device)).reshape(-1, x.shape[-1])
-
-
-def _with_ones(rows: Tensor) -> Tensor:
-    return F.pad(rows, (0, 1), value=1.0)
+def inner(rows: Tensor) -> Tensor:
+    """U'U, of which half is computed: (groups, rows, d) -> (groups, d, d)."""
+    d = rows.shape[-1]
+    step = min(512, max(128, -(-d // 4)))
+    if d <= step:
+        return rows.transpose(1, 2) @ rows
+    found = rows.new_empty((len(rows), d, d))
+    for first in range(0, d, step):
+        end = min(first + step, d)
+        part = rows[:, :, first:end].transpose(1, 2) @ rows[:, :, first:]
+        found[:, first:end, first:] = part
+        found[:, end:, first:end] = part[:, :, end - first :].transpose(1, 2)
+    return found
 
 
 @dataclass
@@ -146,7 +194,7 @@ class Normal:
 
     def add(self, rows: Tensor, targets: Tensor) -> None:
         """Add a batch: (groups, rows, d + 1) and (groups, rows, o)."""
-        self.gram += rows.transpose(1, 2) @ rows
+        self.gram += inner(rows)
         self.cross += rows.transpose(1, 2) @ targets
         self.square += targets.square().sum(1)
         self.rows += rows.shape[1]
@@ -190,7 +238,9 @@ class Normal:
             ridge[:, -1] *= 1e-6  # keeps inputs that are all zero solvable
         ridge.clamp_min_(torch.finfo(torch.float64).tiny ** 0.5)
         right = cross + ridge[..., None] * start[:, :size]
-        found, failed = torch.linalg.solve_ex(gram + torch.diag_embed(ridge), right)
+        gram = gram.clone()
+        gram.diagonal(dim1=1, dim2=2).add_(ridge)
+        found, failed = torch.linalg.solve_ex(gram, right)
         usable = (failed == 0) & torch.isfinite(found).all(2).all(1)
         solved = start.clone()
         solved[:, :size] = torch.where(usable[:, None, None], found, start[:, :size])

@@ -8,6 +8,7 @@ least squares fit without it, and G^-1 is downdated (block optimal brain surgeon
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from torch.nn.modules.conv import _ConvNd
 from epruner.prune.criteria import Candidates, Criterion, Indices, l1
 from epruner.prune.graph import Group, Member
 from epruner.prune.inputs import Arguments
-from epruner.prune.least_squares import RIDGE, input_rows, positions, unknowns
+from epruner.prune.least_squares import RIDGE, inner, input_rows, positions, unknowns
 from epruner.prune.repair import affine, make_tapes
 from epruner.prune.sites import Site, find_sites
 from epruner.prune.tape import Run, Slot
@@ -79,7 +80,9 @@ def eliminations(
     for site in usable:
         keep[tapes[0].steps[site.step].reads[0]] = site.at + 1
     run = Run(tapes, batches, keep)
+    left = Counter(group.name for site in usable for group, _ in readers[site.name])
     found: dict[str, list[_Problem]] = {}
+    ranked: dict[str, Elimination] = {}
     for site in usable:
         wanted = [pair for pair in readers[site.name] if pair[0].blocks == 1]
         if not wanted:
@@ -87,7 +90,9 @@ def eliminations(
         problems = _measure(run, site, modules, [member for _, member in wanted])
         for (group, _), problem in zip(wanted, problems, strict=True):
             found.setdefault(group.name, []).append(problem)
-    ranked = {name: _eliminate(problems) for name, problems in found.items()}
+            left[group.name] -= 1
+            if not left[group.name]:  # as soon as it can be, since the matrices are large
+                ranked[group.name] = _eliminate(found.pop(group.name))
     missing = [group.name for group in groups if group.name not in ranked]
     notes = []
     if missing:
@@ -136,18 +141,18 @@ def _measure(
     total, total_square, values, count = 0.0, 0.0, 0, 0
     for batch, tape in enumerate(run.tapes):
         run.advance(batch, site.at + 1)
-        rows = input_rows(run.values[batch][tape.steps[site.step].reads[0]], module, chosen)[0]
+        rows = input_rows(run.value(batch, tape.steps[site.step].reads[0]), module, chosen)[0]
         rows = rows.cpu()
         count += len(rows)
-        target = run.values[batch][tape.steps[site.at].writes[0]].double()
-        total += float(target.sum())
-        total_square += float(target.square().sum())
+        target = run.value(batch, tape.steps[site.at].writes[0])
+        total += float(target.sum(dtype=torch.float64))
+        total_square += float(torch.linalg.vector_norm(target, dtype=torch.float64)) ** 2
         values += target.numel()
         for index, average, gram, mean in zip(columns, averaged, grams, sums, strict=True):
             taps = index.T if average else index.reshape(1, -1)
             for tap in taps:
                 part = rows[:, tap]
-                gram += part.T @ part / len(taps)
+                gram += inner(part[None])[0] / len(taps)
                 mean += part.sum(0) / len(taps)
     if not all(bool(torch.isfinite(gram).all()) for gram in grams):
         raise ValueError(
@@ -190,18 +195,18 @@ def _eliminate(problems: Sequence[_Problem]) -> Elimination:
     errors = np.zeros(n + 1)
     while alive:
         costs = torch.zeros(len(alive), dtype=torch.float64)
-        inner = []
+        inverses = []
         for inverse, weights in states:
             k = len(inverse) // n
             blocks = inverse.view(n, k, n, k)[alive, :, alive, :]  # (alive, k, k)
-            inner.append(torch.linalg.pinv(blocks, hermitian=True))
+            inverses.append(_inverses(blocks))
             own = weights.view(n, k, -1)[alive]
-            costs += (own * (inner[-1] @ own)).sum((1, 2))
+            costs += (own * (inverses[-1] @ own)).sum((1, 2))
         place = int(costs.argmin())
         channel = alive.pop(place)
         order.append(channel)
         errors[len(alive)] = errors[len(alive) + 1] + max(float(costs[place]), 0.0)
-        for (inverse, weights), blocks in zip(states, inner, strict=True):
+        for (inverse, weights), blocks in zip(states, inverses, strict=True):
             k = len(inverse) // n
             rows = slice(channel * k, (channel + 1) * k)
             gain = inverse[:, rows] @ blocks[place]
@@ -211,3 +216,12 @@ def _eliminate(problems: Sequence[_Problem]) -> Elimination:
             inverse[rows] = 0
             inverse[:, rows] = 0
     return Elimination(np.asarray(order, dtype=np.intp), errors)
+
+
+def _inverses(blocks: Tensor) -> Tensor:
+    """Of symmetric matrices (n, k, k), that are singular at worst by rounding."""
+    found: Tensor
+    found, failed = torch.linalg.inv_ex(blocks)
+    if failed.any() or not torch.isfinite(found).all():
+        found = torch.linalg.pinv(blocks, hermitian=True)
+    return found

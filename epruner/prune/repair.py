@@ -22,8 +22,9 @@ from epruner.prune.inputs import Arguments
 from epruner.prune.least_squares import (
     EXACT,
     Normal,
+    as_rows,
+    at_positions,
     input_rows,
-    output_rows,
     positions,
     stacked,
     unknowns,
@@ -75,7 +76,7 @@ def refit(
         warnings.warn(RepairWarning(note), stacklevel=3)
         return copy.deepcopy(small), None, [note]
     sites, notes = find_sites(tapes[0])
-    sliced = outputs(work, batches)
+    sliced = _outputs(work, batches)
     keep: dict[Slot, int] = {}
     for site in sites:  # in ascending order of `at`: of several that read one slot the last counts
         keep[tapes[0].steps[site.step].reads[0]] = site.at
@@ -120,7 +121,10 @@ def reestimate(small: nn.Module, batches: Sequence[Arguments]) -> nn.Module:
 
 def outputs(model: nn.Module, batches: Sequence[Arguments]) -> list[list[Tensor]]:
     """What a model returns in eval mode, per batch."""
-    work = as_float(model)
+    return _outputs(as_float(model), batches)
+
+
+def _outputs(work: nn.Module, batches: Sequence[Arguments]) -> list[list[Tensor]]:
     with torch.no_grad():
         return [tensors_in(work(*args, **kwargs)) for args, kwargs in batches]
 
@@ -166,21 +170,13 @@ class _Pair:
     ) -> None:
         self._reference, self._modules = reference, dict(work.named_modules())
         self._plan, self._full, self.small = plan, full, small
-        self._again: dict[int, list[int]] = {b: [] for b in range(len(small.tapes))}
         self.poor: list[str] = []
-
-    def advance(self, batch: int, stop: int) -> None:
-        """Bring the small network to a step; first what a repair changed behind it."""
-        for step in self._again[batch]:
-            self.small.rerun(batch, step)
-        self._again[batch] = []
-        self.small.advance(batch, stop)
 
     def finish(self, batch: int) -> tuple[list[Tensor], list[Tensor]]:
         """Outputs of the full and the small network."""
         steps = len(self.small.tapes[batch].steps)
         self._full.advance(batch, steps)
-        self.advance(batch, steps)
+        self.small.advance(batch, steps)
         return self._full.outputs(batch), self.small.outputs(batch)
 
     def repair(self, site: Site) -> LayerRepair | None:
@@ -193,18 +189,14 @@ class _Pair:
         images = sum(tape.steps[site.step].shapes[0][0] for tape in self.small.tapes)
         chosen = positions(spatial, images, count)
         normal = Normal.empty(module)
+        # what the layer gives is of use with the repaired weights only
+        branch = [s for s in (site.step, site.norm_step) if s >= 0 and site.other is not None]
         for batch in range(batches):
             self._full.advance(batch, site.at + 1)
-            self.advance(batch, site.at)
+            self.small.advance(batch, site.at, branch)
             read = self.small.tapes[batch].steps[site.step].reads[0]
-            rows = input_rows(self.small.values[batch][read], module, chosen)
+            rows = input_rows(self.small.value(batch, read), module, chosen)
             normal.add(rows, self._target(batch, site, module, norm, chosen))
-            if site.other is not None:  # computed anew with the repaired weights
-                branch = [s for s in (site.step, site.norm_step) if s >= 0]
-                self._again[batch] = branch
-                for step in branch:
-                    slot = self.small.tapes[batch].steps[step].writes[0]
-                    self.small.values[batch].pop(slot, None)
         if not normal.finite():
             raise ValueError(_not_finite(f"layer {site.name!r}"))
         start = stacked(module)
@@ -235,13 +227,14 @@ class _Pair:
         self, batch: int, site: Site, module: nn.Module, norm: nn.Module | None, chosen: Any
     ) -> Tensor:
         """What the layer should give: (groups, rows, o)."""
-        wanted = self._full.values[batch][self._full.tapes[batch].steps[site.at].writes[0]]
+        at = self._full.tapes[batch].steps[site.at].writes[0]
+        wanted = at_positions(self._full.value(batch, at), module, chosen)
         part = self._plan.modules.get(site.name)
         dim = -1 if isinstance(module, nn.Linear) else 1
         if part is not None and part.out is not None:
             wanted = wanted.index_select(dim, torch.tensor(part.out, device=wanted.device))
         if site.other is not None:
-            wanted = wanted - self.small.values[batch][site.other]
+            wanted = wanted - at_positions(self.small.value(batch, site.other), module, chosen)
             if isinstance(norm, _BatchNorm):
                 scale, shift = affine(norm)
                 alive = scale.abs() > 1e-12
@@ -250,7 +243,7 @@ class _Pair:
                     view
                 )
                 wanted = undone * alive.view(view)
-        return output_rows(wanted, module, chosen)
+        return as_rows(wanted, module)
 
 
 def affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,206 @@
+"""The memory of a repair is bounded, whatever waits between two layers; no bit depends on it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from networks import ConvNext, Vit, stirred
+from test_repair import SHAPES, Dense, Mobile, inputs
+from torch import Tensor, nn
+
+import epruner
+from epruner.prune import calibration, tape
+from epruner.prune.spill import Spill, can_spill
+from epruner.prune.tape import Run, record
+
+pytestmark = pytest.mark.filterwarnings("ignore::epruner.prune.BudgetWarning")
+
+# Peak of the process above what it held before, in MB. `{setup}` makes the network and the images.
+MEASURED = """
+import resource, sys, warnings
+sys.path.insert(0, {tests!r})
+warnings.simplefilter("ignore")
+import torch
+import epruner
+{setup}
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+result = epruner.prune(
+    model, tuple(images[:1].shape), macs=0.5, calibrate=images, criterion="reconstruction",
+    widths="reconstruction",
+)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert result.report.repair is not None and result.report.repair.layers
+print(before / 1e3, after / 1e3)
+"""
+
+SMALL = """
+from epruner.prune import calibration, tape
+from torch import nn
+torch.set_num_threads(1)
+tape.WAITING = {waiting}
+calibration._MOST_IMAGES = 8
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(24, 24, 3, padding=1), nn.Conv2d(24, 24, 1)
+        self.norm = nn.BatchNorm2d(24)
+    def forward(self, x):
+        return torch.relu(x + self.norm(self.b(torch.relu(self.a(x)))))
+
+torch.manual_seed(0)
+model = nn.Sequential(
+    nn.Conv2d(3, 24, 3, padding=1), Block(), Block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    nn.Linear(24, 5),
+).eval()
+images = torch.randn(128, 3, 64, 64)
+"""
+
+RESNET50 = """
+from pytorchcv.model_provider import get_model
+torch.manual_seed(0)
+model = get_model("resnet50").eval()
+images = torch.nn.functional.avg_pool2d(torch.randn(256, 3, 224, 224), 3, 1, 1)
+"""
+
+
+def peak(setup: str, timeout: float) -> tuple[float, float]:
+    """Largest resident size before and after, MB."""
+    code = MEASURED.format(tests=str(Path(__file__).parent), setup=setup)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = done.stdout.split()
+    return float(before), float(after)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak in kB, as Linux gives it")
+def test_what_waits_is_bounded() -> None:
+    # each value that waits takes 128 x 24 x 64 x 64 x 4 bytes = 50 MB; some six of them do
+    before, after = peak(SMALL.format(waiting=2**23), 600)
+    assert after - before < 160, (before, after)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak in kB, as Linux gives it")
+def test_resnet50_with_256_images_of_224_takes_less_than_4_gb() -> None:
+    pytest.importorskip("pytorchcv")
+    _, after = peak(RESNET50, 7200)
+    assert after < 4000, after
+
+
+@pytest.mark.filterwarnings("ignore::epruner.prune.repair.RepairWarning")
+@pytest.mark.parametrize("kind", [Mobile, Dense, ConvNext, Vit], ids=lambda kind: kind.__name__)
+def test_where_values_wait_changes_no_bit(
+    kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "_MOST_IMAGES", 16)
+    written: list[int] = []
+    write = Spill._write
+
+    def counted(self: Spill, region: Any, view: memoryview) -> None:
+        written.append(region.nbytes)
+        write(self, region, view)
+
+    monkeypatch.setattr(Spill, "_write", counted)
+    states = []
+    for waiting in (tape.WAITING, 0):
+        monkeypatch.setattr(tape, "WAITING", waiting)
+        torch.manual_seed(0)
+        result = epruner.prune(
+            stirred(kind()),
+            (1, *SHAPES[kind]),
+            macs=0.6,
+            criterion="reconstruction",
+            calibrate=inputs(SHAPES[kind], 40),
+        )
+        assert bool(written) == (waiting == 0)
+        states.append(result.model.state_dict())
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
+
+
+def test_tensors_of_one_storage_come_back_as_one() -> None:
+    base = torch.arange(24.0).reshape(4, 6)
+    kept = {"all": base.clone(), "column": base[:, 2].clone()}
+    spill = Spill()
+    for _ in range(2):
+        aside = spill.put({"all": base, "column": base[:, 2]})
+        spill.forget()
+        back = spill.get(aside)
+        assert torch.equal(back["all"], kept["all"])
+        assert torch.equal(back["column"], kept["column"])
+        back["column"].add_(1)  # a step in place: the whole has it too, here and in the file
+        kept["all"][:, 2] += 1
+        assert torch.equal(back["all"], kept["all"])
+        base, kept["column"] = back["all"], kept["column"] + 1
+
+
+def test_what_nobody_wrote_into_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    spill, x = Spill(), torch.randn(100)
+    aside = spill.put({0: x})
+    monkeypatch.setattr(Spill, "_write", lambda *_: pytest.fail("written twice"))
+    for _ in range(3):
+        aside = spill.put(spill.get(aside))
+        spill.forget()
+    assert torch.equal(spill.get(aside)[0], x)
+
+
+def test_places_in_the_file_are_used_again() -> None:
+    spill = Spill()
+    for size in (100, 200) * 5:
+        aside = spill.put({0: torch.randn(size)})
+        spill.forget()
+        spill.get(aside)
+        spill.forget()
+        del aside
+    assert spill._end == 4 * 300
+
+
+def test_full_disk_leaves_values_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    model, x = stirred(Mobile()), inputs((3, 8, 8), 8)
+    monkeypatch.setattr(tape, "WAITING", 0)
+    monkeypatch.setattr(Spill, "_write", full)
+    with torch.no_grad():
+        run = Run([record(model, (x[:4],), {})] * 2, [((part,), {}) for part in x.chunk(2)])
+        run.advance(0, 5)
+        with pytest.warns(RuntimeWarning, match="TMPDIR"):
+            run.advance(1, 5)
+        for batch in range(2):
+            run.advance(batch, len(run.tapes[0].steps))
+        assert torch.equal(torch.cat([run.outputs(b)[0] for b in range(2)]), model(x))
+
+
+def test_what_is_not_plain_memory_stays() -> None:
+    assert can_spill(torch.zeros(3))
+    others: list[Tensor] = [
+        torch.zeros(3, device="meta"),
+        torch.zeros(3).to_sparse(),
+        torch.zeros(3, dtype=torch.complex64).conj(),
+        nn.Parameter(torch.zeros(3)),
+    ]
+    assert not any(can_spill(tensor) for tensor in others)
+
+
+def test_branches_that_wait_for_their_weights_leave_nothing_behind() -> None:
+    model, x = stirred(Mobile()), inputs((3, 8, 8), 4)
+    tape_ = record(model, (x,), {})
+    steps = [s.module for s in tape_.steps]
+    branch = [steps.index("block2.6"), steps.index("block2.7")]
+    run = Run([tape_], [((x,), {})], {tape_.steps[branch[0]].reads[0]: branch[1] + 1})
+    run.advance(0, branch[1] + 1, branch)
+    assert not {s for i in branch for s in tape_.steps[i].writes} & set(run._values[0])
+    with torch.no_grad():
+        model.get_submodule("block2.6").weight.mul_(2)  # type: ignore[operator]
+        run.advance(0, len(steps))
+        assert torch.equal(run.outputs(0)[0], model(x))
+    assert len(run._values[0]) == 1
