@@ -6,6 +6,7 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "order.hpp"
 #include "team.hpp"
 
 namespace epruner {
@@ -135,62 +136,70 @@ double ActiveSet::bound(Index i, double low, bool everything,
 }
 
 template <class T>
+ActiveSet::Scratch<T>::Scratch(Index n)
+    : row(static_cast<std::size_t>(n)),
+      columns(static_cast<std::size_t>(n)),
+      listed(static_cast<std::size_t>(n)),
+      found(n) {}
+
+// Append the next candidates of point i, whose row is x. False where x holds what is no similarity.
+template <class T>
+bool ActiveSet::serve(Index i, const T* x, const Refinement<T>& refinement, Scratch<T>& scratch,
+                      Arena& arena) {
+  Row& row = rows_[static_cast<std::size_t>(i)];
+  Found& found = scratch.found;
+  // What the last threshold's uncertainty kept off the list lies a little over it.
+  const auto below = static_cast<T>(row.below);
+  const auto over = static_cast<T>(row.below + 2 * uncertainty(i, row.below, refinement));
+  const auto mark = [&](std::uint8_t value) {
+    scratch.listed[static_cast<std::size_t>(i)] = value;
+    for (Index e = 0; e < row.listed; ++e)
+      scratch.listed[static_cast<std::size_t>(row.column(e))] = value;
+  };
+  mark(1);
+  T low = below;
+  double unlisted = row.unlisted;
+  found.size = 0;
+  for (Index want = next_want(row); found.size == 0 && low != lowest_finite<T>(); want *= 2) {
+    low = threshold(n_, x, i, below, want, scratch.lanes);
+    if (std::isnan(low)) return false;
+    unlisted = bound(i, static_cast<double>(low), low == lowest_finite<T>(), refinement);
+    const Index count = collect_between(n_, x, low, over, scratch.columns.data());
+    for (Index e = 0; e < count; ++e) {
+      const Column k = scratch.columns[static_cast<std::size_t>(e)];
+      if (scratch.listed[static_cast<std::size_t>(k)]) continue;
+      const double exact = refinement.exact ? (*refinement.exact)(i, k) : static_cast<double>(x[k]);
+      const double s = jitter_(exact, i, k);
+      if (s >= unlisted) found.add(s, k);
+    }
+  }
+  mark(0);
+  append(row, found, arena);
+  row.below = static_cast<double>(low);
+  row.unlisted = unlisted;
+  return true;
+}
+
+template <class T>
 void ActiveSet::extend(const Indices& rows, const RowSource<T>& source,
-                       const Refinement<T>& refinement) {
+                       const Refinement<T>& refinement, T* medians) {
   const auto count = static_cast<Index>(rows.size());
   const int threads = count * n_ < kSelectSerialBelow ? 1 : settings_.threads;
-  struct Scratch {
-    std::vector<T> lanes;
-    std::vector<Column> columns;
-    std::vector<std::uint8_t> listed;
-    Found found;
-
-    explicit Scratch(Index n)
-        : columns(static_cast<std::size_t>(n)), listed(static_cast<std::size_t>(n)), found(n) {}
-  };
-  std::vector<Scratch> scratch(static_cast<std::size_t>(threads), Scratch(n_));
+  std::vector<Scratch<T>> scratch(static_cast<std::size_t>(threads), Scratch<T>(n_));
   std::atomic<bool> invalid{false};
-
-  const auto serve = [&](Index q, Scratch& own, Arena& arena) {
-    const Index i = rows[static_cast<std::size_t>(q)];
-    Row& row = rows_[static_cast<std::size_t>(i)];
-    const T* x = source.row(q, i);
-    // What the last threshold's uncertainty kept off the list lies a little over it.
-    const auto below = static_cast<T>(row.below);
-    const auto over = static_cast<T>(row.below + 2 * uncertainty(i, row.below, refinement));
-    for (Index e = 0; e < row.listed; ++e) own.listed[static_cast<std::size_t>(row.column(e))] = 1;
-    own.listed[static_cast<std::size_t>(i)] = 1;
-    T low = below;
-    double unlisted = row.unlisted;
-    for (Index want = next_want(row);; want *= 2) {
-      low = threshold(n_, x, i, below, want, own.lanes);
-      if (std::isnan(low)) {
-        invalid.store(true, std::memory_order_relaxed);
-        break;
-      }
-      unlisted = bound(i, static_cast<double>(low), low == lowest_finite<T>(), refinement);
-      const Index count = collect_between(n_, x, low, over, own.columns.data());
-      own.found.size = 0;
-      for (Index e = 0; e < count; ++e) {
-        const Column k = own.columns[static_cast<std::size_t>(e)];
-        if (own.listed[static_cast<std::size_t>(k)]) continue;
-        const double exact = refinement.exact ? (*refinement.exact)(i, k) : static_cast<double>(x[k]);
-        const double s = jitter_(exact, i, k);
-        if (s >= unlisted) own.found.add(s, k);
-      }
-      if (own.found.size > 0 || low == lowest_finite<T>()) break;
-    }
-    for (Index e = 0; e < row.listed; ++e) own.listed[static_cast<std::size_t>(row.column(e))] = 0;
-    own.listed[static_cast<std::size_t>(i)] = 0;
-    append(row, own.found, arena);
-    row.below = static_cast<double>(low);
-    row.unlisted = unlisted;
-  };
-
 #pragma omp parallel for schedule(dynamic, 16) num_threads(threads)
   for (Index q = 0; q < count; ++q) {
-    const auto own = static_cast<std::size_t>(omp_get_thread_num());
-    serve(q, scratch[own], arenas_[own]);
+    const auto thread = static_cast<std::size_t>(omp_get_thread_num());
+    Scratch<T>& own = scratch[thread];
+    const Index i = rows[static_cast<std::size_t>(q)];
+    const T* x = source.row(q, i, own.row.data());
+    if (!serve(i, x, refinement, own, arenas_[thread]))
+      invalid.store(true, std::memory_order_relaxed);
+    if (!medians) continue;
+    if (x != own.row.data()) std::copy_n(x, n_, own.row.data());
+    own.row[static_cast<std::size_t>(i)] =
+        static_cast<T>(refinement.exact ? (*refinement.exact)(i, i) : diagonal_.preference[i]);
+    medians[q] = median(own.row.data(), n_, own.columns);
   }
   if (invalid)
     throw std::invalid_argument("S holds NaN or +inf; use -inf for pairs that must not be linked");
@@ -471,9 +480,9 @@ Outcome solve_matrix(Index n, const T* S, Index stride, const double* preference
 }
 
 template void ActiveSet::extend<float>(const Indices&, const RowSource<float>&,
-                                       const Refinement<float>&);
+                                       const Refinement<float>&, float*);
 template void ActiveSet::extend<double>(const Indices&, const RowSource<double>&,
-                                        const Refinement<double>&);
+                                        const Refinement<double>&, double*);
 template void ActiveSet::adopt<float>(const Nearest<float>&, const Refinement<float>&);
 template void ActiveSet::adopt<double>(const Nearest<double>&, const Refinement<double>&);
 template std::vector<std::uint8_t> ActiveSet::expand<float>(Dense<float>&) const;

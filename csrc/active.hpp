@@ -15,13 +15,20 @@
 namespace epruner {
 
 // Rows of similarities in memory: all of them, or a tile with those of some points in their order.
+// With norms, a tile of inner products, from which similarities are made row by row.
 template <class T>
 struct RowSource {
   const T* base;
   Index stride;
   bool by_point;  // row of point i, the q-th asked for: base + (by_point ? i : q) * stride
+  const T* norms = nullptr;
 
-  const T* row(Index q, Index i) const { return base + (by_point ? i : q) * stride; }
+  const T* row(Index q, Index i, T* scratch) const {
+    const T* entries = base + (by_point ? i : q) * stride;
+    if (!norms) return entries;
+    similarities_from_dots(stride, entries, norms[i], norms, scratch);
+    return scratch;
+  }
 };
 
 // Similarities that were computed by a matrix product, and what they really are.
@@ -41,9 +48,10 @@ class ActiveSet {
  public:
   ActiveSet(Index n, const double* preference, const Jitter& jitter, const Settings& settings);
 
-  // Give each of these rows its next candidates.
+  // Give each of these rows its next candidates; on request, take its median, own entry included.
   template <class T>
-  void extend(const Indices& rows, const RowSource<T>& source, const Refinement<T>& refinement);
+  void extend(const Indices& rows, const RowSource<T>& source, const Refinement<T>& refinement,
+              T* medians = nullptr);
 
   // Give every row its candidates at once: the stored entries of a sparse matrix, all there is, ...
   void adopt(const Index* offsets, const Column* columns, const double* similarities);
@@ -122,6 +130,19 @@ class ActiveSet {
     }
   };
 
+  template <class T>
+  struct Scratch {  // of one thread that extends lists
+    std::vector<T> row, lanes;
+    std::vector<Column> columns;
+    std::vector<std::uint8_t> listed;
+    Found found;
+
+    explicit Scratch(Index n);
+  };
+
+  template <class T>
+  bool serve(Index i, const T* x, const Refinement<T>& refinement, Scratch<T>& scratch,
+             Arena& arena);
   template <class T>
   double uncertainty(Index i, double s, const Refinement<T>& refinement) const;
   template <class T>

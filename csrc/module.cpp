@@ -129,18 +129,6 @@ py::object py_quantile(const Array<T>& S, double fraction, bool diagonal, int n_
 }
 
 template <class T>
-Array<T> py_row_medians(const Array<T>& rows, int n_threads) {
-  require(rows.ndim() == 2, "rows must have two dimensions");
-  Array<T> medians(rows.shape(0));
-  T* out = medians.mutable_data();
-  {
-    const py::gil_scoped_release release;
-    row_medians(rows.shape(0), rows.shape(1), rows.data(), out, n_threads);
-  }
-  return medians;
-}
-
-template <class T>
 Array<T> py_column_medians(const Array<T>& S, int n_threads) {
   const Index n = square_size(S);
   Array<T> medians(n);
@@ -219,16 +207,29 @@ const char* name_of(Status status) {
 }
 
 template <class T>
-void py_extend(ActiveSet& lists, const Array<Index>& rows, const Array<T>& similarities,
-               bool by_point, const PyFeatures<T>* features) {
-  require(similarities.ndim() == 2, "similarities must have two dimensions");
+void py_extend(ActiveSet& lists, const Array<Index>& rows, const Array<T>& S) {
+  require(square_size(S) == lists.size(), "S must have a row and a column for every point");
   const Indices points(rows.data(), rows.data() + rows.size());
-  const RowSource<T> source{similarities.data(), similarities.shape(1), by_point};
-  require(source.stride == lists.size() && (by_point || similarities.shape(0) == rows.size()),
-          "similarities must have a row for every point asked for and a column for every point");
-  const Refinement<T> refinement = features ? features->refinement() : Refinement<T>{};
+  const RowSource<T> source{S.data(), lists.size(), true};
   const py::gil_scoped_release release;
-  lists.extend(points, source, refinement);
+  lists.extend(points, source, Refinement<T>{});
+}
+
+template <class T>
+py::object py_extend_from_dots(ActiveSet& lists, const Array<Index>& rows, const Array<T>& dots,
+                               const PyFeatures<T>& features, bool with_medians) {
+  require(dots.ndim() == 2 && dots.shape(0) == rows.size() && dots.shape(1) == lists.size(),
+          "dots must have a row for every point asked for and a column for every point");
+  const Indices points(rows.data(), rows.data() + rows.size());
+  const RowSource<T> source{dots.data(), dots.shape(1), false, features.norm_data()};
+  Array<T> medians(with_medians ? rows.size() : py::ssize_t{0});
+  T* out = with_medians ? medians.mutable_data() : nullptr;
+  {
+    const py::gil_scoped_release release;
+    lists.extend(points, source, features.refinement(), out);
+  }
+  if (!with_medians) return py::none();
+  return std::move(medians);
 }
 
 template <class T>
@@ -240,7 +241,6 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
   m.def("quantile", &py_quantile<T>, py::arg("S").noconvert(), "fraction"_a, "diagonal"_a,
         "n_threads"_a);
   m.def("column_medians", &py_column_medians<T>, py::arg("S").noconvert(), "n_threads"_a);
-  m.def("row_medians", &py_row_medians<T>, py::arg("rows").noconvert(), "n_threads"_a);
 
   m.def("distances_from_dots", &py_distances_from_dots<T>, py::arg("dots").noconvert(),
         py::arg("X").noconvert(), py::arg("norms").noconvert(), "n_threads"_a);
@@ -291,8 +291,9 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
       .def("watched", [](const PyNearest<T>& self) { return to_array<T>(self.nearest.watched()); });
 
   active_set
-      .def("extend", &py_extend<T>, "rows"_a, py::arg("similarities").noconvert(), "by_point"_a,
-           "features"_a = nullptr)
+      .def("extend", &py_extend<T>, "rows"_a, py::arg("S").noconvert())
+      .def("extend_from_dots", &py_extend_from_dots<T>, "rows"_a, py::arg("dots").noconvert(),
+           "features"_a, "with_medians"_a)
       .def("adopt_nearest",
            [](ActiveSet& self, const PyNearest<T>& nearest, const PyFeatures<T>& features) {
              const py::gil_scoped_release release;

@@ -11,7 +11,7 @@ namespace {
 constexpr Index kSample = 1 << 15;
 constexpr Index kColumnsAtOnce = 16;
 
-// A bracket that holds the wanted position with near certainty, from a strided sample.
+// What holds the wanted position with near certainty, from a strided sample.
 template <class T>
 std::pair<T, T> bracket(Index n, const T* S, double fraction) {
   const Index total = n * n;
@@ -41,31 +41,57 @@ T median_of(T* values, Index n, Index low, Index high) {
   return low == high ? upper : (*std::max_element(values, values + high) + upper) / 2;
 }
 
-// Median of the finite ones among values[0..n), which are reordered. Long rows are first cut down
-// to what lies near a sample's middle.
+// A narrow part of the values' span that holds the ranks low and high, and how many lie below it
+// and in it. Begins with a sample's middle and closes in on where a straight line through the
+// counts expects them; counting is the cheapest pass over a row.
 template <class T>
-T median(T* values, Index n, std::vector<Column>& where) {
-  n = std::remove(values, values + n, minus_infinity<T>) - values;
-  if (n == 0) return minus_infinity<T>;
-  const auto [low, high] = middle_ranks(n);
-  if (n < 1024) return median_of(values, n, low, high);
-  const Index size = std::min<Index>(n / 16, 1024);
+struct Bracket {
+  T from, to;
+  Index below, inside;
+};
+template <class T>
+Bracket<T> close_in(const T* values, Index n, Index low, Index high) {
+  constexpr T infinity = std::numeric_limits<T>::infinity();
   std::array<T, 1024> sample;
+  const Index size = std::min<Index>(n / 16, 1024);
   for (Index e = 0; e < size; ++e)
     sample[static_cast<std::size_t>(e)] = values[e * (n / size)];
   std::sort(sample.begin(), sample.begin() + size);
   const auto slack = static_cast<Index>(2 * std::sqrt(static_cast<double>(size)));
-  const T from = sample[static_cast<std::size_t>(size / 2 - slack)];
-  const T to = std::nextafter(sample[static_cast<std::size_t>(size / 2 + slack)],
-                              std::numeric_limits<T>::infinity());
-  const Index below = count_between(n, values, minus_infinity<T>, from);
-  const Index inside = collect_between(n, values, from, to, where.data());
-  if (low < below || high >= below + inside) return median_of(values, n, low, high);
-  for (Index e = 0; e < inside; ++e) values[e] = values[where[static_cast<std::size_t>(e)]];
-  return median_of(values, inside, low - below, high - below);
+  Bracket<T> found{sample[static_cast<std::size_t>(size / 2 - slack)],
+                   std::nextafter(sample[static_cast<std::size_t>(size / 2 + slack)], infinity), 0,
+                   0};
+  found.below = count_between(n, values, -infinity, found.from);
+  found.inside = count_between(n, values, found.from, found.to);
+  while (found.inside > n / 128) {
+    const T width = found.to - found.from;
+    const T share = static_cast<T>(low - found.below) / static_cast<T>(found.inside);
+    const T from = std::max(found.from, found.from + width * (share - T(1) / 16));
+    const T to = std::min(found.to, found.from + width * (share + T(1) / 16));
+    const Index inside = count_between(n, values, from, to);
+    const Index below = found.below + count_between(n, values, found.from, from);
+    if (low < below || high >= below + inside || inside == found.inside) break;
+    found = {from, to, below, inside};
+  }
+  return found;
 }
 
 }  // namespace
+
+template <class T>
+T median(T* values, Index n, std::vector<Column>& where) {
+  if (count_between(n, values, std::numeric_limits<T>::lowest(),
+                    std::numeric_limits<T>::infinity()) < n)
+    n = std::remove(values, values + n, minus_infinity<T>) - values;
+  if (n == 0) return minus_infinity<T>;
+  const auto [low, high] = middle_ranks(n);
+  if (n < 1024) return median_of(values, n, low, high);
+  const Bracket<T> near = close_in(values, n, low, high);
+  if (low < near.below || high >= near.below + near.inside) return median_of(values, n, low, high);
+  const Index inside = collect_between(n, values, near.from, near.to, where.data());
+  for (Index e = 0; e < inside; ++e) values[e] = values[where[static_cast<std::size_t>(e)]];
+  return median_of(values, inside, low - near.below, high - near.below);
+}
 
 template <class T>
 Quantile quantile(Index n, const T* S, double fraction, bool diagonal, int threads) {
@@ -138,26 +164,11 @@ void column_medians(Index n, const T* S, T* medians, int threads) {
   }
 }
 
-template <class T>
-void row_medians(Index rows, Index n, const T* values, T* medians, int threads) {
-  std::vector<std::vector<T>> scratch(static_cast<std::size_t>(threads));
-  std::vector<std::vector<Column>> where(static_cast<std::size_t>(threads));
-  for (auto& own : scratch) own.resize(static_cast<std::size_t>(n));
-  for (auto& own : where) own.resize(static_cast<std::size_t>(n));
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (Index i = 0; i < rows; ++i) {
-    const auto thread = static_cast<std::size_t>(omp_get_thread_num());
-    T* copy = scratch[thread].data();
-    std::copy_n(values + i * n, n, copy);
-    medians[i] = median(copy, n, where[thread]);
-  }
-}
-
 template Quantile quantile<float>(Index, const float*, double, bool, int);
 template Quantile quantile<double>(Index, const double*, double, bool, int);
 template void column_medians<float>(Index, const float*, float*, int);
 template void column_medians<double>(Index, const double*, double*, int);
-template void row_medians<float>(Index, Index, const float*, float*, int);
-template void row_medians<double>(Index, Index, const double*, double*, int);
+template float median<float>(float*, Index, std::vector<Column>&);
+template double median<double>(double*, Index, std::vector<Column>&);
 
 }  // namespace epruner

@@ -22,8 +22,8 @@ Quantile quantile(Index n, const T* S, double fraction, bool diagonal, int threa
 template <class T>
 void column_medians(Index n, const T* S, T* medians, int threads);
 
-// Median of every row (rows, n), of its finite entries.
+// Median of the finite ones among values[0..n), which are reordered; `where` (n) is scratch.
 template <class T>
-void row_medians(Index rows, Index n, const T* values, T* medians, int threads);
+T median(T* values, Index n, std::vector<Column>& where);
 
 }  // namespace epruner

@@ -119,11 +119,11 @@ class MatrixSource(Source):
 
     def start(self, options: Options) -> _native.ActiveSet:
         lists = self._lists(options)
-        lists.extend(np.arange(self.n), self.S, True)
+        lists.extend(np.arange(self.n), self.S)
         return lists
 
     def extend(self, lists: _native.ActiveSet, rows: Indices, options: Options) -> None:
-        lists.extend(rows, self.S, True)
+        lists.extend(rows, self.S)
 
     def decode(
         self, lists: _native.ActiveSet, preference: Floats, exemplars: Indices, options: Options
@@ -248,15 +248,17 @@ class FeatureSource(Source):
         """Start the lists from whole rows, and return every row's median, own entry included."""
         lists = self._lists(options)
         medians = np.empty(self.n, dtype=self.dtype)
-        for rows, strip in self._strips(np.arange(self.n)):
-            lists.extend(rows, strip, False, self._features)
-            strip[np.arange(rows.size), rows] = 1 if self.cosine else 0
-            medians[rows] = _native.row_medians(strip, options.n_threads)
+        for rows, dots in self._strips(np.arange(self.n)):
+            medians[rows] = lists.extend_from_dots(rows, dots, self._features, True)
+            if options.verbose:
+                print(f"similarities: {100 * (rows[-1] + 1) // self.n} %", end="\r")
+        if options.verbose:
+            print()
         return lists, medians
 
     def extend(self, lists: _native.ActiveSet, rows: Indices, options: Options) -> None:
-        for some, strip in self._strips(rows):
-            lists.extend(some, strip, False, self._features)
+        for some, dots in self._strips(rows):
+            lists.extend_from_dots(some, dots, self._features, False)
 
     def decode(
         self, lists: _native.ActiveSet, preference: Floats, exemplars: Indices, options: Options
@@ -272,14 +274,12 @@ class FeatureSource(Source):
         return similarities
 
     def _strips(self, rows: Indices) -> Iterator[tuple[Indices, Floats]]:
-        height = max(1, _STRIP_ENTRIES // self.n)
+        """Inner products of these rows with all, some rows at a time, in memory used again."""
+        height = min(rows.size, max(1, _STRIP_ENTRIES // self.n))
+        room = np.empty((height, self.n), dtype=self.dtype)
         for first in range(0, rows.size, height):
             some = rows[first : first + height]
-            strip = self._factor[some] @ self._factor.T
-            if self._norms is not None:
-                strip *= 2
-                strip -= self._norms[some, None] + self._norms
-            yield some, strip
+            yield some, np.matmul(self._factor[some], self._factor.T, out=room[: some.size])
 
     def _sweep(self, nearest: Any, options: Options) -> None:
         scratch = local()
