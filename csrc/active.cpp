@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include <atomic>
+#include <new>
 #include <numeric>
 #include <stdexcept>
 
@@ -455,7 +456,8 @@ std::vector<std::uint8_t> ActiveSet::expand(Dense<T>& dense) const {
 
 template <class T>
 Outcome solve_matrix(Index n, const T* S, Index stride, const double* preference,
-                     const Jitter& jitter, const Settings& settings, const Poll& poll) {
+                     const Jitter& jitter, const Settings& settings, bool dense_fits,
+                     const Poll& poll) {
   ActiveSet lists(n, preference, jitter, settings);
   const RowSource<T> source{S, stride, true};
   const Index chunk = std::max<Index>(1, kSelectionChunk / n);
@@ -471,6 +473,7 @@ Outcome solve_matrix(Index n, const T* S, Index stride, const double* preference
     if (lists.crowded()) break;
     lists.extend(lists.starved(), source, Refinement<T>{});
   }
+  if (!dense_fits) throw std::bad_alloc();
   Dense<T> dense(n, S, stride, jitter, lists.diagonal(), settings);
   dense.complete_iteration(lists.expand(dense));
   const Index t = lists.iteration();
@@ -488,8 +491,8 @@ template void ActiveSet::adopt<double>(const Nearest<double>&, const Refinement<
 template std::vector<std::uint8_t> ActiveSet::expand<float>(Dense<float>&) const;
 template std::vector<std::uint8_t> ActiveSet::expand<double>(Dense<double>&) const;
 template Outcome solve_matrix<float>(Index, const float*, Index, const double*, const Jitter&,
-                                     const Settings&, const Poll&);
+                                     const Settings&, bool, const Poll&);
 template Outcome solve_matrix<double>(Index, const double*, Index, const double*, const Jitter&,
-                                      const Settings&, const Poll&);
+                                      const Settings&, bool, const Poll&);
 
 }  // namespace epruner

@@ -174,9 +174,11 @@ class ActiveSet {
   std::vector<Arena> arenas_;  // one per thread
 };
 
-// The whole of it for similarities in memory: lists first, dense passes once lists get long.
+// The whole of it for similarities in memory: lists first, dense passes once lists get long. Throws
+// std::bad_alloc where dense passes are needed but memory has no room for them.
 template <class T>
 Outcome solve_matrix(Index n, const T* S, Index stride, const double* preference,
-                     const Jitter& jitter, const Settings& settings, const Poll& poll);
+                     const Jitter& jitter, const Settings& settings, bool dense_fits,
+                     const Poll& poll);
 
 }  // namespace epruner

@@ -76,7 +76,7 @@ Jitter jitter_for(std::uint64_t seed) {
 template <class T>
 py::tuple py_solve(const Array<T>& S, const Array<double>& preference, double damping,
                    Index max_iter, Index convergence_iter, std::uint64_t seed, int n_threads,
-                   bool dense_only) {
+                   bool dense_only, bool dense_fits) {
   const Index n = square_size(S);
   const T* similarities = S.data();
   const double* own = of_length(preference, n);
@@ -88,7 +88,8 @@ py::tuple py_solve(const Array<T>& S, const Array<double>& preference, double da
   {
     const py::gil_scoped_release release;
     outcome = dense_only ? solve_dense(n, similarities, n, own, jitter, settings, poll)
-                         : solve_matrix(n, similarities, n, own, jitter, settings, poll);
+                         : solve_matrix(n, similarities, n, own, jitter, settings, dense_fits,
+                                        poll);
   }
   if (outcome.status == Status::interrupted) throw py::error_already_set();
   return py::make_tuple(to_array<bool>(outcome.is_exemplar), outcome.n_iter,
@@ -235,7 +236,8 @@ py::object py_extend_from_dots(ActiveSet& lists, const Array<Index>& rows, const
 template <class T>
 void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& suffix) {
   m.def("solve", &py_solve<T>, py::arg("S").noconvert(), py::arg("preference").noconvert(),
-        "damping"_a, "max_iter"_a, "convergence_iter"_a, "seed"_a, "n_threads"_a, "dense_only"_a);
+        "damping"_a, "max_iter"_a, "convergence_iter"_a, "seed"_a, "n_threads"_a, "dense_only"_a,
+        "dense_fits"_a);
   m.def("decode", &py_decode<T>, py::arg("S").noconvert(), py::arg("preference").noconvert(),
         "exemplars"_a, "seed"_a, "n_threads"_a);
   m.def("quantile", &py_quantile<T>, py::arg("S").noconvert(), "fraction"_a, "diagonal"_a,

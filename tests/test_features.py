@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits, make_blobs
 
-from epruner import AffinityPropagation
+from epruner import AffinityPropagation, affinity_propagation
 from epruner.cluster import memory
 from epruner.cluster.lists import FeatureSource, _tournament
 from epruner.cluster.outcome import Options
@@ -135,6 +135,19 @@ def test_memory_is_estimated_before_it_is_taken(monkeypatch: pytest.MonkeyPatch)
         AffinityPropagation(memory="matrix").fit(X)
     with pytest.raises(MemoryError, match=r"from features of 5000 points needs about"):
         AffinityPropagation(memory="tiles").fit(X)
+
+
+def test_a_matrix_of_the_users_turns_dense_only_where_that_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    S = negative_squared_distances(gaussian(2500, 4, np.float32))
+    monkeypatch.setattr(memory, "available", lambda: 10_000_000)
+    lists = affinity_propagation(S, preference=-1.0, damping=0.7)
+    assert lists[0].size > 1
+    with pytest.raises(MemoryError, match=r"2500 points .* take 0\.1 GB; raise the preference"):
+        affinity_propagation(S, preference=-2000.0, damping=0.9)
+    with pytest.raises(MemoryError, match=r"dense passes over 2500 points .* backend='native'"):
+        affinity_propagation(S, preference=-1.0, backend="dense")
 
 
 def test_available_memory_is_known_here() -> None:

@@ -19,6 +19,7 @@ def solve(
     seed: int,
     n_threads: int,
     dense_only: bool,
+    dense_fits: bool,
 ) -> tuple[NDArray[np.bool_], int, bool]: ...
 def decode(
     S: _Floats, preference: _F64, exemplars: _Index, seed: int, n_threads: int

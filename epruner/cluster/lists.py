@@ -42,8 +42,7 @@ class Source(ABC):
 
     def fits_densely(self) -> bool:
         """Whether memory has room for similarities and messages of all pairs."""
-        free = memory.available()
-        return free is None or dense_bytes(self.n, self.dtype) < free
+        return memory.fits(dense_bytes(self.n, self.dtype))
 
     @abstractmethod
     def matrix(self) -> Floats:

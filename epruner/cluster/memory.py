@@ -16,6 +16,12 @@ def available() -> int | None:
     return min(known) if known else None
 
 
+def fits(needed: int) -> bool:
+    """Whether `needed` bytes can be taken, as far as can be told."""
+    free = available()
+    return free is None or needed <= free
+
+
 def require(needed: int, what: str, advice: str) -> None:
     """Raise `MemoryError` if `needed` bytes for `what` do not fit; `advice` names what helps."""
     free = available()
