@@ -347,3 +347,34 @@ class TwoInputs(nn.Module):
     def forward(self, image: Tensor, depth: Tensor) -> Any:
         both = torch.cat([F.relu(self.left(image)), F.relu(self.right(depth))], 1)
         return self.head(F.relu(self.join(both)).mean((2, 3)))
+
+
+class InputConcat(nn.Module):
+    """The input itself, and scaled by a parameter, beside features made of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.first = nn.Conv2d(3, 12, 3, padding=1)
+        self.second = nn.Conv2d(15, 10, 3, padding=1)
+        self.third = nn.Conv2d(16, 14, 1)
+        self.head = nn.Linear(14, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        y = F.relu(self.second(torch.cat([x, F.relu(self.first(x))], 1)))
+        y = torch.cat([self.scale * x, y, x], 1)
+        return self.head(F.relu(self.third(y)).mean((2, 3)))
+
+
+class GroupedUpsampler(nn.Module):
+    """A grouped transposed convolution between two others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.up = nn.ConvTranspose2d(16, 12, 2, stride=2, groups=4)
+        self.second = nn.Conv2d(12, 10, 1)
+        self.last = nn.Conv2d(10, 3, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.last(F.relu(self.second(F.relu(self.up(F.relu(self.first(x)))))))

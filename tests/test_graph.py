@@ -52,6 +52,32 @@ def test_concatenated_channels_keep_their_offset() -> None:
     assert join.root.tolist() == list(range(10))
 
 
+def test_the_models_input_may_lie_between_the_parts_of_a_concatenation() -> None:
+    groups = {g.name: g for g in structure_of(networks.InputConcat()).groups}
+    (after_one,) = groups["first"].consumers
+    assert after_one.index.tolist() == list(range(3, 15))
+    (after_two,) = groups["second"].consumers
+    assert (after_two.module, after_two.index.tolist()) == ("third", list(range(3, 13)))
+
+
+def test_grouped_transposed_convolutions_are_left_alone() -> None:
+    for scope in ("inner", "all"):
+        found = reasons(networks.GroupedUpsampler(), scope=scope)
+        assert set(found) == {"first", "up", "last"}
+        for name in ("first", "up"):
+            assert found[name] == "'up' is a grouped transposed convolution"
+
+
+def test_streams_through_layer_norm_are_left_alone_in_either_scope() -> None:
+    for scope in ("inner", "all"):
+        assert "LayerNorm 'norm1' mixes" in reasons(networks.Vit(), scope=scope)["patches"]
+        bert: Any = {"input_ids": torch.arange(7)[None], "attention_mask": torch.ones(1, 7)}
+        found = reasons(networks.BertLayer(), bert, scope=scope)
+        assert "LayerNorm" in found["output"]
+        for name in ("query", "key", "value"):
+            assert "view" in found[f"attention.{name}"]
+
+
 def test_a_gate_is_no_stream_but_a_sum_is() -> None:
     groups = {g.name: g for g in structure_of(networks.GroupedSqueezeExcite()).groups}
     assert [m.module for m in groups["grouped"].producers] == ["grouped", "excite"]

@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from epruner.prune.copies import address_of, own_tensors, owners
 from epruner.prune.count import Costs, Recorder
-from epruner.prune.operations import INSIDES, flattens, objection, operation
+from epruner.prune.operations import INSIDES, flattens, objection, operation, parts, shapes
 from epruner.prune.report import Skipped
 from epruner.prune.surgery import can_resize, is_depthwise
 from epruner.prune.tracing import TraceError, tensors_in
@@ -227,10 +227,11 @@ def _trace(
 
 
 def _tolerant(tp: Any) -> Any:
-    """The library's graph, kept from interpreting reshapes that are not plain flattenings.
+    """The library's graph, kept from guessing.
 
     It reads every reshape as a flattening and divides by zero on others (channel shuffles). All
-    that matters of those here is that their groups are left alone.
+    that matters of those here is that their groups are left alone. It infers where the parts of a
+    concatenation lie from the layers around, and fails where it cannot; autograd knows.
     """
 
     class Graph(tp.DependencyGraph):  # type: ignore[misc]
@@ -239,10 +240,55 @@ def _tolerant(tp: Any) -> Any:
             for node in nodes.values():
                 if node.type == tp.ops.OPTYPE.RESHAPE and not flattens(node.grad_fn):
                     node.type = tp.ops.OPTYPE.ELEMENTWISE
+                if node.type == tp.ops.OPTYPE.CONCAT:
+                    sizes = [size for _, size in parts(node.grad_fn)]
+                    _, after = shapes(node.grad_fn)
+                    if after is None or not sizes or sum(sizes) < after[1]:
+                        sizes = [0] * len(node.inputs)  # which keeps it from mapping anything
+                    node.module.concat_sizes = sizes
             self._2d_4d = True  # a linear layer on sequences elsewhere must not stop flattenings
             return nodes
 
+        def build_dependency(self, *args: Any, **kwargs: Any) -> Any:
+            super().build_dependency(*args, **kwargs)
+            for node in self.module2node.values():
+                if node.type == tp.ops.OPTYPE.CONCAT and not any(node.module.concat_sizes):
+                    _place_parts(node)  # some depend on no parameter
+            return self
+
     return Graph
+
+
+def _place_parts(node: Any) -> None:
+    """Map the parts of a concatenation with an input of the model among them."""
+    placed = parts(node.grad_fn)
+    sources = list(dict.fromkeys(node.inputs))
+    # in three dimensions the second may be channels or tokens
+    if len(sources) != len(placed) or len(shapes(node.grad_fn)[1] or ()) == 3:
+        return
+    for source, (start, size) in zip(sources, placed, strict=True):
+        for dep in node.dependencies:
+            if dep.target is source:
+                dep.index_mapping[1] = _Part(start, size, inwards=True)
+        for dep in source.dependencies:
+            if dep.target is node:
+                dep.index_mapping[1] = _Part(start, size, inwards=False)
+
+
+class _Part:
+    """From channels of one part of a concatenation to those of the whole, or inwards."""
+
+    def __init__(self, start: int, size: int, *, inwards: bool) -> None:
+        self._start, self._size, self._inwards = start, size, inwards
+
+    def __call__(self, entries: Sequence[Any]) -> list[Any]:
+        if not self._inwards:
+            return [entry._replace(idx=entry.idx + self._start) for entry in entries]
+        return [
+            entry._replace(idx=entry.idx - self._start)
+            for entry in entries
+            if 0 <= entry.idx - self._start < self._size
+        ]
 
 
 class _Walker:

@@ -8,6 +8,7 @@ not trusted.
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 from typing import Any
 
 from torch import nn
@@ -84,6 +85,29 @@ def shapes(function: Any) -> tuple[Shape | None, Shape | None]:
         None if saved is None else tuple(saved),
         tuple(metadata[0].shape) if metadata else None,
     )
+
+
+def parts(function: Any) -> list[tuple[int, int]]:
+    """Start and size of each input of a concatenation that depends on a parameter.
+
+    Returns
+    -------
+    list of (int, int)
+        Empty if it does not concatenate along dimension 1, or if two or more inputs depend on no
+        parameter (as the model's own inputs): their sizes are not known.
+    """
+    _, after = shapes(function)
+    if after is None or _dim(function, len(after)) != 1:
+        return []
+    sizes = [
+        None if source is None else int(source._input_metadata[place].shape[1])
+        for source, place in function.next_functions
+    ]
+    if sizes.count(None) > 1:
+        return []
+    rest = after[1] - sum(size for size in sizes if size is not None)
+    ends = accumulate(rest if size is None else size for size in sizes)
+    return [(end - size, size) for end, size in zip(ends, sizes, strict=True) if size is not None]
 
 
 def flattens(function: Any) -> bool:
