@@ -1,4 +1,8 @@
-"""The command line: ``epruner prune | inspect | demo``, a thin layer over the public functions."""
+"""The command line ``epruner``, a thin layer over the public functions; one command each.
+
+``prune``, ``compare``, ``inspect``, ``export``, ``finetune`` and ``demo``: see
+`epruner.cli.commands`.
+"""
 
 from __future__ import annotations
 

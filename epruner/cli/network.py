@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from epruner.cli.options import InputShape
+from epruner.cli.values import InputShape
 from epruner.prune.weights import load_weights
 
 
