@@ -378,3 +378,20 @@ class GroupedUpsampler(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.last(F.relu(self.second(F.relu(self.up(F.relu(self.first(x)))))))
+
+
+class ThrownAway(nn.Module):
+    """A second head is computed, and nothing returned comes of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.body = nn.Conv2d(16, 20, 3, padding=1)
+        self.aside = nn.Conv2d(16, 18, 3, padding=1)
+        self.spare = nn.Linear(18, 5)
+        self.head = nn.Linear(20, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.stem(x))
+        self.spare(F.relu(self.aside(x)).mean((2, 3))).softmax(1)
+        return self.head(F.relu(self.body(x)).mean((2, 3)))

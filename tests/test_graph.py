@@ -60,6 +60,15 @@ def test_the_models_input_may_lie_between_the_parts_of_a_concatenation() -> None
     assert (after_two.module, after_two.index.tolist()) == ("third", list(range(3, 13)))
 
 
+def test_branches_that_are_thrown_away_are_followed() -> None:
+    groups = {g.name: g for g in structure_of(networks.ThrownAway()).groups}
+    assert [m.module for m in groups["stem"].consumers] == ["body", "aside"]
+    assert [m.module for m in groups["aside"].consumers] == ["spare"]
+    found = reasons(networks.ThrownAway())
+    assert set(found) == {"spare", "head"}
+    assert found["spare"] == "nothing that could be made smaller reads its channels"
+
+
 def test_grouped_transposed_convolutions_are_left_alone() -> None:
     for scope in ("inner", "all"):
         found = reasons(networks.GroupedUpsampler(), scope=scope)

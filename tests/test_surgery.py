@@ -37,6 +37,7 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "shared": (networks.Shared, torch.randn(2, 3, 16, 16)),
     "upsampler": (networks.Upsampler, torch.randn(2, 3, 16, 16)),
     "two-inputs": (networks.TwoInputs, (torch.randn(2, 3, 8, 8), torch.randn(2, 1, 8, 8))),
+    "thrown-away": (networks.ThrownAway, torch.randn(2, 3, 16, 16)),
     "input-concat": (networks.InputConcat, torch.randn(2, 3, 16, 16)),
     "grouped-upsampler": (networks.GroupedUpsampler, torch.randn(2, 3, 16, 16)),
     "resnet20": (networks.resnet20, torch.randn(2, 3, 32, 32)),

@@ -1,29 +1,27 @@
 """Which tensors hang together: groups of coupled channels, as plain index arrays.
 
-The only file that knows Torch-Pruning, whose dependency graph is used to look, never to prune. It
-looks at a private copy of the model; what it says of operations that it does not really know is
-not believed: such groups are left alone, with the reason.
+Torch-Pruning's dependency graph is used to look, never to prune, and on a private copy of the
+model. What it says of operations that it does not really know is not believed: such groups are
+left alone, with the reason. No other file but `dependency` sees anything of that library.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from epruner.prune.copies import address_of, own_tensors, owners
 from epruner.prune.count import Costs, Recorder
-from epruner.prune.operations import INSIDES, flattens, objection, operation, parts, shapes
+from epruner.prune.dependency import trace
+from epruner.prune.operations import INSIDES, flattens, objection, operation
 from epruner.prune.report import Skipped
 from epruner.prune.surgery import can_resize, is_depthwise
-from epruner.prune.tracing import TraceError, tensors_in
 
 Indices = npt.NDArray[np.intp]
 
@@ -143,7 +141,7 @@ def analyse(
         )
     recorder = Recorder(model)
     outputs: list[Tensor] = []
-    graph = _trace(model, args, dict(kwargs or {}), recorder, outputs)
+    graph = trace(model, args, dict(kwargs or {}), recorder, outputs)
     costs = recorder.costs()
     walker = _Walker(model, graph, names, outputs, costs)
 
@@ -173,122 +171,6 @@ def _unseen(model: nn.Module, name: str, calls: int) -> str:
     if isinstance(model.get_submodule(parent), nn.MultiheadAttention):
         return f"MultiheadAttention {parent!r} mixes its channels"
     return "no gradient reaches it" if calls else "was not run by the example inputs"
-
-
-def _trace(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    recorder: Recorder,
-    outputs: list[Tensor],
-) -> Any:
-    import torch_pruning as tp  # here, because it takes long to import
-
-    def forward(traced: nn.Module, _: object) -> Any:
-        try:
-            with recorder.recording():
-                return traced(*args, **kwargs)
-        except Exception as error:
-            at = recorder.running[-1] if recorder.running else ""
-            where = f"in module {at!r}" if at else "in the model's own forward"
-            raise TraceError(
-                f"the forward pass failed {where}: {type(error).__name__}: {error}. Check "
-                "example_inputs: a tensor, a shape, a tuple of arguments or a dict of keyword "
-                "arguments"
-            ) from error
-
-    def with_gradient(output: Any) -> list[Tensor]:
-        outputs.extend(t for t in tensors_in(output) if t.grad_fn is not None)
-        if not outputs:
-            raise TraceError(
-                "no output of the model depends on its parameters in a differentiable way (is its "
-                "forward under torch.no_grad, or does it return integers?); nothing can be traced"
-            )
-        return outputs
-
-    try:
-        # a caller's no_grad must not reach the tracing, which follows gradients
-        with torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _tolerant(tp)().build_dependency(
-                model,
-                example_inputs=None,
-                forward_fn=forward,
-                output_transform=with_gradient,
-                verbose=False,
-            )
-    except TraceError:
-        raise
-    except Exception as error:
-        raise TraceError(
-            f"the structure of {type(model).__name__} could not be analysed: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
-def _tolerant(tp: Any) -> Any:
-    """The library's graph, kept from guessing.
-
-    It reads every reshape as a flattening and divides by zero on others (channel shuffles). All
-    that matters of those here is that their groups are left alone. It infers where the parts of a
-    concatenation lie from the layers around, and fails where it cannot; autograd knows.
-    """
-
-    class Graph(tp.DependencyGraph):  # type: ignore[misc]
-        def _trace(self, *args: Any, **kwargs: Any) -> Any:
-            nodes = super()._trace(*args, **kwargs)
-            for node in nodes.values():
-                if node.type == tp.ops.OPTYPE.RESHAPE and not flattens(node.grad_fn):
-                    node.type = tp.ops.OPTYPE.ELEMENTWISE
-                if node.type == tp.ops.OPTYPE.CONCAT:
-                    sizes = [size for _, size in parts(node.grad_fn)]
-                    _, after = shapes(node.grad_fn)
-                    if after is None or not sizes or sum(sizes) < after[1]:
-                        sizes = [0] * len(node.inputs)  # which keeps it from mapping anything
-                    node.module.concat_sizes = sizes
-            self._2d_4d = True  # a linear layer on sequences elsewhere must not stop flattenings
-            return nodes
-
-        def build_dependency(self, *args: Any, **kwargs: Any) -> Any:
-            super().build_dependency(*args, **kwargs)
-            for node in self.module2node.values():
-                if node.type == tp.ops.OPTYPE.CONCAT and not any(node.module.concat_sizes):
-                    _place_parts(node)  # some depend on no parameter
-            return self
-
-    return Graph
-
-
-def _place_parts(node: Any) -> None:
-    """Map the parts of a concatenation with an input of the model among them."""
-    placed = parts(node.grad_fn)
-    sources = list(dict.fromkeys(node.inputs))
-    # in three dimensions the second may be channels or tokens
-    if len(sources) != len(placed) or len(shapes(node.grad_fn)[1] or ()) == 3:
-        return
-    for source, (start, size) in zip(sources, placed, strict=True):
-        for dep in node.dependencies:
-            if dep.target is source:
-                dep.index_mapping[1] = _Part(start, size, inwards=True)
-        for dep in source.dependencies:
-            if dep.target is node:
-                dep.index_mapping[1] = _Part(start, size, inwards=False)
-
-
-class _Part:
-    """From channels of one part of a concatenation to those of the whole, or inwards."""
-
-    def __init__(self, start: int, size: int, *, inwards: bool) -> None:
-        self._start, self._size, self._inwards = start, size, inwards
-
-    def __call__(self, entries: Sequence[Any]) -> list[Any]:
-        if not self._inwards:
-            return [entry._replace(idx=entry.idx + self._start) for entry in entries]
-        return [
-            entry._replace(idx=entry.idx - self._start)
-            for entry in entries
-            if 0 <= entry.idx - self._start < self._size
-        ]
 
 
 class _Walker:
