@@ -189,37 +189,56 @@ def _eliminate(problems: Sequence[_Problem]) -> Elimination:
     for problem in problems:
         ridge = RIDGE * float(problem.gram.diagonal().mean()) + 1e-30
         eye = torch.eye(len(problem.gram), dtype=torch.float64)
-        states.append((torch.linalg.inv(problem.gram + ridge * eye), problem.weights.clone()))
-    alive = list(range(n))
+        weights = problem.weights
+        if weights.shape[1] > len(weights):  # only W W' counts: any other root of it will do
+            weights = torch.linalg.qr(weights.T, mode="r").R.T
+        states.append((torch.linalg.inv(problem.gram + ridge * eye), weights.clone()))
+    channels = list(range(n))  # that the states have rows for
+    alive = list(range(n))  # places of those that are left
     order: list[int] = []
     errors = np.zeros(n + 1)
     while alive:
+        if 2 * len(alive) <= len(channels):  # the rest of the states is zero
+            states = [
+                (_blocks(_blocks(x, alive, len(channels)).T, alive, len(channels)).T.contiguous(),
+                 _blocks(w, alive, len(channels)))
+                for x, w in states
+            ]  # fmt: skip
+            channels, alive = [channels[i] for i in alive], list(range(len(alive)))
+        m = len(channels)
         costs = torch.zeros(len(alive), dtype=torch.float64)
         inverses = []
         for inverse, weights in states:
-            k = len(inverse) // n
-            blocks = inverse.view(n, k, n, k)[alive, :, alive, :]  # (alive, k, k)
+            k = len(inverse) // m
+            blocks = inverse.view(m, k, m, k)[alive, :, alive, :]  # (alive, k, k)
             inverses.append(_inverses(blocks))
-            own = weights.view(n, k, -1)[alive]
+            own = weights.view(m, k, -1)[alive]
             costs += (own * (inverses[-1] @ own)).sum((1, 2))
-        place = int(costs.argmin())
-        channel = alive.pop(place)
-        order.append(channel)
-        errors[len(alive)] = errors[len(alive) + 1] + max(float(costs[place]), 0.0)
+        best = int(costs.argmin())
+        place = alive.pop(best)
+        order.append(channels[place])
+        errors[len(alive)] = errors[len(alive) + 1] + max(float(costs[best]), 0.0)
         for (inverse, weights), blocks in zip(states, inverses, strict=True):
-            k = len(inverse) // n
-            rows = slice(channel * k, (channel + 1) * k)
-            gain = inverse[:, rows] @ blocks[place]
-            weights -= gain @ weights[rows]
+            k = len(inverse) // m
+            rows = slice(place * k, (place + 1) * k)
+            gain = inverse[:, rows] @ blocks[best]
+            weights.addmm_(gain, weights[rows].clone(), alpha=-1)
+            inverse.addmm_(gain, inverse[rows].clone(), alpha=-1)
             weights[rows] = 0
-            inverse -= gain @ inverse[rows].clone()
             inverse[rows] = 0
             inverse[:, rows] = 0
     return Elimination(np.asarray(order, dtype=np.intp), errors)
 
 
+def _blocks(x: Tensor, places: Sequence[int], of: int) -> Tensor:
+    """Some of the equal blocks of rows of a matrix."""
+    return x.reshape(of, -1, x.shape[1])[list(places)].reshape(-1, x.shape[1])
+
+
 def _inverses(blocks: Tensor) -> Tensor:
     """Of symmetric matrices (n, k, k), that are singular at worst by rounding."""
+    if blocks.shape[-1] == 1 and bool((blocks > 0).all()):
+        return blocks.reciprocal()
     found: Tensor
     found, failed = torch.linalg.inv_ex(blocks)
     if failed.any() or not torch.isfinite(found).all():
