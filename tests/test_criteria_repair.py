@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,17 @@ def test_command_line_repairs_compares_and_fine_tunes(
     assert main(["finetune", small, *network, *train, "--out", tuned]) == 0
     assert "epoch 1: loss" in capsys.readouterr().out
     assert Path(tuned).is_file()
+    assert main(["finetune", small, *network, *train, "--out", tuned, "--distill", "2"]) == 2
+    assert "distill must be in [0, 1], got 2" in capsys.readouterr().err
+    torch.save(vgg().state_dict(), tmp_path / "whole.pth")
+    teacher = ["--weights", str(tmp_path / "whole.pth"), "--distill", "1", "--json"]
+    assert main(["finetune", small, *network, *train, "--out", tuned, *teacher[:2]]) == 2
+    assert "give --distill" in capsys.readouterr().err
+    losses = []
+    for more in (teacher, ["--json"]):
+        assert main(["finetune", small, *network, *train, "--out", tuned, *more]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["epochs"][0]["loss"])
+    assert losses[0] != losses[1]
     assert (
         main(["prune", *network, "--macs", "0.6", "--criterion", "reconstruction", "--out", small])
         == 2

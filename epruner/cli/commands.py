@@ -121,7 +121,7 @@ def compare(args: argparse.Namespace) -> None:
 def finetune(args: argparse.Namespace) -> None:
     """Train a pruned network on, on labelled images."""
     from epruner.cli.images import InOrder, Shuffled
-    from epruner.cli.network import fresh_model
+    from epruner.cli.network import build_model, fresh_model
     from epruner.prune.checkpoint import load, save
     from epruner.prune.checkpoint import read as read_file
     from epruner.prune.files import check_target
@@ -130,6 +130,11 @@ def finetune(args: argparse.Namespace) -> None:
 
     target = check_target(args.out)
     set_threads(args.threads)
+    distillation: dict[str, Any] = {}
+    if args.distill is not None:
+        distillation = {"teacher": build_model(args), "distill": args.distill}
+    elif args.weights is not None:
+        raise ValueError("--weights are those of the network to learn from; give --distill, too")
     saved = read_file(args.file)
     model = load(fresh_model(args), args.file).to(args.device)
     loader = Shuffled(_images(args, args.train), args.batch, args.seed)
@@ -143,6 +148,7 @@ def finetune(args: argparse.Namespace) -> None:
         schedule=args.schedule,
         lr=args.lr,
         label_smoothing=args.label_smoothing,
+        **distillation,
         eval_loader=test,
         checkpoint=args.checkpoint,
         progress=sys.stderr.isatty() and not args.json,

@@ -221,6 +221,12 @@ def training(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--schedule", choices=("cosine", "step"), default="cosine")
     sub.add_argument("--lr", type=number, metavar="X", help="default: 0.02 (sgd), 0.001 (adamw)")
     sub.add_argument("--label-smoothing", type=number, default=0.0, metavar="X")
+    sub.add_argument(
+        "--distill",
+        type=number,
+        metavar="X",
+        help="learn the scores of the whole network (see --weights), too: their share, 0 to 1",
+    )
     sub.add_argument("--checkpoint", metavar="FILE", help="written each epoch; resumes if there")
     sub.add_argument("--device", default="cpu", metavar="NAME", help="e.g. cuda (default: cpu)")
 
@@ -334,6 +340,7 @@ GROUPS: Mapping[str, Sequence[Callable[[argparse.ArgumentParser], None]]] = {
     "finetune": (
         saved,
         network,
+        weights,
         example_inputs,
         training,
         labelled,
