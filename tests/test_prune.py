@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -314,6 +315,9 @@ def test_the_package_is_the_function() -> None:
         ({"macs": 1.5}, r"macs must be in \(0, 1\].*got 1.5"),
         ({"params": -1}, r"params must be in \(0, 1\].*got -1"),
         ({"macs": float("nan")}, r"macs must be in \(0, 1\]"),
+        ({"params": True}, r"params must be in \(0, 1\].*got True"),
+        ({"macs": "0.5"}, r"macs must be in \(0, 1\].*got '0.5'"),
+        ({"beta": {}}, "beta is an empty mapping"),
         ({"macs": 0.5, "params": 0.5}, "macs and params exclude each other"),
         ({"macs": 0.5, "beta": 0.7}, "macs and beta exclude each other"),
         ({"measure": len}, "measure and target go together"),
@@ -379,6 +383,33 @@ def test_refused_arguments() -> None:
         prune(networks.Vgg(), None)
     with pytest.raises(ValueError, match="size below 1"):
         prune(networks.Vgg(), (1, 3, 0, 16))
+    with pytest.raises(TypeError, match=r"sizes of a shape are integers, got \(1, 3, 16.0, 16\)"):
+        prune(networks.Vgg(), (1, 3, 16.0, 16))
+    with pytest.raises(TypeError, match="got an object of type ndarray"):
+        prune(networks.Vgg(), np.zeros(IMAGE))
+
+
+class Compiled(nn.Module):
+    """What torch.compile returns, as far as one can tell from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._orig_mod = networks.Vgg()
+
+
+def test_what_is_not_a_network_with_weights_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"comes from torch\.compile.*_orig_mod"):
+        prune(Compiled(), IMAGE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)))
+    with pytest.raises(TypeError, match="TorchScript; give the network that it was made of"):
+        prune(scripted, (1, 4))
+    with pytest.raises(ValueError, match=r"'features\.0\.weight' is on the meta device"):
+        prune(networks.Vgg().to("meta"), IMAGE)
+    lazy = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(ValueError, match=r"'0\.weight' has no shape yet; run the model once"):
+        prune(lazy, (1, 4))
 
 
 def test_a_stream_asked_for_by_name_needs_the_scope() -> None:

@@ -51,8 +51,9 @@ def trace(
         except Exception as error:
             at = recorder.running[-1] if recorder.running else ""
             where = f"in module {at!r}" if at else "in the model's own forward"
+            line = str(error).partition("\n")[0]
             raise TraceError(
-                f"the forward pass failed {where}: {type(error).__name__}: {error}. Check "
+                f"the forward pass failed {where}: {type(error).__name__}: {line}. Check "
                 "example_inputs: a tensor, a shape, a tuple of arguments or a dict of keyword "
                 "arguments"
             ) from error

@@ -5,12 +5,42 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def check_model(model: object) -> None:
+    """Refuse what is no network that can be copied, traced and cut.
+
+    Raises
+    ------
+    TypeError
+        It is not a torch module, or one that another tool made of a network.
+    ValueError
+        Its weights have no values.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("model is TorchScript; give the network that it was made of")
+    if hasattr(model, "_orig_mod"):
+        raise TypeError(
+            "model comes from torch.compile; give the network itself (model._orig_mod) and compile "
+            "what comes back"
+        )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(f"{name!r} has no shape yet; run the model once before")
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name!r} is on the meta device and has no values; load the weights before"
+            )
 
 
 def as_arguments(model: nn.Module, example_inputs: Any) -> Arguments:
@@ -40,10 +70,14 @@ def as_arguments(model: nn.Module, example_inputs: Any) -> Arguments:
             generator = torch.Generator().manual_seed(0)
             values = torch.randn(tuple(example_inputs), generator=generator)
             return (values.to(like.device, like.dtype),), {}
+        if all(isinstance(size, Real) for size in example_inputs):
+            raise TypeError(f"the sizes of a shape are integers, got {example_inputs}")
         return tuple(example_inputs), {}
+    got = f"{example_inputs!r}"
     raise TypeError(
         "example_inputs must be a tensor, a shape such as (1, 3, 32, 32), a tuple of arguments or "
-        f"a dict of keyword arguments of the model's forward, got {example_inputs!r:.80}"
+        "a dict of keyword arguments of the model's forward, got "
+        + (got if len(got) < 80 else f"an object of type {type(example_inputs).__name__}")
     )
 
 

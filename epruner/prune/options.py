@@ -78,7 +78,8 @@ def set_goal(
                 f"got {value!r}"
             )
     for kind, value in budgets:
-        if not isinstance(value, (int, float)) or not 0 < value <= 1:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 < value <= 1:
             raise ValueError(
                 f"{'target' if kind == 'measure' else kind} must be in (0, 1], the share of the "
                 f"network to get down to, got {value!r}"
@@ -90,6 +91,8 @@ def set_goal(
         if each is not None and not (isinstance(each, (int, float)) and 0 < each < math.inf):
             raise ValueError(f"beta must be a positive number, got {each!r}")
     if isinstance(beta, Mapping):
+        if not beta:
+            raise ValueError("beta is an empty mapping; give a number or at least one pattern")
         return Goal("beta", DEFAULT_BETA, given=beta)
     scalar = DEFAULT_BETA if beta is None else beta
     return Goal("beta", float(scalar), given=scalar)

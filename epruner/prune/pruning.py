@@ -25,6 +25,7 @@ from epruner.prune.inputs import (
     Arguments,
     as_arguments,
     as_patterns,
+    check_model,
     in_float32,
 )
 from epruner.prune.options import Goal, check_choice, check_min_keep, label_of, set_goal
@@ -155,8 +156,7 @@ def prune(
     ----------
     .. [1] Lin et al., "Network Pruning using Adaptive Exemplar Filters", arXiv 2101.07985.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_model(model)
     arguments = as_arguments(model, example_inputs)
     found: Recipe | None = None
     if recipe is not None:
