@@ -307,6 +307,27 @@ def test_depthwise_multipliers_are_left_alone() -> None:
     assert "2" not in found
 
 
+class TwoGroupings(nn.Module):
+    """Convolutions of two and of three groups read the same channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 1)
+        self.twos = nn.Conv2d(12, 8, 1, groups=2)
+        self.threes = nn.Conv2d(12, 9, 1, groups=3)
+        self.head = nn.Conv2d(17, 4, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = torch.relu(self.stem(x))
+        return self.head(torch.cat([self.twos(x), self.threes(x)], 1))
+
+
+def test_channels_grouped_in_two_ways_are_left_alone() -> None:
+    found = reasons(TwoGroupings())
+    assert found["stem"] == "convolutions of 2 and of 3 groups share its channels"
+    assert set(found) == {"stem", "head"}
+
+
 def test_layers_that_do_not_run_are_named() -> None:
     class Spare(networks.Vgg):
         def __init__(self) -> None:
@@ -396,3 +417,45 @@ def test_flattened_heads_are_left_alone_without_following_them_for_ever() -> Non
     assert "flattened and then concatenated" in found["fine"]
     assert "coarse" in found
     assert set(found) == {"fine", "coarse", "head"}
+
+
+class GroupedFlattened(nn.Module):
+    """A grouped convolution whose flattened map a linear layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.grouped = nn.Conv2d(8, 12, 1, groups=2)
+        self.hidden = nn.Linear(12 * 4, 10)
+        self.head = nn.Linear(10, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.adaptive_avg_pool2d(self.grouped(torch.relu(self.stem(x))), 2).flatten(1)
+        return self.head(torch.relu(self.hidden(x)))
+
+
+def test_flattened_grouped_channels_are_left_alone() -> None:
+    found = reasons(GroupedFlattened())
+    assert found["grouped"] == "'hidden' reads its flattened channels, which are grouped"
+    assert "stem" not in found
+
+
+class SummandReturned(nn.Module):
+    """One of two summands is an output, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 1)
+        self.second = nn.Conv2d(3, 8, 1)
+        self.third = nn.Conv2d(8, 6, 1)
+        self.head = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.second(x)
+        return y, self.head(torch.relu(self.third(torch.relu(self.first(x) + y))))
+
+
+def test_summands_of_an_output_are_left_alone() -> None:
+    found = reasons(SummandReturned(), scope="all")
+    assert set(found) == {"first", "second", "head"}
+    assert found["first"] == found["second"] == "its channels are the output of the model"

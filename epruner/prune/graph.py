@@ -219,8 +219,6 @@ class _Walker:
         Some ways (heads that are flattened and concatenated) it would follow for ever.
         """
         root = self._graph.module2node[module]
-        if root.grad_fn in self._heads:
-            return "its channels are the output of the model"
         frontier = [(node, False) for node in root.outputs]  # False: not flattened so far
         seen = set()
         while frontier:
@@ -264,9 +262,9 @@ class _Walker:
                     if module.transposed:
                         return None, f"{label!r} is a grouped transposed convolution"
                     if blocks not in (1, module.groups):
+                        few, many = sorted((blocks, module.groups))
                         return None, (
-                            f"convolutions of {blocks} and of {module.groups} groups share its "
-                            "channels"
+                            f"convolutions of {few} and of {many} groups share its channels"
                         )
                     blocks = module.groups
             else:
