@@ -8,14 +8,15 @@
 #include <stdexcept>
 
 #include "order.hpp"
-#include "team.hpp"
 
 namespace epruner {
 namespace {
 
 constexpr Index kFirstWant = 16;      // candidates a row starts with
-constexpr Index kSerialBelow = 4096;  // listed entries; below, threads cost more than they save
-constexpr Index kSelectSerialBelow = Index{1} << 17;  // entries of S; likewise
+constexpr Index kIterateTogether = 4096;  // listed entries from which threads save more than they cost
+constexpr Index kSelectTogether = Index{1} << 17;  // entries of S; likewise
+constexpr Index kAssignTogether = Index{1} << 20;  // listed entries; likewise
+constexpr Index kRowsAtOnce = 16;
 constexpr Index kCrowdedShare = 8;    // dense passes win once lists hold more than n / 8 columns
 constexpr Index kAlwaysSparse = 48;   // lists of this length are never worth a dense pass
 constexpr Index kSelectionChunk = Index{1} << 26;  // entries of S read between two polls
@@ -185,23 +186,28 @@ template <class T>
 void ActiveSet::extend(const Indices& rows, const RowSource<T>& source,
                        const Refinement<T>& refinement, T* medians) {
   const auto count = static_cast<Index>(rows.size());
-  const int threads = count * n_ < kSelectSerialBelow ? 1 : settings_.threads;
-  std::vector<Scratch<T>> scratch(static_cast<std::size_t>(threads), Scratch<T>(n_));
+  std::vector<std::unique_ptr<Scratch<T>>> scratch(arenas_.size());
   std::atomic<bool> invalid{false};
-#pragma omp parallel for schedule(dynamic, 16) num_threads(threads)
-  for (Index q = 0; q < count; ++q) {
-    const auto thread = static_cast<std::size_t>(omp_get_thread_num());
-    Scratch<T>& own = scratch[thread];
+  const auto serve_point = [&](Index q, std::size_t thread) {
+    if (!scratch[thread]) scratch[thread] = std::make_unique<Scratch<T>>(n_);
+    Scratch<T>& own = *scratch[thread];
     const Index i = rows[static_cast<std::size_t>(q)];
     const T* x = source.row(q, i, own.row.data());
     if (!serve(i, x, refinement, own, arenas_[thread]))
       invalid.store(true, std::memory_order_relaxed);
-    if (!medians) continue;
+    if (!medians) return;
     if (x != own.row.data()) std::copy_n(x, n_, own.row.data());
     own.row[static_cast<std::size_t>(i)] =
         static_cast<T>(refinement.exact ? (*refinement.exact)(i, i) : diagonal_.preference[i]);
     medians[q] = median(own.row.data(), n_, own.columns);
-  }
+  };
+  together(count * n_ >= kSelectTogether, [&] {
+    share((count + kRowsAtOnce - 1) / kRowsAtOnce, [&](Index piece, std::size_t thread) {
+      const Index first = piece * kRowsAtOnce;
+      for (Index q = first; q < std::min(count, first + kRowsAtOnce); ++q) serve_point(q, thread);
+    });
+    return true;
+  });
   if (invalid)
     throw std::invalid_argument("S holds NaN or +inf; use -inf for pairs that must not be linked");
   blocks_stale_ = true;
@@ -258,7 +264,8 @@ void ActiveSet::restart(const double* preference, double damping) {
 }
 
 void ActiveSet::assign(const Indices& position, Indices& labels) const {
-#pragma omp parallel for schedule(static) num_threads(settings_.threads)
+  const int threads = listed_ < kAssignTogether ? 1 : settings_.threads;
+#pragma omp parallel for schedule(static) num_threads(threads)
   for (Index i = 0; i < n_; ++i) {
     const Row& row = rows_[static_cast<std::size_t>(i)];
     Index label = row.unlisted == minus_infinity<double> ? -1 : kUnassigned;
@@ -362,31 +369,19 @@ void ActiveSet::run_block(Block& block, Index first, Index last) {
 
 Status ActiveSet::iterate(const Poll& poll, Index iterations) {
   if (blocks_stale_) prepare_blocks();
-  const auto pieces = static_cast<Index>(blocks_.size());
-  const auto work = [&](Index piece) {
-    const Index first = piece * block_rows_;
-    run_block(blocks_[static_cast<std::size_t>(piece)], first, std::min(n_, first + block_rows_));
-  };
-  if (listed_ < kSerialBelow || settings_.threads == 1)
-    return iterate(poll, iterations, [&] {
-      for (Index piece = 0; piece < pieces; ++piece) work(piece);
-    });
-  return Team::run(
-      settings_.threads, pieces,
-      [&](Team& team) {
-        return iterate(poll, iterations, [&] { team.distribute(work); });
-      },
-      work);
+  return together(listed_ >= kIterateTogether, [&] { return iterate_shared(poll, iterations); });
 }
 
-template <class RunBlocks>
-Status ActiveSet::iterate(const Poll& poll, Index iterations, const RunBlocks& run_blocks) {
+Status ActiveSet::iterate_shared(const Poll& poll, Index iterations) {
   while (true) {
     if (!mid_iteration_) {
       if (t_ == settings_.max_iter) return Status::exhausted;
       begin_iteration();
     }
-    run_blocks();
+    share(static_cast<Index>(blocks_.size()), [&](Index piece, std::size_t) {
+      const Index first = piece * block_rows_;
+      run_block(blocks_[static_cast<std::size_t>(piece)], first, std::min(n_, first + block_rows_));
+    });
     mid_iteration_ = true;
     if (poll()) return Status::interrupted;
     for (const Block& block : blocks_)
@@ -455,26 +450,27 @@ std::vector<std::uint8_t> ActiveSet::expand(Dense<T>& dense) const {
 }
 
 template <class T>
-Outcome solve_matrix(Index n, const T* S, Index stride, const double* preference,
-                     const Jitter& jitter, const Settings& settings, bool dense_fits,
-                     const Poll& poll) {
-  ActiveSet lists(n, preference, jitter, settings);
-  const RowSource<T> source{S, stride, true};
+Outcome solve_matrix(ActiveSet& lists, const T* S, bool dense_fits, const Poll& poll) {
+  const Index n = lists.size();
+  const RowSource<T> source{S, n, true};
   const Index chunk = std::max<Index>(1, kSelectionChunk / n);
-  for (Index first = 0; first < n; first += chunk) {
-    Indices rows(static_cast<std::size_t>(std::min(chunk, n - first)));
-    std::iota(rows.begin(), rows.end(), first);
-    lists.extend(rows, source, Refinement<T>{});
-    if (poll()) return lists.outcome(Status::interrupted);
-  }
-  while (true) {
-    const Status status = lists.iterate(poll);
-    if (status != Status::starved) return lists.outcome(status);
-    if (lists.crowded()) break;
-    lists.extend(lists.starved(), source, Refinement<T>{});
-  }
+  const Status status = lists.together(n * n >= kSelectTogether, [&] {
+    for (Index first = 0; first < n; first += chunk) {
+      Indices rows(static_cast<std::size_t>(std::min(chunk, n - first)));
+      std::iota(rows.begin(), rows.end(), first);
+      lists.extend(rows, source, Refinement<T>{});
+      if (poll()) return Status::interrupted;
+    }
+    while (true) {
+      const Status reached = lists.iterate(poll);
+      if (reached != Status::starved || lists.crowded()) return reached;
+      lists.extend(lists.starved(), source, Refinement<T>{});
+    }
+  });
+  if (status != Status::starved) return lists.outcome(status);
   if (!dense_fits) throw std::bad_alloc();
-  Dense<T> dense(n, S, stride, jitter, lists.diagonal(), settings);
+  const Settings& settings = lists.settings();
+  Dense<T> dense(n, S, n, lists.jitter(), lists.diagonal(), settings);
   dense.complete_iteration(lists.expand(dense));
   const Index t = lists.iteration();
   if (dense.diagonal().finish_iteration(t, settings))
@@ -490,9 +486,7 @@ template void ActiveSet::adopt<float>(const Nearest<float>&, const Refinement<fl
 template void ActiveSet::adopt<double>(const Nearest<double>&, const Refinement<double>&);
 template std::vector<std::uint8_t> ActiveSet::expand<float>(Dense<float>&) const;
 template std::vector<std::uint8_t> ActiveSet::expand<double>(Dense<double>&) const;
-template Outcome solve_matrix<float>(Index, const float*, Index, const double*, const Jitter&,
-                                     const Settings&, bool, const Poll&);
-template Outcome solve_matrix<double>(Index, const double*, Index, const double*, const Jitter&,
-                                      const Settings&, bool, const Poll&);
+template Outcome solve_matrix<float>(ActiveSet&, const float*, bool, const Poll&);
+template Outcome solve_matrix<double>(ActiveSet&, const double*, bool, const Poll&);
 
 }  // namespace epruner

@@ -11,6 +11,7 @@
 #include "decode.hpp"
 #include "dense.hpp"
 #include "nearest.hpp"
+#include "team.hpp"
 
 namespace epruner {
 
@@ -66,6 +67,19 @@ class ActiveSet {
   // kUnassigned where the list does not tell.
   void assign(const Indices& position, Indices& labels) const;
 
+  // Run body(), in which all that can be shared between threads is, if that is worth their start.
+  template <class Body>
+  auto together(bool worthwhile, const Body& body) {
+    if (team_ || !worthwhile) return body();
+    const int threads = Team::advisable(settings_.threads);
+    if (threads == 1) return body();
+    return Team::run(threads, [&](Team& team) {
+      team_ = &team;
+      const Leave leave{*this};
+      return body();
+    });
+  }
+
   // Continue for at most so many iterations, until the stop rule holds, max_iter is reached or some
   // rows need more candidates.
   Status iterate(const Poll& poll, Index iterations = std::numeric_limits<Index>::max());
@@ -80,6 +94,8 @@ class ActiveSet {
 
   Outcome outcome(Status status) const;
   const Diagonal& diagonal() const { return diagonal_; }
+  const Jitter& jitter() const { return jitter_; }
+  const Settings& settings() const { return settings_; }
   Index size() const { return n_; }
   Index iteration() const { return t_; }
   Index listed() const { return listed_; }
@@ -149,8 +165,17 @@ class ActiveSet {
   double bound(Index i, double low, bool everything, const Refinement<T>& refinement) const;
   void append(Row& row, Found& found, Arena& arena);
   void prepare_blocks();
-  template <class RunBlocks>
-  Status iterate(const Poll& poll, Index iterations, const RunBlocks& run_blocks);
+  struct Leave {
+    ActiveSet& set;
+    ~Leave() { set.team_ = nullptr; }
+  };
+  template <class Work>
+  void share(Index pieces, const Work& work) {
+    if (team_) return team_->distribute(pieces, work);
+    for (Index piece = 0; piece < pieces; ++piece) work(piece, std::size_t{0});
+  }
+
+  Status iterate_shared(const Poll& poll, Index iterations);
   void begin_iteration();
   static void prefetch(const Row& row);
   void run_block(Block& block, Index first, Index last);
@@ -172,13 +197,12 @@ class ActiveSet {
   Index block_rows_ = 0;
   std::vector<Block> blocks_;
   std::vector<Arena> arenas_;  // one per thread
+  Team* team_ = nullptr;       // while threads work together
 };
 
-// The whole of it for similarities in memory: lists first, dense passes once lists get long. Throws
-// std::bad_alloc where dense passes are needed but memory has no room for them.
+// The whole of it for similarities (n, n) in memory: fills the lists, which must be new, and turns to
+// dense passes once they get long. Throws std::bad_alloc where memory has no room for those.
 template <class T>
-Outcome solve_matrix(Index n, const T* S, Index stride, const double* preference,
-                     const Jitter& jitter, const Settings& settings, bool dense_fits,
-                     const Poll& poll);
+Outcome solve_matrix(ActiveSet& lists, const T* S, bool dense_fits, const Poll& poll);
 
 }  // namespace epruner

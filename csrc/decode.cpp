@@ -7,7 +7,7 @@
 namespace epruner {
 namespace {
 
-constexpr Index kSerialBelow = 1024;  // points; waiting for threads costs more than it saves
+constexpr Index kSerialBelow = Index{1} << 21;  // similarities; threads cost more than they save
 
 // Where the jitter could decide: everything within twice its size of the best.
 double contenders_from(const Jitter& jitter, double best) {
@@ -20,7 +20,7 @@ template <class S>
 void assign(const S& similarity, const Indices& exemplars, const Jitter& jitter, int threads,
             Indices& labels) {
   const Index n = similarity.size(), clusters = static_cast<Index>(exemplars.size());
-  if (n * clusters < 1 << 14) threads = 1;
+  if (n * clusters < kSerialBelow) threads = 1;
   std::vector<std::vector<double>> scratch(static_cast<std::size_t>(threads));
   for (auto& own : scratch) own.resize(exemplars.size());
 #pragma omp parallel for schedule(dynamic, 32) num_threads(threads)
@@ -53,7 +53,8 @@ void assign(const S& similarity, const Indices& exemplars, const Jitter& jitter,
 template <class S>
 Indices best_members(const S& similarity, const double* preference, const Indices& labels,
                      Index clusters, const Jitter& jitter, int threads) {
-  if (similarity.size() < kSerialBelow) threads = 1;
+  const Index n = similarity.size();
+  if (n * n < kSerialBelow * clusters) threads = 1;
   std::vector<Indices> members(static_cast<std::size_t>(clusters));
   for (std::size_t i = 0; i < labels.size(); ++i)
     if (labels[i] >= 0)

@@ -73,48 +73,80 @@ Jitter jitter_for(std::uint64_t seed) {
 
 // ---- Similarities in memory ---------------------------------------------------------------------
 
-template <class T>
-py::tuple py_solve(const Array<T>& S, const Array<double>& preference, double damping,
-                   Index max_iter, Index convergence_iter, std::uint64_t seed, int n_threads,
-                   bool dense_only, bool dense_fits) {
-  const Index n = square_size(S);
-  const T* similarities = S.data();
-  const double* own = of_length(preference, n);
-  const Settings settings{damping, max_iter, convergence_iter, n_threads};
-  const Jitter jitter = jitter_for<T>(seed);
-  Outcome outcome;
-  SignalPoll signals;
-  const Poll poll = std::ref(signals);
-  {
-    const py::gil_scoped_release release;
-    outcome = dense_only ? solve_dense(n, similarities, n, own, jitter, settings, poll)
-                         : solve_matrix(n, similarities, n, own, jitter, settings, dense_fits,
-                                        poll);
-  }
+py::tuple messages_of(const Outcome& outcome) {
   if (outcome.status == Status::interrupted) throw py::error_already_set();
   return py::make_tuple(to_array<bool>(outcome.is_exemplar), outcome.n_iter,
                         outcome.status == Status::converged);
 }
 
 template <class T>
-py::tuple py_decode(const Array<T>& S, const Array<double>& preference,
-                    const Array<Index>& exemplars, std::uint64_t seed, int n_threads) {
-  const Index n = square_size(S);
-  const double* own = of_length(preference, n);
-  const Matrix<T> similarity(n, S.data());
-  const Jitter jitter = jitter_for<T>(seed);
-  Indices found(exemplars.data(), exemplars.data() + exemplars.size());
-  for (Index k : found) require(k >= 0 && k < n, "exemplar out of range");
-  Indices labels(static_cast<std::size_t>(n), kUnassigned);
+py::tuple py_solve(const Array<T>& S, ActiveSet& lists, bool dense_fits) {
+  require(square_size(S) == lists.size(), "S must have a row and a column for every point");
+  Outcome outcome;
+  SignalPoll signals;
+  const Poll poll = std::ref(signals);
   {
     const py::gil_scoped_release release;
+    outcome = solve_matrix(lists, S.data(), dense_fits, poll);
+  }
+  return messages_of(outcome);
+}
+
+template <class T>
+py::tuple py_solve_dense(const Array<T>& S, const Array<double>& preference, double damping,
+                         Index max_iter, Index convergence_iter, std::uint64_t seed,
+                         int n_threads) {
+  const Index n = square_size(S);
+  const double* own = of_length(preference, n);
+  const Settings settings{damping, max_iter, convergence_iter, n_threads};
+  Outcome outcome;
+  SignalPoll signals;
+  const Poll poll = std::ref(signals);
+  {
+    const py::gil_scoped_release release;
+    outcome = solve_dense(n, S.data(), n, own, jitter_for<T>(seed), settings, poll);
+  }
+  return messages_of(outcome);
+}
+
+// Assign the points, move every exemplar to its cluster's best member, assign again. Lists, where
+// there are any, know the nearest exemplars of most points.
+template <class Similarity>
+py::tuple decoded(const Similarity& similarity, const ActiveSet* lists,
+                  const Array<double>& preference, const Array<Index>& exemplars,
+                  const Jitter& jitter, int n_threads) {
+  const Index n = similarity.size();
+  const double* own = of_length(preference, n);
+  Indices found(exemplars.data(), exemplars.data() + exemplars.size());
+  for (Index k : found) require(k >= 0 && k < n, "exemplar out of range");
+  require(!lists || lists->size() == n, "lists of another number of points");
+  Indices labels(static_cast<std::size_t>(n));
+  const auto assign_all = [&] {
+    std::fill(labels.begin(), labels.end(), kUnassigned);
+    if (lists) {
+      Indices position(static_cast<std::size_t>(n), -1);
+      for (std::size_t c = 0; c < found.size(); ++c)
+        position[static_cast<std::size_t>(found[c])] = static_cast<Index>(c);
+      lists->assign(position, labels);
+    }
     assign(similarity, found, jitter, n_threads, labels);
+  };
+  {
+    const py::gil_scoped_release release;
+    assign_all();
     found = best_members(similarity, own, labels, static_cast<Index>(found.size()), jitter,
                          n_threads);
-    std::fill(labels.begin(), labels.end(), kUnassigned);
-    assign(similarity, found, jitter, n_threads, labels);
+    assign_all();
   }
   return py::make_tuple(to_array<Index>(found), to_array<Index>(labels));
+}
+
+template <class T>
+py::tuple py_decode(const Array<T>& S, const Array<double>& preference,
+                    const Array<Index>& exemplars, std::uint64_t seed, int n_threads,
+                    const ActiveSet* lists) {
+  return decoded(Matrix<T>(square_size(S), S.data()), lists, preference, exemplars,
+                 jitter_for<T>(seed), n_threads);
 }
 
 template <class T>
@@ -235,11 +267,12 @@ py::object py_extend_from_dots(ActiveSet& lists, const Array<Index>& rows, const
 
 template <class T>
 void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& suffix) {
-  m.def("solve", &py_solve<T>, py::arg("S").noconvert(), py::arg("preference").noconvert(),
-        "damping"_a, "max_iter"_a, "convergence_iter"_a, "seed"_a, "n_threads"_a, "dense_only"_a,
-        "dense_fits"_a);
+  m.def("solve", &py_solve<T>, py::arg("S").noconvert(), "lists"_a, "dense_fits"_a);
+  m.def("solve_dense", &py_solve_dense<T>, py::arg("S").noconvert(),
+        py::arg("preference").noconvert(), "damping"_a, "max_iter"_a, "convergence_iter"_a,
+        "seed"_a, "n_threads"_a);
   m.def("decode", &py_decode<T>, py::arg("S").noconvert(), py::arg("preference").noconvert(),
-        "exemplars"_a, "seed"_a, "n_threads"_a);
+        "exemplars"_a, "seed"_a, "n_threads"_a, "lists"_a = nullptr);
   m.def("quantile", &py_quantile<T>, py::arg("S").noconvert(), "fraction"_a, "diagonal"_a,
         "n_threads"_a);
   m.def("column_medians", &py_column_medians<T>, py::arg("S").noconvert(), "n_threads"_a);
@@ -253,27 +286,8 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
       .def("decode",
            [](const PyFeatures<T>& self, const ActiveSet& lists, const Array<double>& preference,
               const Array<Index>& exemplars, std::uint64_t seed, int n_threads) {
-             const Index n = self.exact.size();
-             const double* own = of_length(preference, n);
-             const Jitter jitter = jitter_for<T>(seed);
-             Indices found(exemplars.data(), exemplars.data() + exemplars.size());
-             for (Index k : found) require(k >= 0 && k < n, "exemplar out of range");
-             Indices labels(static_cast<std::size_t>(n));
-             const auto assign_all = [&] {
-               Indices position(static_cast<std::size_t>(n), -1);
-               for (std::size_t c = 0; c < found.size(); ++c)
-                 position[static_cast<std::size_t>(found[c])] = static_cast<Index>(c);
-               lists.assign(position, labels);
-               assign(self.exact, found, jitter, n_threads, labels);
-             };
-             {
-               const py::gil_scoped_release release;
-               assign_all();
-               found = best_members(self.exact, own, labels, static_cast<Index>(found.size()),
-                                    jitter, n_threads);
-               assign_all();
-             }
-             return py::make_tuple(to_array<Index>(found), to_array<Index>(labels));
+             return decoded(self.exact, &lists, preference, exemplars, jitter_for<T>(seed),
+                            n_threads);
            })
       .def("similarities",
            [](const PyFeatures<T>& self, const Array<Index>& rows, const Array<Index>& columns) {

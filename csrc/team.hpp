@@ -4,7 +4,9 @@
 #include <omp.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -12,69 +14,113 @@
 
 namespace epruner {
 
-// One parallel region in which a leader hands out round after round of the same pieces of work. A
-// round costs a fraction of a microsecond. It does not wait for threads that the machine has given
-// to somebody else: every thread has pieces of its own, which stay in its cache from round to round,
-// but whoever has done theirs takes those of others.
+// One parallel region in which a leader hands out round after round of work. A round costs a fraction
+// of a microsecond. On a busy machine it does not wait for threads that are not running: every thread
+// has pieces of its own, which stay in its cache from round to round, but whoever has done theirs
+// takes those of others. Should a thread lose its core in the middle of a piece, the leader works
+// alone for a while.
 class Team {
  public:
-  // Run lead(team) on the calling thread while the other threads help with what it distributes:
-  // rounds of work(piece) for all pieces in [0, pieces).
-  template <class Lead, class Work>
-  static auto run(int threads, Index pieces, const Lead& lead, const Work& work) {
-    Team team(static_cast<std::size_t>(threads), pieces);
+  // How many of so many threads are likely to get a core of this machine now: all where it cannot be
+  // told. Threads without one cost more than they bring.
+  static int advisable(int threads);
+
+  // Run lead(team) on the calling thread while the other threads help with what it distributes.
+  // What it throws is thrown here.
+  template <class Lead>
+  static auto run(int threads, const Lead& lead) {
+    Team team(static_cast<std::size_t>(threads));
     decltype(lead(team)) answer{};
+    std::exception_ptr error;
 #pragma omp parallel num_threads(threads)
     {
       if (omp_get_thread_num() == 0) {
-        answer = lead(team);
+        try {
+          answer = lead(team);
+        } catch (...) {
+          error = std::current_exception();
+        }
         team.over_.store(true, std::memory_order_release);
       } else {
-        team.follow(static_cast<std::size_t>(omp_get_thread_num()), work);
+        team.follow(static_cast<std::size_t>(omp_get_thread_num()));
       }
     }
+    if (error) std::rethrow_exception(error);
     return answer;
   }
 
-  // One round, by whoever is there. For the leader.
+  // One round, for the leader: work(piece, thread) for all pieces in [0, pieces), by whoever is there.
   template <class Work>
-  void distribute(const Work& work) {
-    done_.store(0, std::memory_order_relaxed);
-    ++round_;
-    for (Share& share : shares_)
-      share.next.store(round_ << 32 | static_cast<std::uint64_t>(share.first),
-                       std::memory_order_release);
-    while (help(0, work)) continue;
-    while (done_.load(std::memory_order_acquire) != pieces_) relax();
+  void distribute(Index pieces, const Work& work) {
+    if (alone_ > 0) {
+      --alone_;
+      for (Index piece = 0; piece < pieces; ++piece) work(piece, std::size_t{0});
+      return;
+    }
+    open(pieces, &call<Work>, &work);
+    while (help(0)) continue;
+    int looks = 0;
+    while (done_.load(std::memory_order_acquire) != pieces) wait(++looks);
+    if (looks > kPatience) alone_ = penalty_ = 4 * penalty_;
+    if (failed_.exchange(false)) std::rethrow_exception(error_);
   }
 
  private:
+  using Call = void (*)(const void* work, Index piece, std::size_t thread);
+
+  // The first piece of a thread's share that is not taken; above it the number of the round, so that
+  // a late thread cannot take a piece of a round that has ended.
   struct alignas(64) Share {
-    // The first piece that is not taken; above it the number of the round, so that a late thread
-    // cannot take a piece of a round that has ended.
-    std::atomic<std::uint64_t> next;
-    Index first, last;
+    std::atomic<std::uint64_t> next{kClosed};
+    std::atomic<Index> last{0};
   };
 
-  Team(std::size_t threads, Index pieces) : pieces_(pieces), shares_(threads) {
-    const auto count = static_cast<Index>(threads);
+  static constexpr std::uint64_t kClosed = 0xffffffffu;
+  static constexpr int kPatience = 4096;  // looks, some 100 microseconds, before others may run
+
+  explicit Team(std::size_t threads) : shares_(threads) {}
+
+  template <class Work>
+  static void call(const void* work, Index piece, std::size_t thread) {
+    (*static_cast<const Work*>(work))(piece, thread);
+  }
+
+  void open(Index pieces, Call call, const void* work) {
+    ++round_;
+    for (Share& share : shares_)
+      share.next.store(round_ << 32 | kClosed, std::memory_order_relaxed);
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    done_.store(0, std::memory_order_relaxed);
+    call_.store(call, std::memory_order_relaxed);
+    work_.store(work, std::memory_order_relaxed);
+    const auto count = static_cast<Index>(shares_.size());
     for (Index q = 0; q < count; ++q) {
       Share& share = shares_[static_cast<std::size_t>(q)];
-      share.first = pieces * q / count;
-      share.last = pieces * (q + 1) / count;
-      share.next.store(static_cast<std::uint64_t>(share.last));
+      share.last.store(pieces * (q + 1) / count, std::memory_order_relaxed);
+      share.next.store(round_ << 32 | static_cast<std::uint64_t>(pieces * q / count),
+                       std::memory_order_release);
     }
   }
 
   // Do a piece, of the own share if there is one; false when none is left.
-  template <class Work>
-  bool help(std::size_t own, const Work& work) {
+  bool help(std::size_t own) {
     for (std::size_t q = 0; q < shares_.size(); ++q) {
       Share& share = shares_[(own + q) % shares_.size()];
       std::uint64_t next = share.next.load(std::memory_order_acquire);
-      while (piece(next) < share.last) {
-        if (!share.next.compare_exchange_weak(next, next + 1, std::memory_order_acquire)) continue;
-        work(piece(next));
+      while (true) {
+        const auto piece = static_cast<Index>(next & kClosed);
+        const Call call = call_.load(std::memory_order_relaxed);
+        const void* work = work_.load(std::memory_order_relaxed);
+        if (piece >= share.last.load(std::memory_order_relaxed)) break;
+        // Succeeds only if the round that all of this was read in still goes on.
+        if (!share.next.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel,
+                                              std::memory_order_acquire))
+          continue;
+        try {
+          call(work, piece, own);
+        } catch (...) {
+          if (!failed_.exchange(true)) error_ = std::current_exception();
+        }
         done_.fetch_add(1, std::memory_order_release);
         return true;
       }
@@ -82,24 +128,21 @@ class Team {
     return false;
   }
 
-  template <class Work>
-  void follow(std::size_t own, const Work& work) {
-    constexpr int kPatience = 4096;  // looks before the thread lets others run
-    int idle = 0;
+  void follow(std::size_t own) {
+    int looks = 0;
     while (!over_.load(std::memory_order_acquire)) {
-      if (help(own, work)) {
-        idle = 0;
-      } else if (++idle < kPatience) {
-        relax();
-      } else {
-        std::this_thread::yield();
-      }
+      if (help(own))
+        looks = 0;
+      else
+        wait(++looks);
     }
   }
 
-  static Index piece(std::uint64_t next) { return static_cast<Index>(next & 0xffffffffu); }
-
-  static void relax() {
+  static void wait(int looks) {
+    if (looks > kPatience) {
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+      return;
+    }
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -107,11 +150,14 @@ class Team {
 #endif
   }
 
-  const Index pieces_;
   std::vector<Share> shares_;
   std::uint64_t round_ = 0;
+  Index alone_ = 0, penalty_ = 8;  // rounds
+  std::atomic<Call> call_{nullptr};
+  std::atomic<const void*> work_{nullptr};
   alignas(64) std::atomic<Index> done_{0};
-  std::atomic<bool> over_{false};
+  std::atomic<bool> over_{false}, failed_{false};
+  std::exception_ptr error_;
 };
 
 }  // namespace epruner

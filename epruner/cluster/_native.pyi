@@ -11,6 +11,9 @@ _Index = NDArray[np.int64]
 
 def max_threads() -> int: ...
 def solve(
+    S: _Floats, lists: ActiveSet, dense_fits: bool
+) -> tuple[NDArray[np.bool_], int, bool]: ...
+def solve_dense(
     S: _Floats,
     preference: _F64,
     damping: float,
@@ -18,11 +21,14 @@ def solve(
     convergence_iter: int,
     seed: int,
     n_threads: int,
-    dense_only: bool,
-    dense_fits: bool,
 ) -> tuple[NDArray[np.bool_], int, bool]: ...
 def decode(
-    S: _Floats, preference: _F64, exemplars: _Index, seed: int, n_threads: int
+    S: _Floats,
+    preference: _F64,
+    exemplars: _Index,
+    seed: int,
+    n_threads: int,
+    lists: ActiveSet | None = None,
 ) -> tuple[_Index, _Index]: ...
 def quantile(
     S: _Floats, fraction: float, diagonal: bool, n_threads: int

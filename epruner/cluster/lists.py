@@ -129,7 +129,12 @@ class MatrixSource(Source):
     ) -> tuple[Indices, Indices]:
         return sorted_by_index(
             *_native.decode(
-                self.S, preference.astype(np.float64), exemplars, options.seed, options.n_threads
+                self.S,
+                preference.astype(np.float64),
+                exemplars,
+                options.seed,
+                options.n_threads,
+                lists,
             )
         )
 

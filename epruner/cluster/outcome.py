@@ -1,9 +1,13 @@
 """What a solver returns and what a clustering is: plain data."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from epruner.cluster import _native
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,15 @@ class Options:
 
 @dataclass(frozen=True)
 class Messages:
-    """The end of the message passing: which points are exemplars, after how many iterations."""
+    """The end of the message passing: which points are exemplars, after how many iterations.
+
+    `lists`, where a solver kept any, tell the nearest exemplar of most points.
+    """
 
     is_exemplar: NDArray[np.bool_]
     n_iter: int
     converged: bool
+    lists: "_native.ActiveSet | None" = None
 
 
 @dataclass(frozen=True)

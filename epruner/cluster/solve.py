@@ -42,7 +42,12 @@ def cluster_similarities(
     else:
         exemplars, labels = sorted_by_index(
             *native.decode(
-                S, preference.astype(np.float64), exemplars, options.seed, options.n_threads
+                S,
+                preference.astype(np.float64),
+                exemplars,
+                options.seed,
+                options.n_threads,
+                messages.lists,
             )
         )
     net = net_similarity(lambda rows, columns: S[rows, columns], preference, exemplars, labels)
