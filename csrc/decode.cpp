@@ -2,7 +2,7 @@
 
 #include <omp.h>
 
-#include <array>
+#include <numeric>
 
 namespace epruner {
 namespace {
@@ -91,6 +91,19 @@ Indices best_members(const S& similarity, const double* preference, const Indice
     }
   }
   return best;
+}
+
+void sort_by_index(Indices& exemplars, Indices& labels) {
+  Indices order(exemplars.size()), rank(exemplars.size());
+  std::iota(order.begin(), order.end(), Index{0});
+  std::sort(order.begin(), order.end(), [&](Index x, Index y) {
+    return exemplars[static_cast<std::size_t>(x)] < exemplars[static_cast<std::size_t>(y)];
+  });
+  for (std::size_t c = 0; c < order.size(); ++c)
+    rank[static_cast<std::size_t>(order[c])] = static_cast<Index>(c);
+  for (Index& label : labels)
+    if (label >= 0) label = rank[static_cast<std::size_t>(label)];
+  std::sort(exemplars.begin(), exemplars.end());
 }
 
 #define EPRUNER_INSTANTIATE(S)                                                                 \

@@ -17,4 +17,7 @@ template <class S>
 Indices best_members(const S& similarity, const double* preference, const Indices& labels,
                      Index clusters, const Jitter& jitter, int threads);
 
+// Put the exemplars in ascending order and rename the labels to match.
+void sort_by_index(Indices& exemplars, Indices& labels);
+
 }  // namespace epruner

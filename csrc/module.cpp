@@ -109,8 +109,8 @@ py::tuple py_solve_dense(const Array<T>& S, const Array<double>& preference, dou
   return messages_of(outcome);
 }
 
-// Assign the points, move every exemplar to its cluster's best member, assign again. Lists, where
-// there are any, know the nearest exemplars of most points.
+// Assign the points, move every exemplar to its cluster's best member, assign again; exemplars come
+// out ascending. Lists, where there are any, know the nearest exemplars of most points.
 template <class Similarity>
 py::tuple decoded(const Similarity& similarity, const ActiveSet* lists,
                   const Array<double>& preference, const Array<Index>& exemplars,
@@ -137,6 +137,7 @@ py::tuple decoded(const Similarity& similarity, const ActiveSet* lists,
     found = best_members(similarity, own, labels, static_cast<Index>(found.size()), jitter,
                          n_threads);
     assign_all();
+    sort_by_index(found, labels);
   }
   return py::make_tuple(to_array<Index>(found), to_array<Index>(labels));
 }
@@ -171,6 +172,18 @@ Array<T> py_column_medians(const Array<T>& S, int n_threads) {
     column_medians(n, S.data(), out, n_threads);
   }
   return medians;
+}
+
+template <class T>
+py::tuple py_centre(const Array<T>& X) {
+  require(X.ndim() == 2, "X must have two dimensions");
+  Array<T> centred({X.shape(0), X.shape(1)}), norms(X.shape(0));
+  T *out = centred.mutable_data(), *lengths = norms.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    centre(X.shape(0), X.shape(1), X.data(), out, lengths);
+  }
+  return py::make_tuple(centred, norms);
 }
 
 template <class T>
@@ -277,6 +290,7 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
         "n_threads"_a);
   m.def("column_medians", &py_column_medians<T>, py::arg("S").noconvert(), "n_threads"_a);
 
+  m.def("centre", &py_centre<T>, py::arg("X").noconvert());
   m.def("distances_from_dots", &py_distances_from_dots<T>, py::arg("dots").noconvert(),
         py::arg("X").noconvert(), py::arg("norms").noconvert(), "n_threads"_a);
 

@@ -48,6 +48,25 @@ void distances_from_dots(Index n, Index d, T* S, const T* X, const T* norms, int
   }
 }
 
+template <class T>
+void centre(Index n, Index d, const T* X, T* out, T* norms) {
+  std::vector<double> sum(static_cast<std::size_t>(d));
+  for (Index i = 0; i < n; ++i)
+    for (Index c = 0; c < d; ++c)
+      sum[static_cast<std::size_t>(c)] += static_cast<double>(X[i * d + c]);
+  std::vector<T> mean(static_cast<std::size_t>(d));
+  for (std::size_t c = 0; c < mean.size(); ++c)
+    mean[c] = static_cast<T>(sum[c] / static_cast<double>(n));
+  const std::vector<T> origin(static_cast<std::size_t>(d));
+  for (Index i = 0; i < n; ++i) {
+    for (Index c = 0; c < d; ++c)
+      out[i * d + c] = X[i * d + c] - mean[static_cast<std::size_t>(c)];
+    norms[i] = static_cast<T>(squared_distance(d, out + i * d, origin.data()));
+  }
+}
+
+template void centre<float>(Index, Index, const float*, float*, float*);
+template void centre<double>(Index, Index, const double*, double*, double*);
 template void distances_from_dots<float>(Index, Index, float*, const float*, const float*, int);
 template void distances_from_dots<double>(Index, Index, double*, const double*, const double*, int);
 template class Matrix<float>;

@@ -127,15 +127,13 @@ class MatrixSource(Source):
     def decode(
         self, lists: _native.ActiveSet, preference: Floats, exemplars: Indices, options: Options
     ) -> tuple[Indices, Indices]:
-        return sorted_by_index(
-            *_native.decode(
-                self.S,
-                preference.astype(np.float64),
-                exemplars,
-                options.seed,
-                options.n_threads,
-                lists,
-            )
+        return _native.decode(
+            self.S,
+            preference.astype(np.float64),
+            exemplars,
+            options.seed,
+            options.n_threads,
+            lists,
         )
 
     def links(self, rows: Indices, columns: Indices) -> Floats:
@@ -267,11 +265,10 @@ class FeatureSource(Source):
     def decode(
         self, lists: _native.ActiveSet, preference: Floats, exemplars: Indices, options: Options
     ) -> tuple[Indices, Indices]:
-        return sorted_by_index(
-            *self._features.decode(
-                lists, preference.astype(np.float64), exemplars, options.seed, options.n_threads
-            )
+        decoded: tuple[Indices, Indices] = self._features.decode(
+            lists, preference.astype(np.float64), exemplars, options.seed, options.n_threads
         )
+        return decoded
 
     def links(self, rows: Indices, columns: Indices) -> Floats:
         similarities: Floats = self._features.similarities(rows, columns)

@@ -18,12 +18,15 @@ def negative_squared_distances(X: Floats, n_threads: int | None = None) -> Float
     evaluated again by direct difference, so that near-duplicates keep their distance.
     """
     X = np.ascontiguousarray(X)
-    centred = X - X.mean(axis=0, dtype=np.float64).astype(X.dtype)
-    norms = np.einsum("ij,ij->i", centred, centred)
-    S: Floats = centred @ centred.T
+    S: Floats
     if native is not None:
+        centred, norms = native.centre(X)
+        S = centred @ centred.T
         native.distances_from_dots(S, X, norms, threads.resolve(n_threads))
         return S
+    centred = X - X.mean(axis=0, dtype=np.float64).astype(X.dtype)
+    norms = np.einsum("ij,ij->i", centred, centred)
+    S = centred @ centred.T
     S *= 2
     S -= norms[:, None] + norms[None, :]
     scale = np.sqrt(np.finfo(X.dtype).eps) * (norms[:, None] + norms[None, :])

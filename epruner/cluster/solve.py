@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from epruner.cluster import solvers
 from epruner.cluster._compiled import native
-from epruner.cluster.decode import decode, net_similarity, sorted_by_index
+from epruner.cluster.decode import decode, net_similarity
 from epruner.cluster.outcome import Clustering, Messages, Options
 
 if TYPE_CHECKING:
@@ -40,15 +40,13 @@ def cluster_similarities(
     if native is None:
         exemplars, labels = decode(S, preference, exemplars, options.seed)
     else:
-        exemplars, labels = sorted_by_index(
-            *native.decode(
-                S,
-                preference.astype(np.float64),
-                exemplars,
-                options.seed,
-                options.n_threads,
-                messages.lists,
-            )
+        exemplars, labels = native.decode(
+            S,
+            preference.astype(np.float64),
+            exemplars,
+            options.seed,
+            options.n_threads,
+            messages.lists,
         )
     net = net_similarity(lambda rows, columns: S[rows, columns], preference, exemplars, labels)
     return Clustering(exemplars, labels, messages.n_iter, messages.converged, net)
