@@ -27,9 +27,10 @@ from torch.nn import functional as F
 import epruner
 from epruner.prune.calibration import calibration_batches
 from epruner.prune.least_squares import Normal, input_rows, output_rows, stacked, unstack
+from epruner.prune.recording import record
 from epruner.prune.repair import RepairWarning, output_error
 from epruner.prune.report import Report
-from epruner.prune.tape import Run, record
+from epruner.prune.tape import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore::epruner.prune.BudgetWarning")
 
@@ -379,6 +380,55 @@ def test_normal_equations_recover_weights_and_bias() -> None:
     assert (normal.error(solved) < normal.error(wanted + 0.1)).all()
     kept = normal.solve(wanted + 0.1, bias=False)
     assert torch.equal(kept[:, -1], (wanted + 0.1)[:, -1])
+
+
+class SamePadding(nn.Conv2d):
+    """Pads by itself, more after than before, as networks ported from TensorFlow do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, 1, 0, 1))
+        return F.conv2d(
+            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+
+class Doubled(nn.Linear):
+    """Not what a linear layer computes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class OwnForwards(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = SamePadding(3, 16, 3, stride=2)
+        self.norm = nn.BatchNorm2d(16)
+        self.depthwise = SamePadding(16, 16, 3, stride=2, groups=16, bias=False)
+        self.wide = nn.Conv2d(16, 24, 1)
+        self.last = SamePadding(24, 12, 2)
+        self.hidden = Doubled(12, 16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.depthwise(F.relu(self.norm(self.stem(x)))))
+        x = self.last(F.relu(self.wide(x))).mean((2, 3))
+        return self.head(F.relu(self.hidden(x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("criterion", ["l1", "reconstruction"])
+def test_layers_with_forwards_of_their_own(criterion: str) -> None:
+    full, x = network(OwnForwards), inputs((3, 16, 16), 100)
+    options: dict[str, Any] = {"macs": 0.6, "criterion": criterion, "calibrate": x}
+    sliced = epruner.prune(full, (1, 3, 16, 16), compensate="none", **options)
+    repaired = epruner.prune(full, (1, 3, 16, 16), **options)
+    held_out = inputs((3, 16, 16), 50, seed=1)
+    assert error(repaired.model, full, held_out) < 0.7 * error(sliced.model, full, held_out)
+    assert repaired.report.repair is not None
+    refitted = {layer.name for layer in repaired.report.repair.layers}
+    assert {"wide", "last"} <= refitted
+    assert "hidden" not in refitted
+    assert any("forward is its own" in n and "hidden" in n for n in repaired.report.notes)
 
 
 def test_tape_runs_other_batches_like_the_model() -> None:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 import epruner
 from epruner.prune import calibration, tape
+from epruner.prune.recording import record
 from epruner.prune.spill import Spill, can_spill
-from epruner.prune.tape import Run, record
+from epruner.prune.tape import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore::epruner.prune.BudgetWarning")
 
@@ -40,6 +41,7 @@ print(before / 1e3, after / 1e3)
 
 SMALL = """
 from epruner.prune import calibration, tape
+from epruner.prune.recording import record
 from torch import nn
 torch.set_num_threads(1)
 tape.WAITING = {waiting}

@@ -31,9 +31,10 @@ from epruner.prune.least_squares import (
     unstack,
 )
 from epruner.prune.plan import Plan
+from epruner.prune.recording import record
 from epruner.prune.report import LayerRepair, Repair
 from epruner.prune.sites import Site, find_sites
-from epruner.prune.tape import Run, Slot, Tape, record
+from epruner.prune.tape import Run, Slot, Tape
 from epruner.prune.tracing import tensors_in
 
 

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from epruner.prune.recording import is_plain
 from epruner.prune.tape import Slot, Tape
 
 
@@ -83,6 +84,8 @@ def _objection(module: Any, args: tuple[Any, ...], calls: int) -> str:
         return "transposed convolution"
     if calls > 1:
         return "used more than once in a forward pass"
+    if not is_plain(module):
+        return "its forward is its own"
     if parametrize.is_parametrized(module):
         return "its weights are computed"
     if len(args) != 1 or not isinstance(args[0], Slot):
@@ -98,7 +101,11 @@ def _site(
     slot, norm, norm_step = step.writes[0], None, -1
     while len(after := readers.get(slot, [])) == 1 and slot not in tape.outputs:
         reader = tape.steps[after[0]]
-        is_norm = isinstance(reader.function, _BatchNorm) and reader.function.track_running_stats
+        is_norm = (
+            isinstance(reader.function, _BatchNorm)
+            and reader.function.track_running_stats
+            and is_plain(reader.function)
+        )
         if is_norm and norm is None and calls[reader.module or ""] == 1:
             norm, norm_step, slot = reader.module, after[0], reader.writes[0]
             continue

@@ -10,25 +10,18 @@ from __future__ import annotations
 
 import bisect
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
 
 from epruner.prune.inputs import Arguments
 from epruner.prune.spill import Aside, Spill, can_spill, folder
-from epruner.prune.tracing import TraceError, tensors_in
+from epruner.prune.tracing import tensors_in
 
 WAITING = 512 * 2**20  # bytes that the batches of a run hold in memory while they wait
-LEAVES = (_ConvNd, nn.Linear, _BatchNorm)  # run as a whole, with the parameters they then have
-# what a step reads off the values of one batch would be taken for all others
-_READS_VALUES = frozenset({"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"})
 
 
 @dataclass(frozen=True)
@@ -100,113 +93,6 @@ class Tape:
             for slot in dict.fromkeys(step.reads):
                 found.setdefault(slot, []).append(index)
         return found
-
-
-def record(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tape:
-    """Run a forward pass and write down its steps.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        In eval mode.
-    args, kwargs
-        Of its forward. Sizes of the batch are fixed in the tape.
-
-    Raises
-    ------
-    TraceError
-        The pass fails, or its course depends on the values of its inputs.
-    """
-    recorder = _Recorder()
-    # a copy, because a forward pass may write into its inputs
-    args, kwargs = _replace((tuple(args), dict(kwargs)), torch.clone)
-    inputs = tuple(recorder.slot(tensor) for tensor in tensors_in((args, kwargs)))
-    hooks = [
-        hook
-        for name, module in model.named_modules()
-        if isinstance(module, LEAVES)
-        for hook in recorder.hooks(name, module)
-    ]
-    try:
-        with torch.no_grad(), recorder:
-            output = model(*args, **kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    outputs = tuple(recorder.slots[id(t)] for t in tensors_in(output) if id(t) in recorder.slots)
-    return Tape(tuple(recorder.steps), inputs, outputs)
-
-
-class _Recording:
-    """What a recorder does, apart from the mode that makes torch call it.
-
-    A mode that itself defines ``__torch_dispatch__`` makes torch import its compiler, which takes
-    seconds and 150 MB.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps: list[Step] = []
-        # by identity, as long as the tensor lives: holding on to all that a pass computes would
-        # take many times the memory of the pass
-        self.slots: dict[int, Slot] = {}
-        self._watched: dict[int, weakref.ref[Tensor]] = {}
-        self._count = 0
-        self._inside: list[Any] = []  # what the running leaf modules read
-
-    def slot(self, tensor: Tensor) -> Slot:
-        key = id(tensor)
-        if key not in self.slots:
-            self.slots[key] = Slot(self._count)
-            self._count += 1
-
-            def gone(_: Any) -> None:
-                del self.slots[key], self._watched[key]
-
-            self._watched[key] = weakref.ref(tensor, gone)
-        return self.slots[key]
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if self._inside:
-            return func(*args, **kwargs)
-        name = func._schema.name
-        if name in _READS_VALUES:
-            raise TraceError(
-                f"the forward pass depends on values of its inputs ({name}), so that it cannot be "
-                "followed layer by layer"
-            )
-        read = self._references((args, kwargs))
-        result = func(*args, **kwargs)
-        self._add(name, None, func, read, result)
-        return result
-
-    def hooks(self, name: str, module: nn.Module) -> list[Any]:
-        def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
-            self._inside.append(self._references((args, kwargs)))
-
-        def leave(_: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-            read = self._inside.pop()
-            if not self._inside:
-                self._add(f"module {name}", name, module, read, result)
-
-        return [
-            module.register_forward_pre_hook(enter, with_kwargs=True),
-            module.register_forward_hook(leave, with_kwargs=True),
-        ]
-
-    def _add(self, label: str, module: str | None, function: Any, read: Any, result: Any) -> None:
-        written = _replace(result, self.slot)
-        shapes = tuple(tuple(t.shape) for t in tensors_in(result))
-        args, kwargs = read
-        self.steps.append(Step(label, module, function, args, kwargs, written, shapes))
-
-    def _references(self, value: Any) -> Any:
-        return _replace(value, lambda t: self.slots.get(id(t), t))
-
-
-class _Recorder(_Recording, TorchDispatchMode):  # type: ignore[no-untyped-call]
-    pass
 
 
 class Run:
@@ -290,7 +176,7 @@ class Run:
         step = self.tapes[batch].steps[index]
         with torch.no_grad():
             read = {slot: self.value(batch, slot) for slot in step.reads}
-            args, kwargs = _replace((step.args, step.kwargs), None, read)
+            args, kwargs = replaced((step.args, step.kwargs), None, read)
             _store(step.result, step.function(*args, **kwargs), self._values[batch])
 
     def value(self, batch: int, slot: Slot) -> Tensor:
@@ -353,19 +239,20 @@ class Run:
         return min(after)
 
 
-def _replace(
+def replaced(
     value: Any,
     of_tensor: Callable[[Tensor], Any] | None,
     of_slot: Mapping[Slot, Tensor] | None = None,
 ) -> Any:
+    """A nested structure with its tensors and slots exchanged."""
     if isinstance(value, Tensor):
         return value if of_tensor is None else of_tensor(value)
     if isinstance(value, Slot):
         return value if of_slot is None else of_slot[value]
     if isinstance(value, Mapping):
-        return {key: _replace(item, of_tensor, of_slot) for key, item in value.items()}
+        return {key: replaced(item, of_tensor, of_slot) for key, item in value.items()}
     if type(value) in (tuple, list):
-        return type(value)(_replace(item, of_tensor, of_slot) for item in value)
+        return type(value)(replaced(item, of_tensor, of_slot) for item in value)
     return value
 
 
