@@ -12,15 +12,17 @@
 namespace epruner {
 namespace {
 
-constexpr Index kFirstWant = 16;      // candidates a row starts with
-constexpr Index kIterateTogether = 4096;  // listed entries from which threads save more than they cost
-constexpr Index kSelectTogether = Index{1} << 17;  // entries of S; likewise
-constexpr Index kAssignTogether = Index{1} << 20;  // listed entries; likewise
-constexpr Index kRowsAtOnce = 16;
-constexpr Index kCrowdedShare = 8;    // dense passes win once lists hold more than n / 8 columns
-constexpr Index kAlwaysSparse = 48;   // lists of this length are never worth a dense pass
+constexpr Index kFirstWant = 16;     // candidates a row starts with
+constexpr Index kRankBelow = 64;     // candidates of a row that are ranked and not sorted
+constexpr Index kRowsAtOnce = 16;    // that a thread takes when rows get candidates
+constexpr Index kCrowdedShare = 8;   // dense passes win once lists hold more than n / 8 columns
+constexpr Index kAlwaysSparse = 48;  // lists of this length are never worth a dense pass
 constexpr Index kSelectionChunk = Index{1} << 26;  // entries of S read between two polls
-constexpr Index kRankBelow = 64;      // candidates of a row that are ranked and not sorted
+// From where threads save more than they cost: listed entries to iterate over, entries of S to
+// select from, listed entries to assign points by.
+constexpr Index kIterateTogether = 4096;
+constexpr Index kSelectTogether = Index{1} << 17;
+constexpr Index kAssignTogether = Index{1} << 20;
 constexpr std::size_t kLeastChunk = 256, kMostChunk = std::size_t{1} << 15;  // octets
 
 template <class T>
@@ -351,9 +353,8 @@ void ActiveSet::run_block(Block& block, Index first, Index last) {
     for (Index i = first; i < last; ++i) {
       Row& row = rows_[static_cast<std::size_t>(i)];
       prefetch(rows_[static_cast<std::size_t>(std::min(i + 1, last - 1))]);
-      const Top2<double> top =
-          listed_availabilities(row.octets_active(), settings_.damping, diagonal_.total.data(),
-                                row.octets);
+      const Top2<double> top = listed_availabilities(row.octets_active(), settings_.damping,
+                                                     diagonal_.total.data(), row.octets);
       if (!settle(i, top, block)) block.pending.push_back(i);
     }
     return;

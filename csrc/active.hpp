@@ -1,9 +1,10 @@
 // The active-set solver: only pairs that were ever a row's maximum or ever had R > 0 hold messages.
 //
-// Every other pair (i, k) satisfies R = (1 - damping^t) S - mu[i] and A = abar[k] at every t, so its
-// messages need neither storage nor work and can be rebuilt exactly when it becomes interesting.
-// Each row keeps its most similar points in descending order; the first `active` of them hold
-// messages, the others are candidates. See docs/affinity-propagation.md for the derivation.
+// Every other pair (i, k) satisfies R = (1 - damping^t) S - mu[i] and A = abar[k] at every t, so
+// its messages need neither storage nor work and can be rebuilt exactly when it becomes
+// interesting. Each row keeps its most similar points in descending order; the first `active` of
+// them hold messages, the others are candidates. See docs/affinity-propagation.md for the
+// derivation.
 #pragma once
 
 #include <memory>
@@ -200,8 +201,8 @@ class ActiveSet {
   Team* team_ = nullptr;       // while threads work together
 };
 
-// The whole of it for similarities (n, n) in memory: fills the lists, which must be new, and turns to
-// dense passes once they get long. Throws std::bad_alloc where memory has no room for those.
+// The whole of it for similarities (n, n) in memory: fills the lists, which must be new, and turns
+// to dense passes once they get long. Throws std::bad_alloc where memory has no room for those.
 template <class T>
 Outcome solve_matrix(ActiveSet& lists, const T* S, bool dense_fits, const Poll& poll);
 

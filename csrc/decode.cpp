@@ -106,10 +106,10 @@ void sort_by_index(Indices& exemplars, Indices& labels) {
   std::sort(exemplars.begin(), exemplars.end());
 }
 
-#define EPRUNER_INSTANTIATE(S)                                                                 \
-  template void assign<S>(const S&, const Indices&, const Jitter&, int, Indices&);             \
-  template Indices best_members<S>(const S&, const double*, const Indices&, Index,             \
-                                   const Jitter&, int);
+#define EPRUNER_INSTANTIATE(S)                                                                    \
+  template void assign<S>(const S&, const Indices&, const Jitter&, int, Indices&);                \
+  template Indices best_members<S>(const S&, const double*, const Indices&, Index, const Jitter&, \
+                                   int);
 EPRUNER_INSTANTIATE(Matrix<float>)
 EPRUNER_INSTANTIATE(Matrix<double>)
 EPRUNER_INSTANTIATE(Features<float>)

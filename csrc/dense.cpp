@@ -49,8 +49,8 @@ void Dense<T>::update_row(Index i, T keep_availability, double* support) {
   T *S = s(i), *R = r(i), *A = a(i);
   const T* b = total_.data();
   Top2<T> top = dense_availabilities(i, keep_availability, b, S, R, A);
-  top.add(dense_availabilities(rest, keep_availability, b + after, S + after, R + after,
-                               A + after));
+  top.add(
+      dense_availabilities(rest, keep_availability, b + after, S + after, R + after, A + after));
   const auto own = static_cast<std::size_t>(i);
   Top2<double> wide = widen(top);
   wide.add(diagonal_.a[own] + diagonal_.preference[own]);
@@ -126,8 +126,7 @@ Outcome Dense<T>::iterate(Index t, const Poll& poll) {
 template <class T>
 Outcome solve_dense(Index n, const T* S, Index stride, const double* preference,
                     const Jitter& jitter, const Settings& settings, const Poll& poll) {
-  return Dense<T>(n, S, stride, jitter, Diagonal(n, preference, jitter), settings)
-      .iterate(0, poll);
+  return Dense<T>(n, S, stride, jitter, Diagonal(n, preference, jitter), settings).iterate(0, poll);
 }
 
 template Outcome solve_dense<float>(Index, const float*, Index, const double*, const Jitter&,

@@ -134,8 +134,8 @@ py::tuple decoded(const Similarity& similarity, const ActiveSet* lists,
   {
     const py::gil_scoped_release release;
     assign_all();
-    found = best_members(similarity, own, labels, static_cast<Index>(found.size()), jitter,
-                         n_threads);
+    found =
+        best_members(similarity, own, labels, static_cast<Index>(found.size()), jitter, n_threads);
     assign_all();
     sort_by_index(found, labels);
   }
@@ -275,7 +275,7 @@ py::object py_extend_from_dots(ActiveSet& lists, const Array<Index>& rows, const
     lists.extend(points, source, features.refinement(), out);
   }
   if (!with_medians) return py::none();
-  return std::move(medians);
+  return medians;
 }
 
 template <class T>
@@ -320,8 +320,7 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
       .def("watched_below", [](const PyNearest<T>& self) { return self.nearest.watched_below(); })
       .def("watched", [](const PyNearest<T>& self) { return to_array<T>(self.nearest.watched()); });
 
-  active_set
-      .def("extend", &py_extend<T>, "rows"_a, py::arg("S").noconvert())
+  active_set.def("extend", &py_extend<T>, "rows"_a, py::arg("S").noconvert())
       .def("extend_from_dots", &py_extend_from_dots<T>, "rows"_a, py::arg("dots").noconvert(),
            "features"_a, "with_medians"_a)
       .def("adopt_nearest",
@@ -346,34 +345,37 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
            }),
            py::arg("preference").noconvert(), "damping"_a, "max_iter"_a, "convergence_iter"_a,
            "seed"_a, "single_precision"_a, "n_threads"_a)
-      .def("adopt_sparse",
-           [](ActiveSet& self, const Array<Index>& offsets, const Array<Column>& columns,
-              const Array<double>& similarities) {
-             require(offsets.size() == self.size() + 1 && columns.size() == similarities.size() &&
-                         offsets.data()[self.size()] == columns.size(),
-                     "not a compressed sparse matrix");
-             const py::gil_scoped_release release;
-             self.adopt(offsets.data(), columns.data(), similarities.data());
-           },
-           "offsets"_a, "columns"_a, "similarities"_a)
-      .def("restart",
-           [](ActiveSet& self, const Array<double>& preference, double damping) {
-             self.restart(of_length(preference, self.size()), damping);
-           },
-           py::arg("preference").noconvert(), "damping"_a)
-      .def("iterate",
-           [](ActiveSet& self, Index iterations) {
-             SignalPoll signals;
-             const Poll poll = std::ref(signals);
-             Status status;
-             {
-               const py::gil_scoped_release release;
-               status = self.iterate(poll, iterations);
-             }
-             if (status == Status::interrupted) throw py::error_already_set();
-             return name_of(status);
-           },
-           "iterations"_a)
+      .def(
+          "adopt_sparse",
+          [](ActiveSet& self, const Array<Index>& offsets, const Array<Column>& columns,
+             const Array<double>& similarities) {
+            require(offsets.size() == self.size() + 1 && columns.size() == similarities.size() &&
+                        offsets.data()[self.size()] == columns.size(),
+                    "not a compressed sparse matrix");
+            const py::gil_scoped_release release;
+            self.adopt(offsets.data(), columns.data(), similarities.data());
+          },
+          "offsets"_a, "columns"_a, "similarities"_a)
+      .def(
+          "restart",
+          [](ActiveSet& self, const Array<double>& preference, double damping) {
+            self.restart(of_length(preference, self.size()), damping);
+          },
+          py::arg("preference").noconvert(), "damping"_a)
+      .def(
+          "iterate",
+          [](ActiveSet& self, Index iterations) {
+            SignalPoll signals;
+            const Poll poll = std::ref(signals);
+            Status status;
+            {
+              const py::gil_scoped_release release;
+              status = self.iterate(poll, iterations);
+            }
+            if (status == Status::interrupted) throw py::error_already_set();
+            return name_of(status);
+          },
+          "iterations"_a)
       .def("starved", [](const ActiveSet& self) { return to_array<Index>(self.starved()); })
       .def("assign",
            [](const ActiveSet& self, const Array<Index>& position) {

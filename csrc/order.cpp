@@ -54,8 +54,7 @@ Bracket<T> close_in(const T* values, Index n, Index low, Index high) {
   constexpr T infinity = std::numeric_limits<T>::infinity();
   std::array<T, 1024> sample;
   const Index size = std::min<Index>(n / 16, 1024);
-  for (Index e = 0; e < size; ++e)
-    sample[static_cast<std::size_t>(e)] = values[e * (n / size)];
+  for (Index e = 0; e < size; ++e) sample[static_cast<std::size_t>(e)] = values[e * (n / size)];
   std::sort(sample.begin(), sample.begin() + size);
   const auto slack = static_cast<Index>(2 * std::sqrt(static_cast<double>(size)));
   Bracket<T> found{sample[static_cast<std::size_t>(size / 2 - slack)],
@@ -160,7 +159,8 @@ void column_medians(Index n, const T* S, T* medians, int threads) {
     const Index first = group * kColumnsAtOnce, width = std::min(kColumnsAtOnce, n - first);
     for (Index i = 0; i < n; ++i)
       for (Index k = 0; k < width; ++k) columns[k * n + i] = S[i * n + first + k];
-    for (Index k = 0; k < width; ++k) medians[first + k] = median(columns + k * n, n, where[thread]);
+    for (Index k = 0; k < width; ++k)
+      medians[first + k] = median(columns + k * n, n, where[thread]);
   }
 }
 

@@ -102,7 +102,8 @@ EPRUNER_INLINE Top2<T> dense_availabilities_impl(Index n, T keep, const T* __res
   Top2Lanes<T> even, odd;  // two chains: the reduction waits on its own latency otherwise
   Index k = 0;
   for (; k + 2 * w <= n; k += 2 * w) {
-    const auto a0 = damped_availability(keeps, renews, V::load(b + k), V::load(r + k), V::load(a + k));
+    const auto a0 =
+        damped_availability(keeps, renews, V::load(b + k), V::load(r + k), V::load(a + k));
     const auto a1 = damped_availability(keeps, renews, V::load(b + k + w), V::load(r + k + w),
                                         V::load(a + k + w));
     V::store(a + k, a0);
@@ -120,9 +121,9 @@ EPRUNER_INLINE Top2<T> dense_availabilities_impl(Index n, T keep, const T* __res
 }
 
 template <class T>
-EPRUNER_INLINE void dense_responsibilities_impl(Index n, T keep, Top2<T> top,
-                                                const T* __restrict s, const T* __restrict a,
-                                                T* __restrict r, double* __restrict support) {
+EPRUNER_INLINE void dense_responsibilities_impl(Index n, T keep, Top2<T> top, const T* __restrict s,
+                                                const T* __restrict a, T* __restrict r,
+                                                double* __restrict support) {
   for (Index k = 0; k < n; ++k) {
     const T fresh = damped_responsibility(keep, top, s[k], a[k], r[k]);
     r[k] = fresh;
@@ -248,8 +249,8 @@ EPRUNER_INLINE Index collect_between_impl(Index n, const T* __restrict x, T low,
 }
 
 template <class T>
-EPRUNER_INLINE Index collect_at_least_impl(Index n, const T* __restrict x,
-                                           const T* __restrict low, Column* __restrict out) {
+EPRUNER_INLINE Index collect_at_least_impl(Index n, const T* __restrict x, const T* __restrict low,
+                                           Column* __restrict out) {
   using V = Vector<T>;
   constexpr Index w = V::width;
   Index found = 0;
@@ -299,8 +300,8 @@ constexpr std::uint64_t kGolden = 0x9E3779B97F4A7C15ull;
 
 }  // namespace
 
-EPRUNER_CLONES Top2<float> dense_availabilities(Index n, float keep, const float* b,
-                                                const float* s, const float* r, float* a) {
+EPRUNER_CLONES Top2<float> dense_availabilities(Index n, float keep, const float* b, const float* s,
+                                                const float* r, float* a) {
   return dense_availabilities_impl(n, keep, b, s, r, a);
 }
 EPRUNER_CLONES Top2<double> dense_availabilities(Index n, double keep, const double* b,
@@ -417,8 +418,7 @@ EPRUNER_CLONES double bisect(Index n, const double* x, double low, double high, 
   return bisect_impl(n, x, low, high, below, want);
 }
 
-EPRUNER_CLONES Index collect_between(Index n, const float* x, float low, float below,
-                                     Column* out) {
+EPRUNER_CLONES Index collect_between(Index n, const float* x, float low, float below, Column* out) {
   return collect_between_impl(n, x, low, below, out);
 }
 EPRUNER_CLONES Index collect_between(Index n, const double* x, double low, double below,

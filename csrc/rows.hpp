@@ -1,4 +1,5 @@
-// Serial operations on one row of similarities or messages. rows.cpp is the only file that knows SIMD.
+// Serial operations on one row of similarities or messages. rows.cpp is the only file that knows
+// SIMD.
 #pragma once
 
 #include <cstdint>
@@ -37,7 +38,8 @@ Top2<float> dense_availabilities(Index n, float keep, const float* b, const floa
 Top2<double> dense_availabilities(Index n, double keep, const double* b, const double* s,
                                   const double* r, double* a);
 
-// R <- keep R + (1 - keep) (S - (A + S == top.first ? top.second : top.first)); support += max(0, R).
+// R <- keep R + (1 - keep) (S - (A + S == top.first ? top.second : top.first)); support += max(0,
+// R).
 void dense_responsibilities(Index n, float keep, Top2<float> top, const float* s, const float* a,
                             float* r, double* support);
 void dense_responsibilities(Index n, double keep, Top2<double> top, const double* s,
@@ -69,14 +71,16 @@ void descending_ranks(Index n, double* s, Column* ranks);
 template <class T>
 constexpr Index kLanes = 256 / sizeof(T);
 
-// What the maxima of a row's lanes span, and whether the row holds similarities only: no NaN, no +inf.
+// What the maxima of a row's lanes span, and whether the row holds similarities only: no NaN, no
+// +inf.
 template <class T>
 struct Span {
   T least, most;
   bool valid;
 };
 
-// lanes[j] <- the maximum of x[k] < below over k = j (mod kLanes), k != self (which may lie outside).
+// lanes[j] <- the maximum of x[k] < below over k = j (mod kLanes), k != self (which may lie
+// outside).
 Span<float> lane_maxima(Index n, Index self, const float* x, float below, float* lanes);
 Span<double> lane_maxima(Index n, Index self, const double* x, double below, double* lanes);
 

@@ -59,8 +59,7 @@ void centre(Index n, Index d, const T* X, T* out, T* norms) {
     mean[c] = static_cast<T>(sum[c] / static_cast<double>(n));
   const std::vector<T> origin(static_cast<std::size_t>(d));
   for (Index i = 0; i < n; ++i) {
-    for (Index c = 0; c < d; ++c)
-      out[i * d + c] = X[i * d + c] - mean[static_cast<std::size_t>(c)];
+    for (Index c = 0; c < d; ++c) out[i * d + c] = X[i * d + c] - mean[static_cast<std::size_t>(c)];
     norms[i] = static_cast<T>(squared_distance(d, out + i * d, origin.data()));
   }
 }

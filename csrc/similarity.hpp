@@ -53,7 +53,8 @@ class Features {
 template <class T>
 void distances_from_dots(Index n, Index d, T* S, const T* X, const T* norms, int threads);
 
-// out <- X (n, d) minus its columns' means, in X's precision; norms[i] <- the squared length of row i.
+// out <- X (n, d) minus its columns' means, in X's precision; norms[i] <- the squared length of row
+// i.
 template <class T>
 void centre(Index n, Index d, const T* X, T* out, T* norms);
 

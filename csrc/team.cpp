@@ -41,7 +41,8 @@ int Team::advisable(int threads) {
   std::ifstream("/proc/loadavg") >> minutes[0] >> minutes[1] >> minutes[2] >> running;
   const auto cores = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
   if (running <= cores) return threads;
-  // Threads of this process that wait in a loop for their next work give way; those of others do not.
+  // Threads of this process that wait in a loop for their next work give way; those of others do
+  // not.
   return std::clamp(cores - (running - own_running()), 1, threads);
 #endif
 }

@@ -14,15 +14,15 @@
 
 namespace epruner {
 
-// One parallel region in which a leader hands out round after round of work. A round costs a fraction
-// of a microsecond. On a busy machine it does not wait for threads that are not running: every thread
-// has pieces of its own, which stay in its cache from round to round, but whoever has done theirs
-// takes those of others. Should a thread lose its core in the middle of a piece, the leader works
-// alone for a while.
+// One parallel region in which a leader hands out round after round of work. A round costs a
+// fraction of a microsecond. On a busy machine it does not wait for threads that are not running:
+// every thread has pieces of its own, which stay in its cache from round to round, but whoever has
+// done theirs takes those of others. Should a thread lose its core in the middle of a piece, the
+// leader works alone for a while.
 class Team {
  public:
-  // How many of so many threads are likely to get a core of this machine now: all where it cannot be
-  // told. Threads without one cost more than they bring.
+  // How many of so many threads are likely to get a core of this machine now: all where it cannot
+  // be told. Threads without one cost more than they bring.
   static int advisable(int threads);
 
   // Run lead(team) on the calling thread while the other threads help with what it distributes.
@@ -49,7 +49,8 @@ class Team {
     return answer;
   }
 
-  // One round, for the leader: work(piece, thread) for all pieces in [0, pieces), by whoever is there.
+  // One round, for the leader: work(piece, thread) for all pieces in [0, pieces), by whoever is
+  // there.
   template <class Work>
   void distribute(Index pieces, const Work& work) {
     if (alone_ > 0) {
@@ -68,8 +69,8 @@ class Team {
  private:
   using Call = void (*)(const void* work, Index piece, std::size_t thread);
 
-  // The first piece of a thread's share that is not taken; above it the number of the round, so that
-  // a late thread cannot take a piece of a round that has ended.
+  // The first piece of a thread's share that is not taken; above it the number of the round, so
+  // that a late thread cannot take a piece of a round that has ended.
   struct alignas(64) Share {
     std::atomic<std::uint64_t> next{kClosed};
     std::atomic<Index> last{0};
@@ -96,7 +97,7 @@ class Team {
     const auto count = static_cast<Index>(shares_.size());
     for (Index q = 0; q < count; ++q) {
       Share& share = shares_[static_cast<std::size_t>(q)];
-      share.last.store(pieces * (q + 1) / count, std::memory_order_relaxed);
+      share.last.store(pieces * (q + 1) / count, std::memory_order_release);
       share.next.store(round_ << 32 | static_cast<std::uint64_t>(pieces * q / count),
                        std::memory_order_release);
     }
@@ -111,7 +112,7 @@ class Team {
         const auto piece = static_cast<Index>(next & kClosed);
         const Call call = call_.load(std::memory_order_relaxed);
         const void* work = work_.load(std::memory_order_relaxed);
-        if (piece >= share.last.load(std::memory_order_relaxed)) break;
+        if (piece >= share.last.load(std::memory_order_acquire)) break;
         // Succeeds only if the round that all of this was read in still goes on.
         if (!share.next.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel,
                                               std::memory_order_acquire))
