@@ -328,6 +328,11 @@ def test_channels_grouped_in_two_ways_are_left_alone() -> None:
     assert set(found) == {"stem", "head"}
 
 
+def test_one_channel_is_no_choice() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 1, 1), nn.ReLU(), nn.Conv2d(1, 8, 1), nn.Conv2d(8, 2, 1))
+    assert reasons(model)["0"] == "it has one channel"
+
+
 def test_layers_that_do_not_run_are_named() -> None:
     class Spare(networks.Vgg):
         def __init__(self) -> None:

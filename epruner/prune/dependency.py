@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,73 @@ def trace(
             f"the structure of {type(model).__name__} could not be analysed: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+class Place(NamedTuple):
+    """A channel of a node and the channel of the layer it goes with, as the library names them."""
+
+    idx: int
+    root_idx: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One side of one node that channels of a layer reach.
+
+    Parameters
+    ----------
+    node
+        The library's.
+    reads : bool
+        The channels are those that the node reads, not those that it makes.
+    roots : dict of int to int
+        Channel of the layer by channel of this node.
+    """
+
+    node: Any
+    reads: bool
+    roots: dict[int, int]
+
+
+def follow(graph: Any, module: nn.Module) -> list[Entry]:
+    """All that the output channels of a layer hang together with, the layer itself first.
+
+    The library's own way visits every path, which are too many where a module is used again and
+    again; here each channel passes each node once.
+
+    Raises
+    ------
+    ValueError
+        Two channels of the layer reach the same channel of a node.
+    """
+    pruner = graph.get_pruner_of_module(module)
+    found: dict[tuple[Any, Any], dict[int, int]] = {}
+    last: dict[tuple[Any, Any], Sequence[Place]] = {}
+    start = [Place(i, i) for i in range(pruner.get_out_channels(module))]
+    stack = [(graph.module2node[module], pruner.prune_out_channels, start)]
+    while stack:
+        node, side, places = stack.pop()
+        if last.get((node, side)) is places:
+            continue  # back along an edge; most arrivals are
+        last[node, side] = places
+        roots = found.setdefault((node, side), {})
+        fresh = [place for place in places if place.idx not in roots] if roots else places
+        expected = len(roots) + len(places)
+        roots.update(fresh)
+        if len(roots) < expected and any(roots[idx] != root for idx, root in places):
+            raise ValueError(f"two of them meet in one channel of {node.name}")
+        for dep in node.dependencies if fresh else ():
+            if not dep.is_triggered_by(side):
+                continue
+            reached = fresh
+            for mapping in dep.index_mapping:
+                reached = mapping(reached) if mapping is not None and reached else reached
+            stack.append((dep.target, dep.handler, reached))
+    return [
+        Entry(node, side.__name__ == "prune_in_channels", roots)
+        for (node, side), roots in found.items()
+        if roots
+    ]
 
 
 @contextmanager

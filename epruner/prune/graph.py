@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from epruner.prune.copies import address_of, own_tensors, owners
 from epruner.prune.count import Costs, Recorder
-from epruner.prune.dependency import trace
+from epruner.prune.dependency import Entry, follow, trace
 from epruner.prune.operations import INSIDES, flattens, objection, operation
 from epruner.prune.report import Skipped
 from epruner.prune.surgery import can_resize, is_depthwise
@@ -196,27 +196,24 @@ class _Walker:
         """The group whose first producer is `module`, or None and the reason."""
         if reason := self._objection_ahead(module):
             return None, reason
-        pruner = self._graph.get_pruner_of_module(module)
-        channels = pruner.get_out_channels(module)
         try:
-            found = self._graph.get_pruning_group(
-                module, pruner.prune_out_channels, list(range(channels))
-            )
+            found = follow(self._graph, module)
         except Exception as error:  # whatever the library trips over, only this group is lost
             return None, f"its dependencies could not be followed ({type(error).__name__}: {error})"
-        nodes = {item.dep.target: None for item in found}  # a set that keeps its order
-        for item in found:
-            if item.dep.target.grad_fn in self._heads and not _reads(item):
+        nodes = {entry.node: None for entry in found}  # a set that keeps its order
+        for entry in found:
+            if entry.node.grad_fn in self._heads and not _reads(entry):
                 return None, "its channels are the output of the model"
         for node in nodes:
             if reason := self._objection(node):
                 return None, reason
-        return self._build(name, channels, found, nodes)
+        return self._build(name, found, nodes)
 
     def _objection_ahead(self, module: nn.Module) -> str:
-        """Why the way to the next layers rules a group out, before the library follows it.
+        """Why the way to the next layers rules a group out.
 
-        Some ways (heads that are flattened and concatenated) it would follow for ever.
+        Looked at first, as the reason nearest to the layer says most; and flattened maps that are
+        concatenated are mapped wrongly.
         """
         root = self._graph.module2node[module]
         frontier = [(node, False) for node in root.outputs]  # False: not flattened so far
@@ -240,20 +237,21 @@ class _Walker:
         return ""
 
     def _build(
-        self, name: str, channels: int, found: Any, nodes: dict[Any, None]
+        self, name: str, found: Sequence[Entry], nodes: dict[Any, None]
     ) -> tuple[Group | None, str]:
+        channels = len(found[0].roots)
         producers: dict[str, Member] = {}
         followers: dict[str, Member] = {}
         consumers: dict[str, Member] = {}
         blocks = 1
-        for item in found:
-            module = item.dep.target.module
+        for entry in found:
+            module = entry.node.module
             if isinstance(module, nn.Parameter):
                 label, size, side = self._parameters[id(module)], channels, followers
             elif id(module) in self._names and can_resize(module):
                 label = self._names[id(module)]
                 is_layer = isinstance(module, (_ConvNd, nn.Linear)) and not is_depthwise(module)
-                side = followers if not is_layer else consumers if _reads(item) else producers
+                side = followers if not is_layer else consumers if _reads(entry) else producers
                 cost = self._costs.modules.get(label)
                 size = 0 if cost is None else cost.inputs if side is consumers else cost.outputs
                 if not size:
@@ -269,7 +267,8 @@ class _Walker:
                     blocks = module.groups
             else:
                 continue
-            index, root = np.asarray(item.idxs, np.intp), np.asarray(item.root_idxs, np.intp)
+            index = np.fromiter(entry.roots.keys(), np.intp)
+            root = np.fromiter(entry.roots.values(), np.intp)
             order = np.lexsort((index, root))
             side[label] = Member(label, index[order], root[order], size)
         for member in (*producers.values(), *followers.values(), *consumers.values()):
@@ -324,11 +323,11 @@ class _Walker:
         return ""
 
 
-def _reads(item: Any) -> bool:
-    """Whether an entry of the library's groups is the input side of a layer."""
-    module = item.dep.target.module
+def _reads(entry: Entry) -> bool:
+    """Whether an entry is the input side of a layer."""
+    module = entry.node.module
     is_layer = isinstance(module, (_ConvNd, nn.Linear)) and not is_depthwise(module)
-    return is_layer and item.dep.handler.__name__ == "prune_in_channels"
+    return is_layer and entry.reads
 
 
 def _bad_member(member: Member, channels: int, *, whole: bool) -> str:
