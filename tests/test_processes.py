@@ -130,9 +130,11 @@ from epruner.cluster import solvers
 from epruner.cluster.outcome import Options
 S = gaussian(3000)
 p = np.full(len(S), 20 * np.median(S), dtype=S.dtype)
+solve = solvers.get({backend!r})
+solve(S[:200, :200].copy(), p[:200], Options(max_iter=30))  # an interrupt may hit compilation, too
 print("ready", flush=True)
 try:
-    solvers.get({backend!r})(S, p, Options(damping=0.99, max_iter=100000, convergence_iter=99999))
+    solve(S, p, Options(damping=0.99, max_iter=100000, convergence_iter=99999))
 except KeyboardInterrupt:
     print(time.monotonic(), flush=True)
 """
