@@ -316,9 +316,18 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
       .def(py::init<const PyFeatures<T>&, Index>(), "features"_a, "want"_a)
       .def("offer", &PyNearest<T>::offer, py::arg("dots").noconvert(), "first_row"_a,
            "first_column"_a)
-      .def("watch", [](PyNearest<T>& self, T low, T high) { self.nearest.watch(low, high); })
-      .def("watched_below", [](const PyNearest<T>& self) { return self.nearest.watched_below(); })
-      .def("watched", [](const PyNearest<T>& self) { return to_array<T>(self.nearest.watched()); });
+      .def(
+          "watch",
+          [](PyNearest<T>& self, T low, T high, Index expected) {
+            self.nearest.watch(low, high, expected);
+          },
+          "low"_a, "high"_a, "expected"_a)
+      .def(
+          "watched_at",
+          [](const PyNearest<T>& self, const std::vector<Index>& ranks) {
+            return self.nearest.watch().at(ranks);
+          },
+          "ranks"_a);
 
   active_set.def("extend", &py_extend<T>, "rows"_a, py::arg("S").noconvert())
       .def("extend_from_dots", &py_extend_from_dots<T>, "rows"_a, py::arg("dots").noconvert(),

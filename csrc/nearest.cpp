@@ -1,7 +1,6 @@
 #include "nearest.hpp"
 
-#include <cmath>
-#include <numeric>
+#include <algorithm>
 
 namespace epruner {
 namespace {
@@ -18,8 +17,7 @@ Nearest<T>::Nearest(Index n, Index want, const T* norms)
       norms_(norms),
       rows_(static_cast<std::size_t>(n)),
       values_(new T[static_cast<std::size_t>(n * room_)]),
-      columns_(new Column[static_cast<std::size_t>(n * room_)]),
-      watch_(static_cast<std::size_t>(n)) {}
+      columns_(new Column[static_cast<std::size_t>(n * room_)]) {}
 
 template <class T>
 void Nearest<T>::push(Index i, Column column, T similarity) {
@@ -54,7 +52,6 @@ void Nearest<T>::offer(const Tile<T>& tile) {
   std::vector<Column> hits(static_cast<std::size_t>(tile.columns));
   for (Index j = 0; j < tile.columns; ++j)
     thresholds[static_cast<std::size_t>(j)] = unlisted(tile.first_column + j);
-  Watch& watch = watch_[static_cast<std::size_t>(tile.first_row)];
   constexpr T infinity = std::numeric_limits<T>::infinity();
   for (Index q = 0; q < tile.rows; ++q) {
     const Index i = tile.first_row + q;
@@ -69,13 +66,9 @@ void Nearest<T>::offer(const Tile<T>& tile) {
       if (!(diagonal && k == q))
         push(i, static_cast<Column>(tile.first_column + k), s[static_cast<std::size_t>(k)]);
     }
-    if (watching_) {
-      const Index start = diagonal ? q + 1 : 0, length = tile.columns - start;
-      watch.below += count_between(length, s.data() + start, minus_infinity<T>, watch_low_);
-      found = collect_between(length, s.data() + start, watch_low_, watch_above_, hits.data());
-      for (Index e = 0; e < found; ++e)
-        watch.inside.push_back(
-            s[static_cast<std::size_t>(start + hits[static_cast<std::size_t>(e)])]);
+    if (watch_) {  // every row of tiles is in one thread's hands at a time
+      const Index start = diagonal ? q + 1 : 0;
+      watch_->see(tile.first_row, tile.columns - start, s.data() + start, hits.data());
     }
     if (diagonal) continue;
     found = collect_at_least(tile.columns, s.data(), thresholds.data(), hits.data());
@@ -89,23 +82,8 @@ void Nearest<T>::offer(const Tile<T>& tile) {
 }
 
 template <class T>
-void Nearest<T>::watch(T low, T high) {
-  watching_ = true;
-  watch_low_ = low;
-  watch_above_ = std::nextafter(high, std::numeric_limits<T>::infinity());
-}
-
-template <class T>
-Index Nearest<T>::watched_below() const {
-  return std::accumulate(watch_.begin(), watch_.end(), Index{0},
-                         [](Index sum, const Watch& own) { return sum + own.below; });
-}
-
-template <class T>
-std::vector<T> Nearest<T>::watched() const {
-  std::vector<T> all;
-  for (const Watch& own : watch_) all.insert(all.end(), own.inside.begin(), own.inside.end());
-  return all;
+void Nearest<T>::watch(T low, T high, Index expected) {
+  watch_ = std::make_unique<Watch<T>>(low, high, expected, n_);
 }
 
 template class Nearest<float>;

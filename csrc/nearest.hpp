@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "messages.hpp"
+#include "watch.hpp"
 
 namespace epruner {
 
@@ -25,11 +26,10 @@ class Nearest {
   // row and no column may be offered at the same time.
   void offer(const Tile<T>& tile);
 
-  // While tiles are offered: count the similarities under `low` and gather those in [low, high],
-  // every unordered pair once.
-  void watch(T low, T high);
-  Index watched_below() const;
-  std::vector<T> watched() const;
+  // While tiles are offered, look out for similarities in [low, high], every unordered pair once;
+  // about `expected` are to come.
+  void watch(T low, T high, Index expected);
+  const Watch<T>& watch() const { return *watch_; }
 
   Index want() const { return want_; }
   // Point i's list: `size(i)` columns in no order. Everything not listed is at most `unlisted(i)`.
@@ -42,10 +42,6 @@ class Nearest {
     Index size = 0;
     T threshold = minus_infinity<T>;
   };
-  struct Watch {  // one per row of tiles in flight: written by one thread at a time
-    Index below = 0;
-    std::vector<T> inside;
-  };
   void push(Index i, Column column, T similarity);
 
   Index n_, want_, room_;
@@ -53,9 +49,7 @@ class Nearest {
   std::vector<Row> rows_;
   std::unique_ptr<T[]> values_;        // (n, room)
   std::unique_ptr<Column[]> columns_;  // (n, room)
-  bool watching_ = false;
-  T watch_low_ = 0, watch_above_ = 0;
-  std::vector<Watch> watch_;
+  std::unique_ptr<Watch<T>> watch_;
 };
 
 extern template class Nearest<float>;

@@ -1,9 +1,9 @@
 #include "rows.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
-#include <type_traits>
+
+#include "ordered.hpp"
 
 // One clone per instruction set, chosen when the library is loaded. Only serial functions carry the
 // attribute: inside a function with an OpenMP region it would resolve twice.
@@ -180,20 +180,7 @@ EPRUNER_INLINE Index count_between_impl(Index n, const T* __restrict x, T low, T
   return count;
 }
 
-// Finite numbers as integers in the same order: halving them finds any threshold in as many steps
-// as they have bits, however far apart the numbers lie.
-template <class T>
-using Ordered = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
-template <class T>
-EPRUNER_INLINE Ordered<T> to_ordered(T x) {
-  const auto bits = std::bit_cast<Ordered<T>>(x);
-  return bits < 0 ? bits ^ std::numeric_limits<Ordered<T>>::max() : bits;
-}
-template <class T>
-EPRUNER_INLINE T from_ordered(Ordered<T> key) {
-  return std::bit_cast<T>(key < 0 ? key ^ std::numeric_limits<Ordered<T>>::max() : key);
-}
-
+// Halves the interval of numbers, not of their values.
 template <class T>
 EPRUNER_INLINE T bisect_impl(Index n, const T* x, T least, T most, T below, Index want) {
   const Index enough = want + want / 2 + 1;

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits, make_blobs
 
 from epruner import AffinityPropagation, affinity_propagation
-from epruner.cluster import memory
+from epruner.cluster import _native, memory
 from epruner.cluster.lists import FeatureSource, _tournament
 from epruner.cluster.outcome import Options
 from epruner.cluster.similarity import (
@@ -113,6 +113,27 @@ def test_quantiles_are_numpys(q: float, diagonal: bool) -> None:
     ):
         chosen = S if diagonal else S[~np.eye(len(S), dtype=bool)]
         assert quantile(S, q, diagonal=diagonal) == pytest.approx(np.quantile(chosen, q), rel=1e-6)
+
+
+@pytest.mark.parametrize("expected", [100, 1 << 40])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_ranks_are_found_in_a_sweep(dtype: type, expected: int) -> None:
+    """Exactly, but for doubles that are too many to keep: these to a bin."""
+    X = gaussian(400, 6, dtype)
+    dots = X @ X.T
+    kind = "32" if dtype is np.float32 else "64"
+    nearest = getattr(_native, f"Nearest{kind}")(
+        getattr(_native, f"Features{kind}")(X, None, 0.0), 24
+    )
+    values = np.sort(dots[np.triu_indices(400, 1)])
+    low, high = values[[3000, 9000]]
+    nearest.watch(float(low), float(high), expected)
+    nearest.offer(dots, 0, 0)
+    ranks = [3000, 5000, 5001, 9000]
+    found = nearest.watched_at(ranks)
+    tolerance = 1e-5 if dtype is np.float64 and expected > 100 else 0
+    np.testing.assert_allclose(found, values[ranks], rtol=tolerance)
+    assert nearest.watched_at([0, 79_000]) == pytest.approx([low, high], rel=1e-5)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 200, 1500])

@@ -163,3 +163,34 @@ def test_ctrl_c_is_answered(backend: str) -> None:
     waited = float(answered) - sent
     print(f"answered after {waited:.3f} s")
     assert waited < 1.0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGALRM")
+@pytest.mark.parametrize("backend", ["native", "numba"])
+def test_an_interrupt_at_any_moment_is_a_keyboard_interrupt(backend: str) -> None:
+    """In selection, where numba wraps results and makes other errors of it, as in iterations."""
+    if backend == "numba":
+        pytest.importorskip("numba", reason="the numba solver needs its extra")
+    S = gaussian(1500)
+    p = np.full(len(S), np.median(S), dtype=S.dtype)
+    solve = solvers.get(backend)
+    solve(S, p, Options(damping=0.7, n_threads=1))
+    begin = time.monotonic()
+    solve(S, p, Options(damping=0.7, n_threads=1))
+    length = time.monotonic() - begin
+
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    interrupted = 0
+    try:
+        for part in np.linspace(0.02, 0.98, 25):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, part * length)
+                solve(S, p, Options(damping=0.7, n_threads=1))
+            except KeyboardInterrupt:
+                interrupted += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    print(f"{interrupted} interrupted in {length:.3f} s")
+    assert interrupted >= 10

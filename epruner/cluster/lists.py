@@ -321,17 +321,12 @@ class FeatureSource(Source):
         high = sample[int(middle + slack)] if middle + slack < sample.size else np.inf
         rounding = 1e-5 if self.dtype == np.float32 else 1e-12  # of the products, not the sample
         low, high = low - rounding * abs(low), high + rounding * abs(high)
-        nearest.watch(low, high)
+        nearest.watch(low, high, int(2 * slack / sample.size * pairs))
         self._sweep(nearest, options)
-        inside = nearest.watched()
-        at = [rank - nearest.watched_below() for rank in ranks]
-        if inside.size == 0:
+        values: list[float] = nearest.watched_at(ranks)
+        if not values:
             return float(sample[int(middle)])
-        if at[0] < 0 or at[1] >= inside.size:  # the sample misled: not seen, and not worth a loop
-            at = [min(max(rank, 0), inside.size - 1) for rank in at]
-        inside.partition(at)
-        value = inside[at].astype(np.float64)
-        return float(value[0] + (value[1] - value[0]) * (position - int(position)))
+        return values[0] + (values[1] - values[0]) * (position - int(position))
 
     def _sampled_similarities(self) -> Floats:
         rng = np.random.default_rng(0)

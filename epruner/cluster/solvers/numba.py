@@ -279,8 +279,11 @@ def solve(S: NDArray[np.floating], preference: NDArray[np.floating], options: Op
     with ThreadPoolExecutor(options.n_threads) as workers:  # threads start with the first task
         try:
             return _ActiveSet(S, preference, options, workers).run()
-        except SystemError as error:  # Ctrl-C while numba wrapped a kernel's result
-            if isinstance(error.__cause__, KeyboardInterrupt):
+        except SystemError as error:  # Ctrl-C while numba wrapped a kernel's results
+            cause: BaseException | None = error
+            while isinstance(cause, SystemError):  # one for each result
+                cause = cause.__cause__
+            if isinstance(cause, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
             raise
 
