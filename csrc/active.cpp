@@ -12,8 +12,9 @@
 namespace epruner {
 namespace {
 
-constexpr Index kFirstWant = 16;     // candidates a row starts with
-constexpr Index kRankBelow = 64;     // candidates of a row that are ranked and not sorted
+constexpr Index kFirstWant = 16;   // candidates a row starts with
+constexpr Index kSettledFrom = 2;  // iterations; the first look at more candidates than later ones
+constexpr Index kEagerness = 5;
 constexpr Index kRowsAtOnce = 16;    // that a thread takes when rows get candidates
 constexpr Index kCrowdedShare = 8;   // dense passes win once lists hold more than n / 8 columns
 constexpr Index kAlwaysSparse = 48;  // lists of this length are never worth a dense pass
@@ -23,7 +24,6 @@ constexpr Index kSelectionChunk = Index{1} << 26;  // entries of S read between 
 constexpr Index kIterateTogether = 4096;
 constexpr Index kSelectTogether = Index{1} << 17;
 constexpr Index kAssignTogether = Index{1} << 20;
-constexpr std::size_t kLeastChunk = 256, kMostChunk = std::size_t{1} << 15;  // octets
 
 template <class T>
 T lowest_finite() {
@@ -73,56 +73,13 @@ ActiveSet::ActiveSet(Index n, const double* preference, const Jitter& jitter,
   for (Block& block : blocks_) block.pending.reserve(static_cast<std::size_t>(block_rows_));
 }
 
-Index ActiveSet::next_want(const Row& row) const { return std::max(kFirstWant, row.listed); }
-
-Octet* ActiveSet::Arena::take(std::size_t octets) {
-  if (octets > left_) {
-    left_ = std::max(octets, std::clamp(taken_, kLeastChunk, kMostChunk));
-    chunks_.emplace_back(new Octet[left_]);
-    next_ = chunks_.back().get();
-  }
-  Octet* own = next_;
-  next_ += octets;
-  left_ -= octets;
-  taken_ += octets;
-  return own;
-}
-
-ActiveSet::Found::Found(Index room)
-    : s(static_cast<std::size_t>(room + 3)),
-      column(static_cast<std::size_t>(room)),
-      rank(static_cast<std::size_t>(room)) {}
-
-// Append candidates in descending order of their jittered similarity, equal ones as they come.
-void ActiveSet::append(Row& row, Found& found, Arena& arena) {
-  if (found.size <= kRankBelow) {
-    descending_ranks(found.size, found.s.data(), found.rank.data());
-  } else {
-    std::vector<Column> order(static_cast<std::size_t>(found.size));
-    std::iota(order.begin(), order.end(), Column{0});
-    std::stable_sort(order.begin(), order.end(), [&](Column x, Column y) {
-      return found.s[static_cast<std::size_t>(x)] > found.s[static_cast<std::size_t>(y)];
-    });
-    for (std::size_t e = 0; e < order.size(); ++e)
-      found.rank[static_cast<std::size_t>(order[e])] = static_cast<Column>(e);
-  }
-  const auto octets = [](Index entries) { return (entries + Octet::width - 1) / Octet::width; };
-  if (octets(row.listed + found.size) > octets(row.listed)) {
-    Octet* room = arena.take(static_cast<std::size_t>(octets(row.listed + found.size)));
-    std::copy_n(row.octets, octets(row.listed), room);
-    row.octets = room;
-  }
-  for (std::size_t e = 0; e < static_cast<std::size_t>(found.size); ++e) {
-    const Index to = row.listed + found.rank[e];
-    row.s(to) = found.s[e];
-    row.r(to) = row.a(to) = minus_infinity<double>;
-    row.column(to) = found.column[e];
-  }
-  row.listed += found.size;
-  for (Index e = row.listed; e % Octet::width != 0; ++e) {
-    row.s(e) = row.r(e) = row.a(e) = minus_infinity<double>;
-    row.column(e) = 0;
-  }
+// How many more candidates a row gets: as many again as it has, and more where nearly all rows
+// starve at once, as they do where clusters are large; but not so many that dense passes would be
+// cheaper.
+Index ActiveSet::next_want(const Row& row) const {
+  const Index known = row.known();
+  const Index eager = 4 * starving_ > 3 * n_ ? kEagerness * known : known;
+  return std::max({kFirstWant, known, std::min(eager, n_ / (2 * kCrowdedShare) - known)});
 }
 
 // How far the jittered similarity of a pair may be from the entry `s` of point i's row.
@@ -157,8 +114,7 @@ bool ActiveSet::serve(Index i, const T* x, const Refinement<T>& refinement, Scra
   const auto over = static_cast<T>(row.below + 2 * uncertainty(i, row.below, refinement));
   const auto mark = [&](std::uint8_t value) {
     scratch.listed[static_cast<std::size_t>(i)] = value;
-    for (Index e = 0; e < row.listed; ++e)
-      scratch.listed[static_cast<std::size_t>(row.column(e))] = value;
+    row.each_column([&](Column k) { scratch.listed[static_cast<std::size_t>(k)] = value; });
   };
   mark(1);
   T low = below;
@@ -178,7 +134,7 @@ bool ActiveSet::serve(Index i, const T* x, const Refinement<T>& refinement, Scra
     }
   }
   mark(0);
-  append(row, found, arena);
+  row.append(found, abar_.data(), arena);
   row.below = static_cast<double>(low);
   row.unlisted = unlisted;
   return true;
@@ -223,7 +179,7 @@ void ActiveSet::adopt(const Index* offsets, const Column* columns, const double*
     for (Index e = offsets[i]; e < offsets[i + 1]; ++e)
       if (columns[e] != i && similarities[e] > minus_infinity<double>)
         found.add(jitter_(similarities[e], i, columns[e]), columns[e]);
-    append(row, found, arenas_[0]);
+    row.append(found, abar_.data(), arenas_[0]);
     row.unlisted = minus_infinity<double>;
   }
   blocks_stale_ = true;
@@ -246,7 +202,7 @@ void ActiveSet::adopt(const Nearest<T>& nearest, const Refinement<T>& refinement
       const double s = jitter_((*refinement.exact)(i, k), i, k);
       if (s >= row.unlisted) found.add(s, k);
     }
-    append(row, found, arenas_[own]);
+    row.append(found, abar_.data(), arenas_[own]);
   }
   blocks_stale_ = true;
 }
@@ -256,10 +212,7 @@ void ActiveSet::restart(const double* preference, double damping) {
   diagonal_ = Diagonal(n_, preference, jitter_);
   std::fill(mu_.begin(), mu_.end(), 0.0);
   std::fill(abar_.begin(), abar_.end(), 0.0);
-  for (Row& row : rows_) {
-    for (Index e = 0; e < row.active; ++e) row.r(e) = row.a(e) = minus_infinity<double>;
-    row.active = 0;
-  }
+  for (Row& row : rows_) row.reset();
   decay_ = 1;
   t_ = 0;
   mid_iteration_ = false;
@@ -270,17 +223,10 @@ void ActiveSet::assign(const Indices& position, Indices& labels) const {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (Index i = 0; i < n_; ++i) {
     const Row& row = rows_[static_cast<std::size_t>(i)];
-    Index label = row.unlisted == minus_infinity<double> ? -1 : kUnassigned;
-    double best = row.unlisted;
-    for (Index e = 0; e < row.listed; ++e) {
-      const Index at = position[static_cast<std::size_t>(row.column(e))];
-      if (at >= 0 && row.s(e) > best) {
-        best = row.s(e);
-        label = at;
-      }
-    }
-    const Index own = position[static_cast<std::size_t>(i)];
-    labels[static_cast<std::size_t>(i)] = own >= 0 ? own : label;
+    const auto at = [&](Index k) { return position[static_cast<std::size_t>(k)]; };
+    const Column best = row.best(row.unlisted, [&](Column k) { return at(k) >= 0; });
+    const Index none = row.unlisted == minus_infinity<double> ? -1 : kUnassigned;
+    labels[static_cast<std::size_t>(i)] = at(i) >= 0 ? at(i) : best >= 0 ? at(best) : none;
   }
 }
 
@@ -290,9 +236,9 @@ void ActiveSet::prepare_blocks() {
     const Index first = static_cast<Index>(q) * block_rows_;
     Index room = 0;
     for (Index i = first; i < std::min(n_, first + block_rows_); ++i)
-      room += rows_[static_cast<std::size_t>(i)].listed;
+      room += rows_[static_cast<std::size_t>(i)].known();
     listed_ += room;
-    room += Octet::width;  // positives are written a quad at a time
+    room += Octet::width;  // positives are written some at a time
     blocks_[q].column.resize(static_cast<std::size_t>(room));
     blocks_[q].value.resize(static_cast<std::size_t>(room));
   }
@@ -313,57 +259,63 @@ void ActiveSet::begin_iteration() {
   }
 }
 
-// Activate what must be, then update the row's responsibilities. Returns false when the row needs
-// candidates that it does not have.
-bool ActiveSet::settle(Index i, Top2<double> top, Block& block) {
+// R of point i's pairs before this iteration.
+ClosedForm ActiveSet::closed_form(Index i) const {
+  return {1 - decay_, mu_[static_cast<std::size_t>(i)]};
+}
+
+// Update the row's responsibilities. Returns false when the row needs candidates that it does not
+// have.
+bool ActiveSet::settle(Index i, const RowTop& top, Block& block, Arena& arena) {
   const double keep = settings_.damping;
   const auto own = static_cast<std::size_t>(i);
   Row& row = rows_[own];
-  top.add(diagonal_.a[own] + diagonal_.preference[own]);
-  const double grown = 1 - decay_ * keep;
-  // Whether nothing as similar as s or less can be a row maximum or have R > 0 in this iteration.
-  const auto harmless = [&](double s) {
-    return s + abar_max_ <= top.second && grown * s <= keep * mu_[own] + (1 - keep) * top.first;
-  };
-  for (; row.active < row.listed && !harmless(row.s(row.active)); ++row.active) {
-    const Index e = row.active;
-    row.r(e) = (1 - decay_) * row.s(e) - mu_[own];
-    row.a(e) = abar_[static_cast<std::size_t>(row.column(e))];
-    top.add(row.a(e) + row.s(e));
-  }
-  if (row.active == row.listed && row.unlisted != minus_infinity<double> && !harmless(row.unlisted))
-    return false;
-  mu_[own] = keep * mu_[own] + (1 - keep) * top.first;
-  diagonal_.update_responsibility(own, keep, top);
-  block.positives += listed_responsibilities(row.octets_active(), keep, top, row.octets,
-                                             block.column.data() + block.positives,
-                                             block.value.data() + block.positives);
+  const auto [first, second] = top.values;
+  const ClosedForm before = closed_form(i);
+  const ClosedForm now{1 - decay_ * keep, keep * before.mu + (1 - keep) * first};
+  if (row.unlisted + abar_max_ > second || now.grown * row.unlisted > now.mu) return false;
+  if (!top.known) row.promote(first, abar_.data(), before, arena);
+  mu_[own] = now.mu;
+  diagonal_.update_responsibility(own, keep, top.values);
+  const Positives found =
+      listed_responsibilities(keep, top.values, now, row, block.column.data() + block.positives,
+                              block.value.data() + block.positives);
+  block.positives += found.all;
+  // What is looked at in every iteration is cheaper to hold.
+  const Index held = row.backed * Octet::width;
+  const bool again = t_ >= kSettledFrom && row.s(held) + abar_max_ > second;
+  if (found.leading > held || again)
+    row.back(std::max(found.leading, held + (again ? 1 : 0)), abar_.data());
   return true;
 }
 
 // Lists lie apart in memory, which the hardware does not foresee.
 void ActiveSet::prefetch(const Row& row) {
-  const auto* from = reinterpret_cast<const char*>(row.octets);
-  const auto* to = reinterpret_cast<const char*>(row.octets + row.octets_active());
-  for (; from < to; from += 64) __builtin_prefetch(from, 1);
+  const auto* line = reinterpret_cast<const char*>(row.peaks);
+  const auto* end = reinterpret_cast<const char*>(row.octets + row.backed);
+  for (; line < end; line += 64) __builtin_prefetch(line, 1);
 }
 
-void ActiveSet::run_block(Block& block, Index first, Index last) {
+void ActiveSet::run_block(Block& block, Index first, Index last, Arena& arena) {
+  const Sweep sweep{settings_.damping, diagonal_.total.data(), abar_.data(), abar_max_};
+  const auto self = [&](Index i) {
+    const auto own = static_cast<std::size_t>(i);
+    return diagonal_.a[own] + diagonal_.preference[own];
+  };
   if (!mid_iteration_) {
     for (Index i = first; i < last; ++i) {
-      Row& row = rows_[static_cast<std::size_t>(i)];
       prefetch(rows_[static_cast<std::size_t>(std::min(i + 1, last - 1))]);
-      const Top2<double> top = listed_availabilities(row.octets_active(), settings_.damping,
-                                                     diagonal_.total.data(), row.octets);
-      if (!settle(i, top, block)) block.pending.push_back(i);
+      Row& row = rows_[static_cast<std::size_t>(i)];
+      const RowTop top = listed_availabilities(sweep, closed_form(i), self(i), row);
+      if (!settle(i, top, block, arena)) block.pending.push_back(i);
     }
     return;
   }
   std::size_t still = 0;
   for (std::size_t q = 0; q < block.pending.size(); ++q) {
     const Index i = block.pending[q];
-    const Row& row = rows_[static_cast<std::size_t>(i)];
-    if (!settle(i, listed_top2(row.octets_active(), row.octets), block)) block.pending[still++] = i;
+    const RowTop top = listed_top(sweep, self(i), rows_[static_cast<std::size_t>(i)]);
+    if (!settle(i, top, block, arena)) block.pending[still++] = i;
   }
   block.pending.resize(still);
 }
@@ -379,14 +331,18 @@ Status ActiveSet::iterate_shared(const Poll& poll, Index iterations) {
       if (t_ == settings_.max_iter) return Status::exhausted;
       begin_iteration();
     }
-    share(static_cast<Index>(blocks_.size()), [&](Index piece, std::size_t) {
+    share(static_cast<Index>(blocks_.size()), [&](Index piece, std::size_t thread) {
       const Index first = piece * block_rows_;
-      run_block(blocks_[static_cast<std::size_t>(piece)], first, std::min(n_, first + block_rows_));
+      run_block(blocks_[static_cast<std::size_t>(piece)], first, std::min(n_, first + block_rows_),
+                arenas_[thread]);
     });
     mid_iteration_ = true;
     if (poll()) return Status::interrupted;
-    for (const Block& block : blocks_)
-      if (!block.pending.empty()) return Status::starved;
+    starving_ = std::accumulate(blocks_.begin(), blocks_.end(), Index{0},
+                                [](Index sum, const Block& block) {
+                                  return sum + static_cast<Index>(block.pending.size());
+                                });
+    if (starving_ > 0) return Status::starved;
     std::fill(diagonal_.support.begin(), diagonal_.support.end(), 0.0);
     for (const Block& block : blocks_)
       for (Index q = 0; q < block.positives; ++q)
@@ -409,18 +365,13 @@ Indices ActiveSet::starved() const {
 bool ActiveSet::crowded() const {
   Index projected = listed_;
   for (const Block& block : blocks_)
-    for (Index i : block.pending) projected += next_want(rows_[static_cast<std::size_t>(i)]);
+    for (Index i : block.pending) projected += rows_[static_cast<std::size_t>(i)].known();
   return projected > n_ * std::max(kAlwaysSparse, n_ / kCrowdedShare);
-}
-
-Index ActiveSet::active() const {
-  return std::accumulate(rows_.begin(), rows_.end(), Index{0},
-                         [](Index sum, const Row& row) { return sum + row.active; });
 }
 
 Index ActiveSet::longest() const {
   Index most = 0;
-  for (const Row& row : rows_) most = std::max(most, row.active);
+  for (const Row& row : rows_) most = std::max(most, row.known());
   return most;
 }
 
@@ -442,9 +393,13 @@ std::vector<std::uint8_t> ActiveSet::expand(Dense<T>& dense) const {
       r[k] = grown > 0 ? static_cast<T>(grown * static_cast<double>(s[k]) - mu_[own]) : T(0);
       a[k] = static_cast<T>(abar_[static_cast<std::size_t>(k)]);
     }
-    for (Index e = 0; e < row.active; ++e) {
-      r[row.column(e)] = static_cast<T>(row.r(e));
+    for (Index e = 0; e < std::min<Index>(row.size, row.backed * Octet::width); ++e)
       a[row.column(e)] = static_cast<T>(row.a(e));
+    for (Index e = 0; e < row.peak_count; ++e) {
+      const Peaks& group = row.peaks[e / Peaks::width];
+      const Index place = e % Peaks::width;
+      r[group.column[place]] = static_cast<T>(group.r[place]);
+      a[group.column[place]] = static_cast<T>(group.a[place]);
     }
   }
   return done;

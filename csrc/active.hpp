@@ -1,16 +1,16 @@
 // The active-set solver: only pairs that were ever a row's maximum or ever had R > 0 hold messages.
 //
-// Every other pair (i, k) satisfies R = (1 - damping^t) S - mu[i] and A = abar[k] at every t, so
-// its messages need neither storage nor work and can be rebuilt exactly when it becomes
-// interesting. Each row keeps its most similar points in descending order; the first `active` of
-// them hold messages, the others are candidates. See docs/affinity-propagation.md for the
-// derivation.
+// A pair (i, k) that was never its row's maximum satisfies R = (1 - damping^t) S - mu[i] at every
+// t; one that never had R > 0 either, A = abar[k]. What follows from these needs neither storage
+// nor work and is rebuilt exactly when it becomes interesting. Each row lists its most similar
+// points. See docs/affinity-propagation.md for the derivation.
 #pragma once
 
 #include <memory>
 
 #include "decode.hpp"
 #include "dense.hpp"
+#include "lists.hpp"
 #include "nearest.hpp"
 #include "team.hpp"
 
@@ -100,22 +100,12 @@ class ActiveSet {
   Index size() const { return n_; }
   Index iteration() const { return t_; }
   Index listed() const { return listed_; }
-  Index active() const;
   Index longest() const;
 
  private:
-  struct Row {
-    Octet* octets = nullptr;
-    Index active = 0, listed = 0;
+  struct Row : List {
     double below = std::numeric_limits<double>::infinity();  // raw entries from here up are listed
     double unlisted = std::numeric_limits<double>::infinity();  // bound on everything unlisted
-
-    Index octets_active() const { return (active + Octet::width - 1) / Octet::width; }
-    Octet& octet(Index e) const { return octets[e / Octet::width]; }
-    double& s(Index e) const { return octet(e).s[e % Octet::width]; }
-    double& r(Index e) const { return octet(e).r[e % Octet::width]; }
-    double& a(Index e) const { return octet(e).a[e % Octet::width]; }
-    Column& column(Index e) const { return octet(e).column[e % Octet::width]; }
   };
   // Rows are worked on in fixed blocks; a block gathers its positive responsibilities in row order.
   struct Block {
@@ -123,28 +113,6 @@ class ActiveSet {
     std::vector<Column> column;
     std::vector<double> value;
     Index positives = 0;
-  };
-
-  // Memory for lists in chunks that never move, so that growth copies one row and nothing else.
-  class Arena {
-   public:
-    Octet* take(std::size_t octets);
-
-   private:
-    std::vector<std::unique_ptr<Octet[]>> chunks_;
-    Octet* next_ = nullptr;
-    std::size_t left_ = 0, taken_ = 0;
-  };
-  struct Found {  // candidates on their way to a list
-    std::vector<double> s;
-    std::vector<Column> column, rank;
-    Index size = 0;
-
-    explicit Found(Index room);
-    void add(double similarity, Column k) {
-      s[static_cast<std::size_t>(size)] = similarity;
-      column[static_cast<std::size_t>(size++)] = k;
-    }
   };
 
   template <class T>
@@ -164,7 +132,6 @@ class ActiveSet {
   double uncertainty(Index i, double s, const Refinement<T>& refinement) const;
   template <class T>
   double bound(Index i, double low, bool everything, const Refinement<T>& refinement) const;
-  void append(Row& row, Found& found, Arena& arena);
   void prepare_blocks();
   struct Leave {
     ActiveSet& set;
@@ -179,8 +146,9 @@ class ActiveSet {
   Status iterate_shared(const Poll& poll, Index iterations);
   void begin_iteration();
   static void prefetch(const Row& row);
-  void run_block(Block& block, Index first, Index last);
-  bool settle(Index i, Top2<double> top, Block& block);
+  ClosedForm closed_form(Index i) const;
+  void run_block(Block& block, Index first, Index last, Arena& arena);
+  bool settle(Index i, const RowTop& top, Block& block, Arena& arena);
   Index next_want(const Row& row) const;
 
   Index n_;
@@ -194,6 +162,7 @@ class ActiveSet {
   Index t_ = 0;
   bool mid_iteration_ = false;
   bool blocks_stale_ = true;
+  Index starving_ = 0;  // rows that waited for candidates when iterations last stopped for some
   Index listed_ = 0;
   Index block_rows_ = 0;
   std::vector<Block> blocks_;

@@ -399,7 +399,6 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       .def_property_readonly("crowded", &ActiveSet::crowded)
       .def_property_readonly("iteration", &ActiveSet::iteration)
       .def_property_readonly("listed", &ActiveSet::listed)
-      .def_property_readonly("active", &ActiveSet::active)
       .def_property_readonly("longest", &ActiveSet::longest);
   bind<float>(m, active_set, "32");
   bind<double>(m, active_set, "64");

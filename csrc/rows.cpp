@@ -92,6 +92,11 @@ EPRUNER_INLINE T damped_responsibility(T keep, Top2<T> top, T s, T a, T r) {
   return keep * r + (T(1) - keep) * (s - rival);
 }
 
+EPRUNER_INLINE Vector<double>::type gathered(const double* x, const Column* k) {
+  const Vector<double>::type v = {x[k[0]], x[k[1]], x[k[2]], x[k[3]]};
+  return v;
+}
+
 template <class T>
 EPRUNER_INLINE Top2<T> dense_availabilities_impl(Index n, T keep, const T* __restrict b,
                                                  const T* __restrict s, const T* __restrict r,
@@ -277,6 +282,56 @@ EPRUNER_INLINE double squared_distance_impl(Index d, const T* x, const T* y) {
   return sum;
 }
 
+template <bool update>
+EPRUNER_INLINE RowTop listed_top_impl(const Sweep& sweep, ClosedForm r, double self,
+                                      ListedRow& row) {
+  using V = Vector<double>;
+  constexpr Index w = V::width;
+  const V::type keep = V::fill(sweep.keep), renew = V::fill(1 - sweep.keep);
+  const V::type grown = V::fill(r.grown), mu = V::fill(r.mu);
+  Top2Lanes<double> even, odd;
+  const Peaks* last_peak = row.peaks + row.peak_groups();
+  for (Peaks* p = row.peaks; p != last_peak; ++p) {
+    V::type a = V::load(p->a);
+    if constexpr (update) {
+      a = damped_availability(keep, renew, gathered(sweep.total, p->column), V::load(p->r), a);
+      V::store(p->a, a);
+    }
+    even.add(a + V::load(p->s));
+  }
+  Octet* o = row.octets;
+  for (const Octet* end = o + row.backed; o != end; ++o) {
+    const V::type s0 = V::load(o->s), s1 = V::load(o->s + w);
+    V::type a0 = V::load(o->a), a1 = V::load(o->a + w);
+    if constexpr (update) {
+      a0 = damped_availability(keep, renew, gathered(sweep.total, o->column), grown * s0 - mu, a0);
+      a1 = damped_availability(keep, renew, gathered(sweep.total, o->column + w), grown * s1 - mu,
+                               a1);
+      V::store(o->a, a0);
+      V::store(o->a + w, a1);
+    }
+    even.add(a0 + s0);
+    odd.add(a1 + s1);
+  }
+  even.add(odd);
+  Top2<double> top = even.fold();
+  top.add(self);
+  if (o->s[0] + sweep.most > top.second) {
+    even = odd = {};
+    const Octet* end = row.octets + row.size / Octet::width + 1;
+    for (; o != end && o->s[0] + sweep.most > top.second; ++o) {
+      even.add(gathered(sweep.availability, o->column) + V::load(o->s));
+      odd.add(gathered(sweep.availability, o->column + w) + V::load(o->s + w));
+    }
+    even.add(odd);
+    top.add(even.fold());
+  }
+  V::bits hits{};
+  for (const Peaks* p = row.peaks; p != last_peak; ++p)
+    hits |= (V::bits)(V::load(p->a) + V::load(p->s) == V::fill(top.first));
+  return {top, self == top.first || any(hits)};
+}
+
 EPRUNER_INLINE std::uint64_t mix(std::uint64_t h) {
   h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9ull;
   h = (h ^ (h >> 27)) * 0x94D049BB133111EBull;
@@ -305,68 +360,46 @@ EPRUNER_CLONES void dense_responsibilities(Index n, double keep, Top2<double> to
   dense_responsibilities_impl(n, keep, top, s, a, r, support);
 }
 
-EPRUNER_CLONES Top2<double> listed_availabilities(Index n, double keep, const double* b,
-                                                  Octet* octets) {
-  using V = Vector<double>;
-  constexpr Index w = V::width;
-  const V::type keeps = V::fill(keep), renews = V::fill(1 - keep);
-  Top2Lanes<double> even, odd;
-  for (Octet* o = octets; o != octets + n; ++o) {
-    const Column* k = o->column;
-    const V::type b0 = {b[k[0]], b[k[1]], b[k[2]], b[k[3]]};
-    const V::type b1 = {b[k[4]], b[k[5]], b[k[6]], b[k[7]]};
-    const auto a0 = damped_availability(keeps, renews, b0, V::load(o->r), V::load(o->a));
-    const auto a1 = damped_availability(keeps, renews, b1, V::load(o->r + w), V::load(o->a + w));
-    V::store(o->a, a0);
-    V::store(o->a + w, a1);
-    even.add(a0 + V::load(o->s));
-    odd.add(a1 + V::load(o->s + w));
-  }
-  even.add(odd);
-  return even.fold();
+EPRUNER_CLONES RowTop listed_availabilities(const Sweep& sweep, ClosedForm r, double self,
+                                            ListedRow& row) {
+  return listed_top_impl<true>(sweep, r, self, row);
+}
+EPRUNER_CLONES RowTop listed_top(const Sweep& sweep, double self, ListedRow& row) {
+  return listed_top_impl<false>(sweep, {}, self, row);
 }
 
-EPRUNER_CLONES Top2<double> listed_top2(Index n, const Octet* octets) {
-  using V = Vector<double>;
-  constexpr Index w = V::width;
-  Top2Lanes<double> even, odd;
-  for (const Octet* o = octets; o != octets + n; ++o) {
-    even.add(V::load(o->a) + V::load(o->s));
-    odd.add(V::load(o->a + w) + V::load(o->s + w));
-  }
-  even.add(odd);
-  return even.fold();
-}
-
-EPRUNER_CLONES Index listed_responsibilities(Index n, double keep, Top2<double> top, Octet* octets,
-                                             Column* column, double* positive) {
+EPRUNER_CLONES Positives listed_responsibilities(double keep, Top2<double> top, ClosedForm r,
+                                                 ListedRow& row, Column* column, double* positive) {
   using V = Vector<double>;
   constexpr Index w = V::width;
   const V::type keeps = V::fill(keep), renews = V::fill(1 - keep), zero{};
   const V::type firsts = V::fill(top.first), seconds = V::fill(top.second);
-  Index found = 0;
-  for (Octet* o = octets; o != octets + n; ++o) {
-    const V::type s0 = V::load(o->s), s1 = V::load(o->s + w);
-    const V::type rival0 = V::load(o->a) + s0 == firsts ? seconds : firsts;
-    const V::type rival1 = V::load(o->a + w) + s1 == firsts ? seconds : firsts;
-    const V::type r0 = keeps * V::load(o->r) + renews * (s0 - rival0);
-    const V::type r1 = keeps * V::load(o->r + w) + renews * (s1 - rival1);
-    V::store(o->r, r0);
-    V::store(o->r + w, r1);
-    const auto hit0 = (V::bits)(r0 > zero), hit1 = (V::bits)(r1 > zero);
-    if (!any(hit0 | hit1)) continue;
+  Positives found{0, 0};
+  for (Peaks *p = row.peaks, *end = p + row.peak_groups(); p != end; ++p) {
+    const V::type s = V::load(p->s);
+    const V::type rival = V::load(p->a) + s == firsts ? seconds : firsts;
+    const V::type fresh = keeps * V::load(p->r) + renews * (s - rival);
+    V::store(p->r, fresh);
+    const auto hit = (V::bits)(fresh > zero);
     for (Index j = 0; j < w; ++j) {
-      column[found] = o->column[j];
-      positive[found] = r0[j];
-      found -= hit0[j];  // -1 where R > 0
-    }
-    for (Index j = 0; j < w; ++j) {
-      column[found] = o->column[w + j];
-      positive[found] = r1[j];
-      found -= hit1[j];
+      column[found.all] = p->column[j];
+      positive[found.all] = fresh[j];
+      found.all -= hit[j];  // -1 where R > 0
     }
   }
-  return found;
+  const V::type grown = V::fill(r.grown), mu = V::fill(r.mu);
+  for (const Octet* o = row.octets;; ++o) {
+    for (Index first = 0; first < Octet::width; first += w) {
+      const V::type fresh = grown * V::load(o->s + first) - mu;
+      const auto hit = (V::bits)(fresh > zero);
+      const Index hits = -(hit[0] + hit[1] + hit[2] + hit[3]);
+      V::store(positive + found.all, fresh);
+      std::copy_n(o->column + first, w, column + found.all);
+      found.all += hits;
+      found.leading += hits;
+      if (hits < w) return found;  // as S descends, so does R
+    }
+  }
 }
 
 EPRUNER_CLONES void descending_ranks(Index n, double* s, Column* ranks) {

@@ -45,22 +45,68 @@ void dense_responsibilities(Index n, float keep, Top2<float> top, const float* s
 void dense_responsibilities(Index n, double keep, Top2<double> top, const double* s,
                             const double* a, double* r, double* support);
 
-// ---- Listed rows: only some columns hold a message ---------------------------------------------
+// ---- Listed rows: only some columns hold messages ----------------------------------------------
 
-// Eight entries of a row's list, together in memory: long enough that most rows take as many steps,
-// so that the processor foresees where they end. An entry that holds no message yet has
-// R = A = -inf, which no update changes and no maximum or sum notices.
-struct alignas(32) Octet {
-  static constexpr Index width = 8;
+// Candidates that were their row's maximum at some time, four together: these hold both messages.
+// Places to spare have S = R = A = -inf, which no update changes and no maximum or sum notices.
+struct alignas(32) Peaks {
+  static constexpr Index width = 4;
   double s[width], r[width], a[width];
   Column column[width];
 };
 
-Top2<double> listed_availabilities(Index n, double keep, const double* b, Octet* octets);
-Top2<double> listed_top2(Index n, const Octet* octets);
-// Also writes the positive R and their columns; returns how many. Both need room for all entries.
-Index listed_responsibilities(Index n, double keep, Top2<double> top, Octet* octets, Column* column,
-                              double* positive);
+// Eight of the others, in descending order of similarity. Places to spare have S = -inf.
+struct alignas(32) Octet {
+  static constexpr Index width = 8;
+  double s[width], a[width];
+  Column column[width];
+};
+
+// The candidates of a row. R of those in octets is grown s - mu for a `grown` and a `mu` of the
+// row: only being the maximum makes a difference to R. Those that had R > 0 at some time lie in the
+// first `backed` octets; A of the others, -inf here, is their column's A of all pairs that never
+// had R > 0.
+struct ListedRow {
+  Peaks* peaks = nullptr;
+  Octet* octets = nullptr;  // one more than hold candidates, at least
+  std::int32_t peak_count = 0, size = 0, backed = 0;
+
+  Index peak_groups() const { return (peak_count + Peaks::width - 1) / Peaks::width; }
+  double& s(Index e) const { return octets[e / Octet::width].s[e % Octet::width]; }
+  double& a(Index e) const { return octets[e / Octet::width].a[e % Octet::width]; }
+  Column& column(Index e) const { return octets[e / Octet::width].column[e % Octet::width]; }
+};
+
+struct ClosedForm {
+  double grown, mu;
+};
+
+// What is the same for all rows of an iteration: the damping, every column's total support in the
+// last one, and A of the pairs without messages of their own, which is `most` at most.
+struct Sweep {
+  double keep;
+  const double* total;
+  const double* availability;
+  double most;
+};
+
+// The two largest of A + S over a row, its own point's among them, and whether the largest is a
+// peak's or its own point's.
+struct RowTop {
+  Top2<double> values;
+  bool known;
+};
+// Updates A of peaks and backed candidates by the last R.
+RowTop listed_availabilities(const Sweep& sweep, ClosedForm r, double self, ListedRow& row);
+// When these have been updated.
+RowTop listed_top(const Sweep& sweep, double self, ListedRow& row);
+
+struct Positives {
+  Index all, leading;  // how many candidates have R > 0, and how many of them are no peaks
+};
+// Updates the peaks' R and writes all R > 0 with their columns; both need room for three more.
+Positives listed_responsibilities(double keep, Top2<double> top, ClosedForm r, ListedRow& row,
+                                  Column* column, double* positive);
 
 // ranks[e] <- how many of s come before s[e] in descending order, equal ones in their own order.
 // Without a branch, in n² / 4 steps: for the few entries that join a list. `s` has room for n + 3.

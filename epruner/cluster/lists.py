@@ -99,7 +99,7 @@ def run(
         if options.verbose:
             print(
                 f"iteration {lists.iteration}: {int(lists.is_exemplar.sum())} clusters, "
-                f"lists of {lists.active / source.n:.1f} on average, {lists.longest} at most"
+                f"lists of {lists.listed / source.n:.1f} on average, {lists.longest} at most"
             )
         if status != "running":
             return Messages(lists.is_exemplar, lists.iteration, status == "converged")

@@ -32,7 +32,9 @@ def preference_range(S: ArrayLike, *, exact: bool = False) -> tuple[float, float
     ----------
     Frey & Dueck's preferenceRange; `preferenceRange` of R's apcluster.
     """
-    s = validate.similarities(S).astype(np.float64)
+    clean = validate.similarities(S)
+    validate.require_finite(clean)
+    s = clean.astype(np.float64)
     n = s.shape[0]
     if n < 2:
         raise ValueError("S holds one point: a preference range needs at least two")

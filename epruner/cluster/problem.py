@@ -130,6 +130,17 @@ class MatrixProblem(Problem):
     def __init__(self, S: Floats, backend: str) -> None:
         super().__init__(S.shape[0], S.dtype, backend)
         self.kept = S
+        self._compiled = native is not None and backend in ("auto", "native")
+        if not self._compiled:
+            validate.require_finite(S)
+
+    def solve(self, wish: Wish, options: Options) -> tuple[Clustering, float, Floats]:
+        try:
+            return super().solve(wish, options)
+        except ValueError:
+            if self._compiled:
+                validate.require_finite(self.kept)  # it meets such entries, but forgets where
+            raise
 
     def prepare(self, wish: Wish, options: Options) -> tuple[Floats, Run]:
         return self._checked(self._preference(wish, options)), self._runner(wish, options)
@@ -150,7 +161,7 @@ class MatrixProblem(Problem):
     def _runner(self, wish: Wish, options: Options) -> Run:
         S = self.kept
         once = wish.n_clusters is None and not wish.rising_damping and not options.verbose
-        if once or self.n == 1 or native is None or self.backend not in ("auto", "native"):
+        if once or self.n == 1 or not self._compiled:
             return lambda p, o: cluster_similarities(S, p, o, self.backend)
         from epruner.cluster.lists import MatrixSource
 

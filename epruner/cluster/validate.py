@@ -15,21 +15,29 @@ RandomState = int | np.random.RandomState | None
 
 
 def similarities(S: ArrayLike) -> Floats:
-    """Return `S` as a C-contiguous float32 or float64 square matrix, copied only where needed."""
+    """Return `S` as a C-contiguous float32 or float64 square matrix, copied only where needed.
+
+    Its entries are not looked at; see `require_finite`.
+    """
     array = np.asarray(S)
     if array.dtype not in (np.float32, np.float64):
         if array.dtype.kind not in "iufb":
             raise TypeError(f"S must hold real numbers, got dtype {array.dtype}")
         array = array.astype(np.float64 if array.dtype.kind != "f" else np.float32)
     _require_square(array.shape)
-    array = np.ascontiguousarray(array)
-    if not (array.max() <= np.finfo(array.dtype).max):  # a comparison that NaN fails, too
-        where = np.argwhere(~(array <= np.finfo(array.dtype).max))[0]
+    return np.ascontiguousarray(array)
+
+
+def require_finite(S: Floats) -> None:
+    """Raise for entries of `S` (n, n), off the diagonal, that are NaN or +inf."""
+    bad = ~(np.finfo(S.dtype).max >= S)
+    np.fill_diagonal(bad, False)
+    if bad.any():
+        i, k = np.argwhere(bad)[0]
         raise ValueError(
-            f"S[{where[0]}, {where[1]}] is {array[tuple(where)]}: similarities must be finite, "
+            f"S[{i}, {k}] is {S[i, k]}: similarities must be finite, "
             "or -inf for pairs that must not be linked"
         )
-    return array
 
 
 def sparse_similarities(S: Any) -> Any:
