@@ -323,7 +323,7 @@ def main() -> None:
     parser.add_argument("--million", action="store_true", help="1,000,000 points, d = 32")
     arguments = parser.parse_args()
     if arguments.million:
-        rows = [from_features(1_000_000, 32, 0.9, max_iter=1000, verbose=True)]
+        rows = [from_features(1_000_000, 32, 0.9, max_iter=300, verbose=True)]
         write("clustering_million", {"machine": machine(), "rows": rows}, scale_table(rows))
         return
     if arguments.scale:

@@ -22,9 +22,10 @@ from epruner.cluster.similarity import cosine, filled, negative_squared_distance
 Floats = NDArray[np.floating]
 Indices = NDArray[np.intp]
 
-FIRST_CANDIDATES = 24  # per point, from a sweep over tiles
+FIRST_CANDIDATES = 48  # per point, from a sweep over tiles; whole rows later cost far more
 _TILE = 1024  # points a side
-_STRIP_ENTRIES = 1 << 24  # similarities held at once when rows are evaluated in full
+_STRIP_ENTRIES = 1 << 24  # similarities held at once when rows are evaluated in full, ...
+_LEAST_STRIP = 64  # ... but never fewer rows: all features are read for each strip
 _REPORT_EVERY = 10  # iterations
 _BYTES_PER_CANDIDATE = 48  # lists, and the sweep's buffers while they are handed over
 
@@ -276,7 +277,7 @@ class FeatureSource(Source):
 
     def _strips(self, rows: Indices) -> Iterator[tuple[Indices, Floats]]:
         """Inner products of these rows with all, some rows at a time, in memory used again."""
-        height = min(rows.size, max(1, _STRIP_ENTRIES // self.n))
+        height = min(rows.size, max(_LEAST_STRIP, _STRIP_ENTRIES // self.n))
         room = np.empty((height, self.n), dtype=self.dtype)
         for first in range(0, rows.size, height):
             some = rows[first : first + height]
