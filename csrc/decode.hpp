@@ -1,4 +1,4 @@
-// From exemplars to labels: assign, move each exemplar to its cluster's best member, assign again.
+// The steps from exemplars to labels; see decode() in cluster.hpp.
 #pragma once
 
 #include "similarity.hpp"

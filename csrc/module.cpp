@@ -8,9 +8,7 @@
 #include <optional>
 #include <stdexcept>
 
-#include "active.hpp"
-#include "decode.hpp"
-#include "dense.hpp"
+#include "cluster.hpp"
 #include "nearest.hpp"
 #include "order.hpp"
 
@@ -109,8 +107,6 @@ py::tuple py_solve_dense(const Array<T>& S, const Array<double>& preference, dou
   return messages_of(outcome);
 }
 
-// Assign the points, move every exemplar to its cluster's best member, assign again; exemplars come
-// out ascending. Lists, where there are any, know the nearest exemplars of most points.
 template <class Similarity>
 py::tuple decoded(const Similarity& similarity, const ActiveSet* lists,
                   const Array<double>& preference, const Array<Index>& exemplars,
@@ -120,24 +116,10 @@ py::tuple decoded(const Similarity& similarity, const ActiveSet* lists,
   Indices found(exemplars.data(), exemplars.data() + exemplars.size());
   for (Index k : found) require(k >= 0 && k < n, "exemplar out of range");
   require(!lists || lists->size() == n, "lists of another number of points");
-  Indices labels(static_cast<std::size_t>(n));
-  const auto assign_all = [&] {
-    std::fill(labels.begin(), labels.end(), kUnassigned);
-    if (lists) {
-      Indices position(static_cast<std::size_t>(n), -1);
-      for (std::size_t c = 0; c < found.size(); ++c)
-        position[static_cast<std::size_t>(found[c])] = static_cast<Index>(c);
-      lists->assign(position, labels);
-    }
-    assign(similarity, found, jitter, n_threads, labels);
-  };
+  Indices labels;
   {
     const py::gil_scoped_release release;
-    assign_all();
-    found =
-        best_members(similarity, own, labels, static_cast<Index>(found.size()), jitter, n_threads);
-    assign_all();
-    sort_by_index(found, labels);
+    labels = decode(similarity, lists, own, jitter, n_threads, found);
   }
   return py::make_tuple(to_array<Index>(found), to_array<Index>(labels));
 }
@@ -148,6 +130,35 @@ py::tuple py_decode(const Array<T>& S, const Array<double>& preference,
                     const ActiveSet* lists) {
   return decoded(Matrix<T>(square_size(S), S.data()), lists, preference, exemplars,
                  jitter_for<T>(seed), n_threads);
+}
+
+template <class T>
+py::list py_cluster_many(const std::vector<Array<T>>& S,
+                         const std::vector<Array<double>>& preferences, double damping,
+                         Index max_iter, Index convergence_iter, std::uint64_t seed, int n_threads,
+                         bool dense_fits) {
+  require(S.size() == preferences.size(), "one preference array for each problem");
+  std::vector<Problem<T>> problems;
+  for (std::size_t q = 0; q < S.size(); ++q) {
+    const Index n = square_size(S[q]);
+    problems.push_back({n, S[q].data(), of_length(preferences[q], n)});
+  }
+  const Settings settings{damping, max_iter, convergence_iter, n_threads};
+  SignalPoll signals;
+  const Poll poll = std::ref(signals);
+  std::vector<Clustering> answers;
+  {
+    const py::gil_scoped_release release;
+    answers = cluster_many(problems, jitter_for<T>(seed), settings, dense_fits, poll);
+  }
+  py::list result;
+  for (const Clustering& answer : answers) {
+    const Outcome& outcome = answer.outcome;
+    if (outcome.status == Status::interrupted) throw py::error_already_set();
+    result.append(py::make_tuple(to_array<Index>(answer.exemplars), to_array<Index>(answer.labels),
+                                 outcome.n_iter, outcome.status == Status::converged));
+  }
+  return result;
 }
 
 template <class T>
@@ -286,6 +297,8 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
         "seed"_a, "n_threads"_a);
   m.def("decode", &py_decode<T>, py::arg("S").noconvert(), py::arg("preference").noconvert(),
         "exemplars"_a, "seed"_a, "n_threads"_a, "lists"_a = nullptr);
+  m.def(("cluster_many" + suffix).c_str(), &py_cluster_many<T>, "S"_a, "preferences"_a, "damping"_a,
+        "max_iter"_a, "convergence_iter"_a, "seed"_a, "n_threads"_a, "dense_fits"_a);
   m.def("quantile", &py_quantile<T>, py::arg("S").noconvert(), "fraction"_a, "diagonal"_a,
         "n_threads"_a);
   m.def("column_medians", &py_column_medians<T>, py::arg("S").noconvert(), "n_threads"_a);

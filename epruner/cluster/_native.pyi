@@ -1,5 +1,6 @@
 """The compiled kernels. Arrays are C-contiguous and of the dtypes shown; nothing is converted."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,26 @@ def decode(
     n_threads: int,
     lists: ActiveSet | None = None,
 ) -> tuple[_Index, _Index]: ...
+def cluster_many32(
+    S: Sequence[_Floats],
+    preferences: Sequence[_F64],
+    damping: float,
+    max_iter: int,
+    convergence_iter: int,
+    seed: int,
+    n_threads: int,
+    dense_fits: bool,
+) -> list[tuple[_Index, _Index, int, bool]]: ...
+def cluster_many64(
+    S: Sequence[_Floats],
+    preferences: Sequence[_F64],
+    damping: float,
+    max_iter: int,
+    convergence_iter: int,
+    seed: int,
+    n_threads: int,
+    dense_fits: bool,
+) -> list[tuple[_Index, _Index, int, bool]]: ...
 def quantile(
     S: _Floats, fraction: float, diagonal: bool, n_threads: int
 ) -> tuple[float, float, float] | None: ...

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from epruner.cluster import gpu, validate
-from epruner.cluster.outcome import Clustering
+from epruner.cluster._compiled import native
+from epruner.cluster.outcome import Clustering, Options
 from epruner.cluster.problem import MatrixProblem, Wish
-
-_WORTH_A_POOL = 1 << 16  # entries of all problems together; below, starting threads costs more
+from epruner.cluster.solve import cluster_side_by_side
 
 
 def affinity_propagation_many(
@@ -62,19 +62,32 @@ def affinity_propagation_many(
     if gpu.wanted(problems, backend):
         return gpu.cluster_many(problems, each, options)
     cleaned = [MatrixProblem(validate.similarities(S), backend) for S in problems]
-    work = sum(problem.n**2 for problem in cleaned)
-    workers = options.n_threads
-    if work < _WORTH_A_POOL or len(cleaned) < workers:
-        workers = 1
-    else:
-        options = replace(options, n_threads=1)
-
-    def solve(index: int) -> Clustering:
-        return cleaned[index].solve(Wish(preference=each[index]), options)[0]
-
-    if workers == 1:
-        return [solve(index) for index in range(len(cleaned))]
+    if len(cleaned) < options.n_threads:
+        return [_solve(problem, p, options) for problem, p in zip(cleaned, each, strict=True)]
+    if native is not None and backend in ("auto", "native"):
+        return _compiled(cleaned, each, options)
+    alone = replace(options, n_threads=1)
     order = sorted(range(len(cleaned)), key=lambda index: -cleaned[index].n)
-    with ThreadPoolExecutor(workers) as pool:
-        solved = dict(zip(order, pool.map(solve, order), strict=True))
-    return [solved[index] for index in range(len(cleaned))]
+    with ThreadPoolExecutor(options.n_threads) as pool:
+        solved = pool.map(lambda index: _solve(cleaned[index], each[index], alone), order)
+        found = dict(zip(order, solved, strict=True))
+    return [found[index] for index in range(len(cleaned))]
+
+
+def _solve(problem: MatrixProblem, preference: Any, options: Options) -> Clustering:
+    return problem.solve(Wish(preference=preference), options)[0]
+
+
+def _compiled(
+    problems: list[MatrixProblem], preferences: Sequence[Any], options: Options
+) -> list[Clustering]:
+    try:
+        each = [
+            problem.prepare(Wish(preference=p), options)[0]
+            for problem, p in zip(problems, preferences, strict=True)
+        ]
+        return cluster_side_by_side([problem.kept for problem in problems], each, options)
+    except ValueError:
+        for problem in problems:
+            problem.explain()
+        raise

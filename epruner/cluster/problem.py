@@ -138,9 +138,13 @@ class MatrixProblem(Problem):
         try:
             return super().solve(wish, options)
         except ValueError:
-            if self._compiled:
-                validate.require_finite(self.kept)  # it meets such entries, but forgets where
+            self.explain()
             raise
+
+    def explain(self) -> None:
+        """Raise for entries that are no similarities: the compiled solver does not say where."""
+        if self._compiled:
+            validate.require_finite(self.kept)
 
     def prepare(self, wish: Wish, options: Options) -> tuple[Floats, Run]:
         return self._checked(self._preference(wish, options)), self._runner(wish, options)

@@ -1,9 +1,9 @@
 """One clean problem in, one clustering out: degenerate cases, messages, decoding."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from epruner.cluster import solvers
 from epruner.cluster._compiled import native
 from epruner.cluster.decode import decode, net_similarity
-from epruner.cluster.outcome import Clustering, Messages, Options
+from epruner.cluster.outcome import Clustering, Options
 
 if TYPE_CHECKING:
     from epruner.cluster import _native
@@ -36,8 +36,8 @@ def cluster_similarities(
     messages = solvers.get(backend)(S, preference, options)
     exemplars = np.flatnonzero(messages.is_exemplar)
     if exemplars.size == 0:
-        return _without_exemplars(messages)
-    if native is None:
+        labels = exemplars
+    elif native is None:
         exemplars, labels = decode(S, preference, exemplars, options.seed)
     else:
         exemplars, labels = native.decode(
@@ -48,8 +48,29 @@ def cluster_similarities(
             options.n_threads,
             messages.lists,
         )
-    net = net_similarity(lambda rows, columns: S[rows, columns], preference, exemplars, labels)
-    return Clustering(exemplars, labels, messages.n_iter, messages.converged, net)
+    return _clustering(S, preference, exemplars, labels, messages.n_iter, messages.converged)
+
+
+def cluster_side_by_side(
+    problems: Sequence[Floats], preferences: Sequence[Floats], options: Options
+) -> list[Clustering]:
+    """Cluster several similarity matrices by the compiled solver, one thread each."""
+    from epruner.cluster.solvers.native import cluster_many
+
+    answers: dict[int, Clustering] = {}
+    left: dict[np.dtype[Any], list[int]] = {}
+    for q, (S, preference) in enumerate(zip(problems, preferences, strict=True)):
+        if all_equal(S, preference):
+            answers[q] = degenerate(preference, float(S.flat[S.shape[0] - 1]))
+        else:
+            left.setdefault(S.dtype, []).append(q)
+    for chosen in left.values():
+        found = cluster_many(
+            [problems[q] for q in chosen], [preferences[q] for q in chosen], options
+        )
+        for q, answer in zip(chosen, found, strict=True):
+            answers[q] = _clustering(problems[q], preferences[q], *answer)
+    return [answers[q] for q in range(len(problems))]
 
 
 def cluster_lists(
@@ -63,7 +84,7 @@ def cluster_lists(
         return cluster_similarities(source.matrix(), preference, options, "native")
     exemplars = np.flatnonzero(messages.is_exemplar)
     if exemplars.size == 0:
-        return _without_exemplars(messages)
+        return _without_exemplars(source.n, messages.n_iter, messages.converged)
     exemplars, labels = source.decode(lists, preference, exemplars, options)
     net = net_similarity(source.links, preference, exemplars, labels)
     return Clustering(exemplars, labels, messages.n_iter, messages.converged, net)
@@ -80,10 +101,23 @@ def with_rising_damping(solve: Solve, options: Options) -> tuple[Clustering, flo
     return clustering, damping
 
 
-def _without_exemplars(messages: Messages) -> Clustering:
-    nobody = np.empty(0, dtype=np.intp)
-    labels = np.full(messages.is_exemplar.size, -1, dtype=np.intp)
-    return Clustering(nobody, labels, messages.n_iter, messages.converged, float("-inf"))
+def _clustering(
+    S: Floats,
+    preference: Floats,
+    exemplars: NDArray[np.intp],
+    labels: NDArray[np.intp],
+    n_iter: int,
+    converged: bool,
+) -> Clustering:
+    if exemplars.size == 0:
+        return _without_exemplars(S.shape[0], n_iter, converged)
+    net = net_similarity(lambda rows, columns: S[rows, columns], preference, exemplars, labels)
+    return Clustering(exemplars, labels, n_iter, converged, net)
+
+
+def _without_exemplars(n: int, n_iter: int, converged: bool) -> Clustering:
+    nobody, labels = np.empty(0, dtype=np.intp), np.full(n, -1, dtype=np.intp)
+    return Clustering(nobody, labels, n_iter, converged, float("-inf"))
 
 
 def all_equal(S: Floats, preference: Floats) -> bool:

@@ -1,5 +1,8 @@
 """The compiled solvers: active set by default, dense on request."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,16 +23,33 @@ def solve(S: NDArray[np.floating], preference: NDArray[np.floating], options: Op
         S.dtype == np.float32,
         options.n_threads,
     )
-    needed = _dense_bytes(S)
-    try:
-        messages = _native.solve(S, lists, needed < _SMALL or memory.fits(needed))
-    except MemoryError:
-        raise MemoryError(
-            f"{S.shape[0]} points with few clusters need dense passes, which take "
-            f"{needed / 1e9:.1f} GB; raise the preference (more clusters, shorter lists) or "
-            "cluster a sample"
-        ) from None
-    return Messages(*messages, lists)
+    with _dense_memory(S.shape[0], _dense_bytes(S)) as fits:
+        return Messages(*_native.solve(S, lists, fits), lists)
+
+
+def cluster_many(
+    problems: Sequence[NDArray[np.floating]],
+    preferences: Sequence[NDArray[np.floating]],
+    options: Options,
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp], int, bool]]:
+    """Solve and decode problems side by side, one thread each; all of one dtype, at least one.
+
+    Returns exemplars, labels (both empty where no exemplar emerged), n_iter and converged of each.
+    """
+    sizes = sorted((_dense_bytes(S) for S in problems), reverse=True)
+    single = problems[0].dtype == np.float32
+    compiled = _native.cluster_many32 if single else _native.cluster_many64
+    with _dense_memory(max(map(len, problems)), sum(sizes[: options.n_threads])) as fits:
+        return compiled(
+            problems,
+            [p.astype(np.float64) for p in preferences],
+            options.damping,
+            options.max_iter,
+            options.convergence_iter,
+            options.seed,
+            options.n_threads,
+            fits,
+        )
 
 
 def solve_dense(
@@ -55,3 +75,16 @@ def solve_dense(
 def _dense_bytes(S: NDArray[np.floating]) -> int:
     """Bytes that dense passes take: a jittered copy of S, R and A."""
     return 3 * S.nbytes
+
+
+@contextmanager
+def _dense_memory(n: int, needed: int) -> Iterator[bool]:
+    """Whether memory has room for dense passes; explains the error where they turn out needed."""
+    try:
+        yield needed < _SMALL or memory.fits(needed)
+    except MemoryError:
+        raise MemoryError(
+            f"{n} points with few clusters need dense passes, which take "
+            f"{needed / 1e9:.1f} GB; raise the preference (more clusters, shorter lists) or "
+            "cluster a sample"
+        ) from None

@@ -1,0 +1,88 @@
+#include "cluster.hpp"
+
+#include <atomic>
+#include <numeric>
+
+namespace epruner {
+namespace {
+
+constexpr Index kTogether = Index{1} << 14;  // entries of all S, from where threads are worth it
+
+}  // namespace
+
+template <class Similarity>
+Indices decode(const Similarity& similarity, const ActiveSet* lists, const double* preference,
+               const Jitter& jitter, int threads, Indices& exemplars) {
+  const auto n = static_cast<std::size_t>(similarity.size());
+  Indices labels(n);
+  const auto assign_all = [&] {
+    std::fill(labels.begin(), labels.end(), kUnassigned);
+    if (lists) {
+      Indices position(n, -1);
+      for (std::size_t c = 0; c < exemplars.size(); ++c)
+        position[static_cast<std::size_t>(exemplars[c])] = static_cast<Index>(c);
+      lists->assign(position, labels);
+    }
+    assign(similarity, exemplars, jitter, threads, labels);
+  };
+  assign_all();
+  exemplars = best_members(similarity, preference, labels, static_cast<Index>(exemplars.size()),
+                           jitter, threads);
+  assign_all();
+  sort_by_index(exemplars, labels);
+  return labels;
+}
+
+template <class T>
+std::vector<Clustering> cluster_many(const std::vector<Problem<T>>& problems, const Jitter& jitter,
+                                     const Settings& settings, bool dense_fits, const Poll& poll) {
+  std::vector<Clustering> answers(problems.size());
+  const Settings alone{settings.damping, settings.max_iter, settings.convergence_iter, 1};
+  const auto solve = [&](std::size_t q, const Poll& own_poll) {
+    const Problem<T>& problem = problems[q];
+    ActiveSet lists(problem.n, problem.preference, jitter, alone);
+    Clustering& answer = answers[q];
+    answer.outcome = solve_matrix(lists, problem.S, dense_fits, own_poll);
+    const std::vector<std::uint8_t>& is_exemplar = answer.outcome.is_exemplar;
+    for (std::size_t k = 0; k < is_exemplar.size(); ++k)
+      if (is_exemplar[k]) answer.exemplars.push_back(static_cast<Index>(k));
+    if (answer.exemplars.empty()) return;
+    answer.labels = decode(Matrix<T>(problem.n, problem.S), &lists, problem.preference, jitter, 1,
+                           answer.exemplars);
+  };
+
+  std::vector<std::size_t> order(problems.size());  // the largest first
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t x, std::size_t y) { return problems[x].n > problems[y].n; });
+  Index entries = 0;
+  for (const Problem<T>& problem : problems) entries += problem.n * problem.n;
+  const int threads = entries < kTogether ? 1 : Team::advisable(settings.threads);
+  if (threads == 1) {
+    for (std::size_t q : order) solve(q, poll);
+    return answers;
+  }
+  std::atomic<bool> stopped{false};
+  Team::run(threads, [&](Team& team) {
+    team.distribute(static_cast<Index>(order.size()), [&](Index piece, std::size_t thread) {
+      solve(order[static_cast<std::size_t>(piece)], [&] {
+        if (thread == 0 && poll()) stopped.store(true, std::memory_order_relaxed);
+        return stopped.load(std::memory_order_relaxed);
+      });
+    });
+    return true;
+  });
+  return answers;
+}
+
+#define EPRUNER_INSTANTIATE(T)                                                                    \
+  template Indices decode<Matrix<T>>(const Matrix<T>&, const ActiveSet*, const double*,           \
+                                     const Jitter&, int, Indices&);                               \
+  template Indices decode<Features<T>>(const Features<T>&, const ActiveSet*, const double*,       \
+                                       const Jitter&, int, Indices&);                             \
+  template std::vector<Clustering> cluster_many<T>(const std::vector<Problem<T>>&, const Jitter&, \
+                                                   const Settings&, bool, const Poll&);
+EPRUNER_INSTANTIATE(float)
+EPRUNER_INSTANTIATE(double)
+
+}  // namespace epruner

@@ -1,0 +1,31 @@
+// From similarities to clusters: messages, then decoding; one problem, or several at once.
+#pragma once
+
+#include "active.hpp"
+
+namespace epruner {
+
+// Assign the points, move every exemplar to its cluster's best member, assign again. The exemplars
+// come out ascending. Lists, where there are any, know the nearest exemplars of most points.
+template <class Similarity>
+Indices decode(const Similarity& similarity, const ActiveSet* lists, const double* preference,
+               const Jitter& jitter, int threads, Indices& exemplars);
+
+template <class T>
+struct Problem {
+  Index n;
+  const T* S;                // (n, n)
+  const double* preference;  // (n)
+};
+
+struct Clustering {
+  Outcome outcome;
+  Indices exemplars, labels;  // empty where no exemplar emerged
+};
+
+// Problems side by side, each on one thread. Their answers do not depend on each other.
+template <class T>
+std::vector<Clustering> cluster_many(const std::vector<Problem<T>>& problems, const Jitter& jitter,
+                                     const Settings& settings, bool dense_fits, const Poll& poll);
+
+}  // namespace epruner
