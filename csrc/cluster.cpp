@@ -6,7 +6,7 @@
 namespace epruner {
 namespace {
 
-constexpr Index kTogether = Index{1} << 14;  // entries of all S, from where threads are worth it
+constexpr Index kTogether = Index{1} << 16;  // entries of all S, from where threads are worth it
 
 }  // namespace
 
