@@ -15,7 +15,7 @@ Floats = NDArray[np.floating[Any]]
 
 
 def gaussian(n: int, dtype: type = np.float32) -> Floats:
-    X = np.random.default_rng(n).normal(size=(n, 8)).astype(dtype)
+    X: Floats = np.random.default_rng(n).normal(size=(n, 8)).astype(dtype)
     return negative_squared_distances(X)
 
 
