@@ -1,6 +1,7 @@
 #include "lists.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 namespace epruner {
@@ -23,9 +24,11 @@ void sort_descending(Found& found) {
   // they are nearly in order, and insertion ends it. Should they not be, it is cut short.
   const auto size = static_cast<std::size_t>(found.size);
   const auto [least, most] = std::minmax_element(found.s.begin(), found.s.begin() + found.size);
-  const double low = *least, high = *most;
-  const double scale = high > low ? static_cast<double>(found.size - 1) / (high - low) : 0.0;
-  const auto bin = [&](double s) { return static_cast<std::size_t>((high - s) * scale); };
+  const double high = *most, scale = static_cast<double>(found.size - 1) / (high - *least);
+  const bool spread = scale > 0 && std::isfinite(scale);
+  const auto bin = [&](double s) {
+    return spread ? static_cast<std::size_t>((high - s) * scale) : std::size_t{0};
+  };
   std::fill_n(found.ends.begin(), size + 1, Column{0});
   for (std::size_t e = 0; e < size; ++e) ++found.ends[bin(found.s[e]) + 1];
   std::partial_sum(found.ends.begin(), found.ends.begin() + found.size, found.ends.begin());
