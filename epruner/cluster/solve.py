@@ -125,10 +125,10 @@ def all_equal(S: Floats, preference: Floats) -> bool:
     n = S.shape[0]
     if n == 1:
         return True
-    if not (preference == preference[0]).all():
-        return False
     first = S[0, 1]
-    if not (S[0, 1:] == first).all():  # settles nearly every input at the cost of one row
+    if S[0, -1] != first:  # settles nearly every input at once
+        return False
+    if not (preference == preference[0]).all():
         return False
     own = np.arange(n)
     return all((row[own != i] == first).all() for i, row in enumerate(S))
