@@ -215,6 +215,7 @@ void ActiveSet::restart(const double* preference, double damping) {
   for (Row& row : rows_) row.reset();
   decay_ = 1;
   t_ = 0;
+  starving_ = 0;
   mid_iteration_ = false;
 }
 

@@ -39,10 +39,13 @@ std::vector<Clustering> cluster_many(const std::vector<Problem<T>>& problems, co
   std::vector<Clustering> answers(problems.size());
   const Settings alone{settings.damping, settings.max_iter, settings.convergence_iter, 1};
   const auto solve = [&](std::size_t q, const Poll& own_poll) {
+    Clustering& answer = answers[q];
+    answer.outcome.status = Status::interrupted;
+    if (own_poll()) return;
     const Problem<T>& problem = problems[q];
     ActiveSet lists(problem.n, problem.preference, jitter, alone);
-    Clustering& answer = answers[q];
     answer.outcome = solve_matrix(lists, problem.S, dense_fits, own_poll);
+    if (answer.outcome.status == Status::interrupted) return;
     const std::vector<std::uint8_t>& is_exemplar = answer.outcome.is_exemplar;
     for (std::size_t k = 0; k < is_exemplar.size(); ++k)
       if (is_exemplar[k]) answer.exemplars.push_back(static_cast<Index>(k));
@@ -62,14 +65,29 @@ std::vector<Clustering> cluster_many(const std::vector<Problem<T>>& problems, co
     for (std::size_t q : order) solve(q, poll);
     return answers;
   }
+  std::vector<std::size_t> dealt;  // so that every thread begins with its largest
+  for (std::size_t first = 0; first < static_cast<std::size_t>(threads); ++first)
+    for (std::size_t e = first; e < order.size(); e += static_cast<std::size_t>(threads))
+      dealt.push_back(order[e]);
   std::atomic<bool> stopped{false};
+  const auto ask = [&] {
+    if (poll()) stopped.store(true, std::memory_order_relaxed);
+  };
   Team::run(threads, [&](Team& team) {
-    team.distribute(static_cast<Index>(order.size()), [&](Index piece, std::size_t thread) {
-      solve(order[static_cast<std::size_t>(piece)], [&] {
-        if (thread == 0 && poll()) stopped.store(true, std::memory_order_relaxed);
-        return stopped.load(std::memory_order_relaxed);
-      });
-    });
+    team.distribute(
+        static_cast<Index>(dealt.size()),
+        [&](Index piece, std::size_t thread) {
+          try {
+            solve(dealt[static_cast<std::size_t>(piece)], [&] {
+              if (thread == 0) ask();
+              return stopped.load(std::memory_order_relaxed);
+            });
+          } catch (...) {
+            stopped.store(true, std::memory_order_relaxed);
+            throw;
+          }
+        },
+        ask);
     return true;
   });
   return answers;

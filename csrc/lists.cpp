@@ -56,9 +56,10 @@ void sort_descending(Found& found) {
 std::byte* Arena::take(std::size_t bytes) {
   const std::size_t units = (bytes + sizeof(Unit) - 1) / sizeof(Unit);
   if (units > left_) {
-    left_ = std::max(units, std::clamp(taken_, kLeastChunk, kMostChunk));
-    chunks_.emplace_back(new Unit[left_]);
+    const std::size_t chunk = std::max(units, std::clamp(taken_, kLeastChunk, kMostChunk));
+    chunks_.emplace_back(new Unit[chunk]);
     next_ = chunks_.back().get();
+    left_ = chunk;
   }
   std::byte* own = next_->bytes;
   next_ += units;
@@ -77,7 +78,7 @@ Found::Found(Index room)
 void List::make_room(Index groups, Index entries, Arena& arena) {
   const Index count = entries / Octet::width + 2;  // one stays empty
   if (groups <= peak_room_ && count <= room_) return;
-  groups = std::max<Index>(groups, peak_room_);
+  groups = groups > peak_room_ ? std::max<Index>(groups, 2 * peak_room_) : peak_room_;
   const Index octet_count = std::max<Index>(count, room_);
   std::byte* block = arena.take(static_cast<std::size_t>(groups) * sizeof(Peaks) +
                                 static_cast<std::size_t>(octet_count) * sizeof(Octet));

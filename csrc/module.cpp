@@ -151,10 +151,11 @@ py::list py_cluster_many(const std::vector<Array<T>>& S,
     const py::gil_scoped_release release;
     answers = cluster_many(problems, jitter_for<T>(seed), settings, dense_fits, poll);
   }
+  for (const Clustering& answer : answers)
+    if (answer.outcome.status == Status::interrupted) throw py::error_already_set();
   py::list result;
   for (const Clustering& answer : answers) {
     const Outcome& outcome = answer.outcome;
-    if (outcome.status == Status::interrupted) throw py::error_already_set();
     result.append(py::make_tuple(to_array<Index>(answer.exemplars), to_array<Index>(answer.labels),
                                  outcome.n_iter, outcome.status == Status::converged));
   }

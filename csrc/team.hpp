@@ -50,9 +50,9 @@ class Team {
   }
 
   // One round, for the leader: work(piece, thread) for all pieces in [0, pieces), by whoever is
-  // there.
-  template <class Work>
-  void distribute(Index pieces, const Work& work) {
+  // there. Once it has nothing left to do itself, it calls waiting() until the others are done.
+  template <class Work, class Waiting>
+  void distribute(Index pieces, const Work& work, const Waiting& waiting) {
     if (alone_ > 0) {
       --alone_;
       for (Index piece = 0; piece < pieces; ++piece) work(piece, std::size_t{0});
@@ -61,9 +61,16 @@ class Team {
     open(pieces, &call<Work>, &work);
     while (help(0)) continue;
     int looks = 0;
-    while (done_.load(std::memory_order_acquire) != pieces) wait(++looks);
+    while (done_.load(std::memory_order_acquire) != pieces) {
+      waiting();
+      wait(++looks);
+    }
     if (looks > kPatience) alone_ = penalty_ = 4 * penalty_;
     if (failed_.exchange(false)) std::rethrow_exception(error_);
+  }
+  template <class Work>
+  void distribute(Index pieces, const Work& work) {
+    distribute(pieces, work, [] {});
   }
 
  private:

@@ -7,13 +7,13 @@ namespace epruner {
 namespace {
 
 constexpr std::uint64_t kMostBins = std::uint64_t{1} << 22;
-constexpr Index kMostKept = Index{1} << 26;  // values
+constexpr Index kMostKept = Index{1} << 24;  // values
 
 }  // namespace
 
 template <class T>
 Watch<T>::Watch(T low, T high, Index expected, Index writers)
-    : low_(low),
+    : low_(low + T(0)),
       above_(std::nextafter(high, std::numeric_limits<T>::infinity())),
       seen_(static_cast<std::size_t>(writers)) {
   const std::uint64_t span = distance(high);
@@ -22,9 +22,10 @@ Watch<T>::Watch(T low, T high, Index expected, Index writers)
   bins_ = std::vector<std::atomic<Index>>(static_cast<std::size_t>((span >> shift_) + 1));
 }
 
+// Adding 0 makes one number of both zeros.
 template <class T>
 typename Watch<T>::Key Watch<T>::distance(T value) const {
-  return static_cast<Key>(to_ordered(value)) - static_cast<Key>(to_ordered(low_));
+  return static_cast<Key>(to_ordered(value + T(0))) - static_cast<Key>(to_ordered(low_));
 }
 
 template <class T>

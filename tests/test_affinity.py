@@ -120,6 +120,24 @@ def test_rejects_what_is_no_similarity(value: float, where: tuple[int, int]) -> 
         affinity_propagation(S)
 
 
+@pytest.mark.parametrize("lowest", [np.finfo(float).min, -np.inf])
+def test_some_use_the_lowest_number_for_never(lowest: float) -> None:
+    S = -np.random.default_rng(0).random((100, 100))
+    S[5] = S[:, 7] = lowest
+    with np.errstate(over="ignore"):  # the noise may turn one into the other
+        answers = [
+            affinity_propagation(S, preference=-2.0, damping=0.7, backend=backend)
+            for backend in ("native", "reference")
+        ]
+    for found, expected in zip(*answers, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_rejects_similarities_that_are_all_infinite() -> None:
+    with pytest.raises(ValueError, match=r"S\[0, 1\] is inf"):
+        affinity_propagation(np.full((4, 4), np.inf), preference=0.0)
+
+
 def test_rejects_what_is_not_square() -> None:
     with pytest.raises(ValueError, match=r"must be a square array.*\(3, 4\)"):
         affinity_propagation(np.zeros((3, 4)))

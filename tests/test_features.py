@@ -136,6 +136,14 @@ def test_ranks_are_found_in_a_sweep(dtype: type, expected: int) -> None:
     assert nearest.watched_at([0, 79_000]) == pytest.approx([low, high], rel=1e-5)
 
 
+def test_ranks_do_not_mind_the_sign_of_zero() -> None:
+    X = np.eye(30, dtype=np.float32)
+    nearest = _native.Nearest32(_native.Features32(X, None, 0.0), 5)
+    nearest.watch(0.0, 1.0, 100)
+    nearest.offer(-0.0 * np.ones((30, 30), dtype=np.float32), 0, 0)
+    assert nearest.watched_at([7]) == [0.0]
+
+
 @pytest.mark.parametrize("n", [1, 2, 7, 200, 1500])
 def test_median_preferences_are_numpys(n: int) -> None:
     S = negative_squared_distances(gaussian(n, 4, np.float32))

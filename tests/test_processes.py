@@ -14,7 +14,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from epruner import affinity_propagation
+from epruner import affinity_propagation, affinity_propagation_many
 from epruner.cluster import solvers, threads
 from epruner.cluster.outcome import Options
 from epruner.cluster.similarity import negative_squared_distances
@@ -194,3 +194,24 @@ def test_an_interrupt_at_any_moment_is_a_keyboard_interrupt(backend: str) -> Non
         signal.signal(signal.SIGALRM, before)
     print(f"{interrupted} interrupted in {length:.3f} s")
     assert interrupted >= 10
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGALRM")
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_many_problems_are_interrupted_whoever_works_on_the_last(n_threads: int) -> None:
+    """The larger problem ends; the other goes on for ever, on another thread if there is one."""
+    endless = gaussian(600, seed=1)
+    problems = [gaussian(700), endless]
+    preferences = [float(np.median(S)) for S in problems]
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.7)
+        begin = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            affinity_propagation_many(
+                problems, preference=preferences, max_iter=10**8, n_threads=n_threads
+            )
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - begin < 2

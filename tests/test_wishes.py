@@ -85,6 +85,14 @@ def test_preference_range_brackets_the_numbers_of_clusters() -> None:
     assert everyone.size == 150
 
 
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_sparse_points_that_are_all_exemplars(n: int) -> None:
+    S = scipy.sparse.csr_matrix(-1 - np.random.default_rng(0).random((n, n)))
+    exemplars, labels = affinity_propagation(S, preference=5.0, damping=0.7)[:2]
+    np.testing.assert_array_equal(exemplars, np.arange(n))
+    np.testing.assert_array_equal(labels, np.arange(n))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_sparse_similarities_equal_dense_ones_with_minus_infinity(dtype: type) -> None:
     rng = np.random.default_rng(0)

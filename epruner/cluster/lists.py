@@ -186,6 +186,8 @@ class SparseSource(Source):
         return int(members[support.argmax()])
 
     def links(self, rows: Indices, columns: Indices) -> Floats:
+        if rows.size == 0:  # of which SciPy would make a sparse matrix
+            return np.empty(0)
         return np.asarray(self.S[rows, columns], dtype=np.float64).ravel()
 
 

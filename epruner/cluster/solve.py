@@ -126,7 +126,7 @@ def all_equal(S: Floats, preference: Floats) -> bool:
     if n == 1:
         return True
     first = S[0, 1]
-    if S[0, -1] != first:  # settles nearly every input at once
+    if S[0, -1] != first or first == np.inf:  # settles nearly every input at once
         return False
     if not (preference == preference[0]).all():
         return False
