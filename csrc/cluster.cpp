@@ -49,7 +49,10 @@ std::vector<Clustering> cluster_many(const std::vector<Problem<T>>& problems, co
     const std::vector<std::uint8_t>& is_exemplar = answer.outcome.is_exemplar;
     for (std::size_t k = 0; k < is_exemplar.size(); ++k)
       if (is_exemplar[k]) answer.exemplars.push_back(static_cast<Index>(k));
-    if (answer.exemplars.empty()) return;
+    if (answer.exemplars.empty()) {
+      answer.labels.assign(is_exemplar.size(), -1);
+      return;
+    }
     answer.labels = decode(Matrix<T>(problem.n, problem.S), &lists, problem.preference, jitter, 1,
                            answer.exemplars);
   };

@@ -20,7 +20,7 @@ struct Problem {
 
 struct Clustering {
   Outcome outcome;
-  Indices exemplars, labels;  // empty where no exemplar emerged
+  Indices exemplars, labels;
 };
 
 // Problems side by side, each on one thread. Their answers do not depend on each other.

@@ -298,8 +298,9 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
         "seed"_a, "n_threads"_a);
   m.def("decode", &py_decode<T>, py::arg("S").noconvert(), py::arg("preference").noconvert(),
         "exemplars"_a, "seed"_a, "n_threads"_a, "lists"_a = nullptr);
-  m.def(("cluster_many" + suffix).c_str(), &py_cluster_many<T>, "S"_a, "preferences"_a, "damping"_a,
-        "max_iter"_a, "convergence_iter"_a, "seed"_a, "n_threads"_a, "dense_fits"_a);
+  m.def("cluster_many", &py_cluster_many<T>, py::arg("S").noconvert(),
+        py::arg("preferences").noconvert(), "damping"_a, "max_iter"_a, "convergence_iter"_a,
+        "seed"_a, "n_threads"_a, "dense_fits"_a);
   m.def("quantile", &py_quantile<T>, py::arg("S").noconvert(), "fraction"_a, "diagonal"_a,
         "n_threads"_a);
   m.def("column_medians", &py_column_medians<T>, py::arg("S").noconvert(), "n_threads"_a);

@@ -31,17 +31,7 @@ def decode(
     n_threads: int,
     lists: ActiveSet | None = None,
 ) -> tuple[_Index, _Index]: ...
-def cluster_many32(
-    S: Sequence[_Floats],
-    preferences: Sequence[_F64],
-    damping: float,
-    max_iter: int,
-    convergence_iter: int,
-    seed: int,
-    n_threads: int,
-    dense_fits: bool,
-) -> list[tuple[_Index, _Index, int, bool]]: ...
-def cluster_many64(
+def cluster_many(
     S: Sequence[_Floats],
     preferences: Sequence[_F64],
     damping: float,

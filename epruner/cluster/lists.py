@@ -18,6 +18,7 @@ from epruner.cluster import _native, memory
 from epruner.cluster.decode import sorted_by_index
 from epruner.cluster.outcome import Messages, Options
 from epruner.cluster.similarity import cosine, filled, negative_squared_distances
+from epruner.cluster.solvers.native import new_lists
 
 Floats = NDArray[np.floating]
 Indices = NDArray[np.intp]
@@ -68,15 +69,7 @@ class Source(ABC):
         """Return the similarities of these pairs."""
 
     def _lists(self, options: Options) -> _native.ActiveSet:
-        return _native.ActiveSet(
-            np.zeros(self.n),
-            options.damping,
-            options.max_iter,
-            options.convergence_iter,
-            options.seed,
-            self.dtype == np.float32,
-            options.n_threads,
-        )
+        return new_lists(np.zeros(self.n), self.dtype, options)
 
 
 def run(

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from epruner.cluster import gpu, validate
-from epruner.cluster._compiled import native
 from epruner.cluster.outcome import Clustering, Options
 from epruner.cluster.problem import MatrixProblem, Wish
 from epruner.cluster.solve import cluster_side_by_side
@@ -64,7 +63,7 @@ def affinity_propagation_many(
     cleaned = [MatrixProblem(validate.similarities(S), backend) for S in problems]
     if len(cleaned) < options.n_threads:
         return [_solve(problem, p, options) for problem, p in zip(cleaned, each, strict=True)]
-    if native is not None and backend in ("auto", "native"):
+    if cleaned[0].compiled:
         return _compiled(cleaned, each, options)
     alone = replace(options, n_threads=1)
     order = sorted(range(len(cleaned)), key=lambda index: -cleaned[index].n)

@@ -82,6 +82,7 @@ class Problem(ABC):
         self.n = n
         self.dtype = dtype
         self.backend = backend
+        self.compiled = native is not None and backend in ("auto", "native")
 
     @abstractmethod
     def prepare(self, wish: Wish, options: Options) -> tuple[Floats, Run]:
@@ -130,8 +131,7 @@ class MatrixProblem(Problem):
     def __init__(self, S: Floats, backend: str) -> None:
         super().__init__(S.shape[0], S.dtype, backend)
         self.kept = S
-        self._compiled = native is not None and backend in ("auto", "native")
-        if not self._compiled:
+        if not self.compiled:
             validate.require_finite(S)
 
     def solve(self, wish: Wish, options: Options) -> tuple[Clustering, float, Floats]:
@@ -143,7 +143,7 @@ class MatrixProblem(Problem):
 
     def explain(self) -> None:
         """Raise for entries that are no similarities: the compiled solver does not say where."""
-        if self._compiled:
+        if self.compiled:
             validate.require_finite(self.kept)
 
     def prepare(self, wish: Wish, options: Options) -> tuple[Floats, Run]:
@@ -165,7 +165,7 @@ class MatrixProblem(Problem):
     def _runner(self, wish: Wish, options: Options) -> Run:
         S = self.kept
         once = wish.n_clusters is None and not wish.rising_damping and not options.verbose
-        if once or self.n == 1 or not self._compiled:
+        if once or self.n == 1 or not self.compiled:
             return lambda p, o: cluster_similarities(S, p, o, self.backend)
         from epruner.cluster.lists import MatrixSource
 
@@ -210,7 +210,7 @@ class SparseProblem(Problem):
         return np.quantile(self._off_diagonal, q)
 
     def _runner(self, options: Options) -> Run:
-        if native is None or self.backend not in ("auto", "native"):
+        if not self.compiled:
             S = filled(self.kept)
             return lambda p, o: cluster_similarities(S, p, o, self.backend)
         from epruner.cluster.lists import SparseSource
@@ -231,10 +231,9 @@ class FeatureProblem(Problem):
         self.X = X
         self.cosine = cosine
         tiles = route == "tiles" or (route == "auto" and self.n > _LARGEST_MATRIX)
-        able = native is not None and backend in ("auto", "native")
-        if route == "tiles" and not able:
+        if route == "tiles" and not self.compiled:
             raise ValueError(f"memory='tiles' needs the native solver, not backend={backend!r}")
-        self.matrix = None if tiles and able and self.n > 2 else self._matrix_problem()
+        self.matrix = None if tiles and self.compiled and self.n > 2 else self._matrix_problem()
         self.kept = self.matrix and self.matrix.kept
 
     def _matrix_problem(self) -> MatrixProblem:

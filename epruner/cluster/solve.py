@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from epruner.cluster.lists import Source
 
 Floats = NDArray[np.floating]
+Indices = NDArray[np.intp]
+Links = Callable[[Indices, Indices], Floats]  # similarities of pairs, as rows and columns
 Solve = Callable[[Options], Clustering]
 
 _RISING = (0.7, 0.8, 0.9, 0.95)
@@ -36,7 +38,7 @@ def cluster_similarities(
     messages = solvers.get(backend)(S, preference, options)
     exemplars = np.flatnonzero(messages.is_exemplar)
     if exemplars.size == 0:
-        labels = exemplars
+        labels = _unassigned(preference)
     elif native is None:
         exemplars, labels = decode(S, preference, exemplars, options.seed)
     else:
@@ -48,7 +50,9 @@ def cluster_similarities(
             options.n_threads,
             messages.lists,
         )
-    return _clustering(S, preference, exemplars, labels, messages.n_iter, messages.converged)
+    return _clustering(
+        _links(S), preference, exemplars, labels, messages.n_iter, messages.converged
+    )
 
 
 def cluster_side_by_side(
@@ -69,7 +73,7 @@ def cluster_side_by_side(
             [problems[q] for q in chosen], [preferences[q] for q in chosen], options
         )
         for q, answer in zip(chosen, found, strict=True):
-            answers[q] = _clustering(problems[q], preferences[q], *answer)
+            answers[q] = _clustering(_links(problems[q]), preferences[q], *answer)
     return [answers[q] for q in range(len(problems))]
 
 
@@ -84,10 +88,12 @@ def cluster_lists(
         return cluster_similarities(source.matrix(), preference, options, "native")
     exemplars = np.flatnonzero(messages.is_exemplar)
     if exemplars.size == 0:
-        return _without_exemplars(source.n, messages.n_iter, messages.converged)
-    exemplars, labels = source.decode(lists, preference, exemplars, options)
-    net = net_similarity(source.links, preference, exemplars, labels)
-    return Clustering(exemplars, labels, messages.n_iter, messages.converged, net)
+        labels = _unassigned(preference)
+    else:
+        exemplars, labels = source.decode(lists, preference, exemplars, options)
+    return _clustering(
+        source.links, preference, exemplars, labels, messages.n_iter, messages.converged
+    )
 
 
 def with_rising_damping(solve: Solve, options: Options) -> tuple[Clustering, float]:
@@ -102,22 +108,24 @@ def with_rising_damping(solve: Solve, options: Options) -> tuple[Clustering, flo
 
 
 def _clustering(
-    S: Floats,
+    links: Links,
     preference: Floats,
-    exemplars: NDArray[np.intp],
-    labels: NDArray[np.intp],
+    exemplars: Indices,
+    labels: Indices,
     n_iter: int,
     converged: bool,
 ) -> Clustering:
-    if exemplars.size == 0:
-        return _without_exemplars(S.shape[0], n_iter, converged)
-    net = net_similarity(lambda rows, columns: S[rows, columns], preference, exemplars, labels)
+    some = exemplars.size > 0
+    net = net_similarity(links, preference, exemplars, labels) if some else float("-inf")
     return Clustering(exemplars, labels, n_iter, converged, net)
 
 
-def _without_exemplars(n: int, n_iter: int, converged: bool) -> Clustering:
-    nobody, labels = np.empty(0, dtype=np.intp), np.full(n, -1, dtype=np.intp)
-    return Clustering(nobody, labels, n_iter, converged, float("-inf"))
+def _links(S: Floats) -> Links:
+    return lambda rows, columns: S[rows, columns]
+
+
+def _unassigned(preference: Floats) -> Indices:
+    return np.full(preference.size, -1, dtype=np.intp)
 
 
 def all_equal(S: Floats, preference: Floats) -> bool:

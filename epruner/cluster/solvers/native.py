@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,17 +15,24 @@ _SMALL = 1 << 26  # bytes not worth asking the system for
 
 def solve(S: NDArray[np.floating], preference: NDArray[np.floating], options: Options) -> Messages:
     """Pass messages between listed pairs only, turning dense when lists get long."""
-    lists = _native.ActiveSet(
+    lists = new_lists(preference, S.dtype, options)
+    with _dense_memory(S.shape[0], _dense_bytes(S)) as fits:
+        return Messages(*_native.solve(S, lists, fits), lists)
+
+
+def new_lists(
+    preference: NDArray[np.floating], dtype: np.dtype[Any], options: Options
+) -> _native.ActiveSet:
+    """Return lists without candidates, for similarities of `dtype`."""
+    return _native.ActiveSet(
         preference.astype(np.float64),
         options.damping,
         options.max_iter,
         options.convergence_iter,
         options.seed,
-        S.dtype == np.float32,
+        dtype == np.float32,
         options.n_threads,
     )
-    with _dense_memory(S.shape[0], _dense_bytes(S)) as fits:
-        return Messages(*_native.solve(S, lists, fits), lists)
 
 
 def cluster_many(
@@ -34,13 +42,11 @@ def cluster_many(
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp], int, bool]]:
     """Solve and decode problems side by side, one thread each; all of one dtype, at least one.
 
-    Returns exemplars, labels (both empty where no exemplar emerged), n_iter and converged of each.
+    Returns exemplars, labels, n_iter and converged of each.
     """
     sizes = sorted((_dense_bytes(S) for S in problems), reverse=True)
-    single = problems[0].dtype == np.float32
-    compiled = _native.cluster_many32 if single else _native.cluster_many64
     with _dense_memory(max(map(len, problems)), sum(sizes[: options.n_threads])) as fits:
-        return compiled(
+        return _native.cluster_many(
             problems,
             [p.astype(np.float64) for p in preferences],
             options.damping,
