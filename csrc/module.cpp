@@ -357,6 +357,7 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
 }  // namespace
 
 PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
+  m.attr("sources") = EPRUNER_SOURCES;
   m.def("max_threads", &omp_get_max_threads);
   py::class_<ActiveSet> active_set(m, "ActiveSet");
   active_set

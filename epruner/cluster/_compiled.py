@@ -1,9 +1,74 @@
-"""The compiled extension, or None where the installation has none."""
+"""The compiled extension, or why there is none."""
 
+import sys
+from hashlib import sha256
+from importlib import import_module
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+from pathlib import Path
 from types import ModuleType
 
-native: ModuleType | None
+_NAME = "epruner.cluster._native"
+_HERE = Path(__file__).resolve().parent
+_SOURCES = _HERE.parents[1] / "csrc"  # beside the package in a checkout, and only there
+
+
+def _load() -> ModuleType:
+    """Return the extension beside this file, or in a checkout the one that was installed from it.
+
+    Python started in a checkout finds the source folder before the installed package, and the
+    source folder holds no extension.
+
+    Raises
+    ------
+    ImportError
+        Saying why there is none, and what to do.
+    """
+    try:
+        return import_module(_NAME)
+    except ModuleNotFoundError as error:
+        if error.name != _NAME:
+            raise
+    if not _SOURCES.is_dir():
+        others = ", ".join(sorted(path.name for path in _HERE.glob("_native.*[!i]")))
+        found = f"holds one for another Python only ({others})" if others else "holds none"
+        raise ImportError(
+            f"the installation in {_HERE} {found}, for Python {sys.version.split()[0]}: install "
+            "epruner again with this Python, and with a C++ compiler where it comes as source"
+        )
+    spec = PathFinder.find_spec(_NAME, [str(Path(entry) / "epruner/cluster") for entry in sys.path])
+    if spec is None or spec.loader is None or spec.origin is None:
+        raise ImportError(
+            f"Python found epruner's source folder {_HERE.parent} first, probably because it was "
+            "started there, and that holds no compiled extension; nor is an epruner installed for "
+            f"Python {sys.version.split()[0]} whose extension could be used: run pip install "
+            f"{_HERE.parents[1]}"
+        )
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if module.sources != _digest():
+        raise ImportError(
+            f"Python found epruner's source folder {_HERE.parent} first, probably because it was "
+            f"started there, and the installed extension {spec.origin} was compiled from other "
+            f"sources than those in {_SOURCES}: run pip install {_HERE.parents[1]}"
+        )
+    sys.modules[_NAME] = module
+    return module
+
+
+def _digest() -> str:
+    """What CMakeLists.txt calls these sources."""
+    digests = [
+        sha256(path.read_bytes()).hexdigest()
+        for path in sorted(_SOURCES.iterdir())
+        if path.suffix in (".cpp", ".hpp")
+    ]
+    return sha256("".join(digests).encode()).hexdigest()
+
+
+native: ModuleType | None = None
+missing = ""  # the reason, where `native` is None
 try:
-    from epruner.cluster import _native as native
-except ImportError:
-    native = None
+    native = _load()
+except ImportError as error:
+    missing = str(error)

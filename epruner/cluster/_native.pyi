@@ -10,6 +10,8 @@ _F64 = NDArray[np.float64]
 _Floats = NDArray[np.floating[Any]]
 _Index = NDArray[np.int64]
 
+sources: str  # digest of csrc/
+
 def max_threads() -> int: ...
 def solve(
     S: _Floats, lists: ActiveSet, dense_fits: bool

@@ -3,6 +3,8 @@
 import os
 from numbers import Integral
 
+from epruner.cluster._compiled import native
+
 _IMPORTED_IN = os.getpid()
 
 
@@ -27,8 +29,4 @@ def resolve(n_threads: int | None) -> int:
 
 
 def _openmp_threads() -> int:
-    try:
-        from epruner.cluster import _native
-    except ImportError:
-        return os.cpu_count() or 1
-    return _native.max_threads()
+    return (os.cpu_count() or 1) if native is None else int(native.max_threads())

@@ -13,6 +13,7 @@ from importlib import import_module
 import numpy as np
 from numpy.typing import NDArray
 
+from epruner.cluster import _compiled
 from epruner.cluster.outcome import Messages, Options
 
 Solver = Callable[[NDArray[np.floating], NDArray[np.floating], Options], Messages]
@@ -36,7 +37,8 @@ def get(name: str) -> Solver:
     ValueError
         If there is no such solver.
     ImportError
-        If the solver needs a package that is not installed; the message names it.
+        If the solver needs a package that is not installed, or the compiled extension is
+        missing; the message says which, why, and what to do.
     """
     check(name)
     return _fastest() if name == "auto" else _load(name)
@@ -50,25 +52,23 @@ def check(name: str) -> None:
 
 def _load(name: str) -> Solver:
     module, function = _TABLE[name].split(":")
+    if module.endswith(".native") and _compiled.native is None:
+        raise ImportError(_compiled.missing)
     solver: Solver = getattr(import_module(module), function)
     return solver
 
 
 @cache  # so that the warning comes once
 def _fastest() -> Solver:
-    try:
+    if _compiled.native is not None:
         return _load("native")
-    except ImportError as error:
-        missing = f"the compiled solver cannot be loaded ({error})"
     try:
-        solver = _load("numba")
+        solver, instead = _load("numba"), "numba's is used instead, which is slower"
     except ImportError:
-        warnings.warn(
-            f"{missing}; falling back to the slow NumPy solver. "
-            'For a fast one: pip install "epruner[numba]"',
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return _load("reference")
-    warnings.warn(f"{missing}; falling back to numba", RuntimeWarning, stacklevel=2)
+        solver, instead = _load("reference"), "NumPy's is used instead, which is very slow"
+    warnings.warn(
+        f"there is no compiled solver, and {instead}. The reason: {_compiled.missing}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
     return solver

@@ -1,0 +1,114 @@
+"""Python started in a checkout: the source folder comes first, and holds no extension."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from epruner.cluster import _native
+
+CLUSTER = """
+import sys, warnings
+sys.modules["numba"] = None  # its solver would be compiled anew for each copy
+import numpy as np
+import epruner
+from epruner.cluster import _compiled
+X = np.random.default_rng(0).normal(size=(60, 8))
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    epruner.AffinityPropagation(damping=0.8).fit(X)
+print(epruner.__file__)
+print(_compiled.native and _compiled.native.__file__)
+print(*(w.message for w in caught))
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the source folder, as a clone would be."""
+    for folder in ("epruner", "csrc"):
+        shutil.copytree(
+            ROOT / folder,
+            tmp_path / "clone" / folder,
+            ignore=shutil.ignore_patterns("__pycache__", "*.so", "*.pyd"),
+        )
+    return tmp_path / "clone"
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> Path:
+    """What is installed here, but for epruner."""
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    for place in map(Path, sys.path):
+        if "site-packages" in place.parts and place.is_dir():
+            for path in place.iterdir():
+                here = folder / path.name
+                if not path.name.startswith(("epruner", "_epruner")) and not here.exists():
+                    here.symlink_to(path)
+    return folder
+
+
+def install_extension(packages: Path) -> Path:
+    folder = packages / "epruner" / "cluster"
+    folder.mkdir(parents=True)
+    return Path(shutil.copy(_native.__file__, folder))
+
+
+def started_in(folder: Path, packages: Path) -> list[str]:
+    """The package's file, the extension's file and the warnings of a clustering run."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", CLUSTER],  # -S: without the site-packages of this run
+        cwd=folder,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
+        | {"PYTHONPATH": str(packages)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\n")[:3]
+
+
+def test_the_installed_extension_serves_the_checkout_it_was_built_from(
+    checkout: Path, packages: Path
+) -> None:
+    extension = install_extension(packages)
+    package, native, warned = started_in(checkout, packages)
+    assert Path(package).parent == checkout / "epruner"
+    assert Path(native) == extension
+    assert warned == ""
+
+
+def test_an_extension_built_from_other_sources_is_refused_by_name(
+    checkout: Path, packages: Path
+) -> None:
+    extension = install_extension(packages)
+    (checkout / "csrc" / "rows.cpp").write_text("// changed since\n")
+    _, native, warned = started_in(checkout, packages)
+    assert native == "None"
+    assert f"{extension} was compiled from other sources" in warned
+    assert f"pip install {checkout}" in warned
+
+
+def test_a_checkout_without_an_installation_says_so(checkout: Path, packages: Path) -> None:
+    _, native, warned = started_in(checkout, packages)
+    assert native == "None"
+    assert f"found epruner's source folder {checkout / 'epruner'} first" in warned
+    assert f"pip install {checkout}" in warned
+
+
+def test_an_installation_for_another_python_says_so(checkout: Path, packages: Path) -> None:
+    shutil.move(checkout / "epruner", packages)
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    other = packages / "epruner" / "cluster" / f"_native.cpython-27{suffix}"
+    other.touch()
+    _, native, warned = started_in(checkout, packages)
+    assert native == "None"
+    assert f"one for another Python only ({other.name})" in warned
