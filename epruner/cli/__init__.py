@@ -12,8 +12,10 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NoReturn
 
+import epruner
 from epruner.cli import commands, options
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -53,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            import_module("epruner.prune")  # says which extra to install where it is missing
             commands.COMMANDS[args.command](args)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -83,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 done, 2 bad arguments or input, 1 any other failure",
         allow_abbrev=False,
     )
+    top.add_argument("--version", action="version", version=f"epruner {epruner.__version__}")
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, groups in options.GROUPS.items():
         summary = (commands.COMMANDS[name].__doc__ or "").partition("\n")[0]

@@ -1,7 +1,16 @@
 """Pruning of torch networks. Imports `epruner.cluster`, never the other way round."""
 
 import sys
+from importlib.util import find_spec
 from types import ModuleType
+
+_missing = [
+    name for name in ("torch", "torch_pruning", "safetensors", "rich") if find_spec(name) is None
+]
+if _missing:
+    raise ImportError(
+        f'pruning needs {", ".join(_missing)}, not installed here: pip install "epruner[prune]"'
+    )
 
 from epruner.prune.checkpoint import load, save
 from epruner.prune.plan import Plan
