@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,6 +17,7 @@ from epruner.prune.plan import Plan
 from epruner.prune.pruning import prune
 from epruner.prune.report import Report, Totals, amount, change, percent
 from epruner.prune.tables import Table
+from epruner.prune.threads import torch_threads
 
 _TRAIN_EPOCHS = 12
 _TUNE_EPOCHS = 6
@@ -128,7 +128,7 @@ def run_demo(
     images = torch.from_numpy(digits.images).float()[:, None] / 16
     labels = torch.from_numpy(digits.target).long()
     n_threads = n_threads or 1
-    with torch.random.fork_rng(devices=[]), _threads(n_threads):
+    with torch.random.fork_rng(devices=[]), torch_threads(n_threads):
         torch.manual_seed(seed)
         order = torch.randperm(len(images))
         test, rest = order[:_TEST], order[_TEST:]
@@ -169,17 +169,6 @@ def run_demo(
         test_images=_TEST,
         seconds=time.perf_counter() - start,
     )
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Run torch on so many threads, then on as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, rate: float) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,22 +14,65 @@ import pytest
 
 if TYPE_CHECKING:
     from cuda_shim import Make
+    from digits import Digits
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# The installed package is what is tested: the checkout, which holds no compiled extension, comes
-# last here (for `examples`) and not at all in the interpreters that tests start.
+# The installed package is what `pytest` tests: the checkout comes last here (for `examples`) and
+# not at all in the interpreters that tests start.
 sys.path.append(str(ROOT))
 os.environ["PYTHONSAFEPATH"] = "1"
 
 
+DATA = Path(os.environ.get("EPRUNER_DATA", ROOT.parent / "shared" / "data"))
+HAS_TORCH = find_spec("torch") is not None
+
+# Clustering needs no torch, and neither do its tests.
+collect_ignore = [] if HAS_TORCH else ["cli", "gpu", "pruning"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what runs on trained networks that are not here: files nobody else has."""
+
+    def here(item: pytest.Item) -> bool:
+        packages = [name for mark in item.iter_markers("needs") for name in mark.args]
+        on_data = "data_dir" in getattr(item, "fixturenames", ())
+        return (DATA.is_dir() or not on_data) and all(map(find_spec, packages))
+
+    left_out = [item for item in items if not here(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
+
+def pytest_report_header() -> list[str]:
+    """Say what the numbers of tests depend on."""
+    return [
+        f"data: {DATA}" if DATA.is_dir() else "data: none (EPRUNER_DATA), its tests are deselected",
+        *([] if HAS_TORCH else ["torch: none, only clustering is tested"]),
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    """Every test starts from torch's same random numbers and leaves its threads as they were."""
+    if not HAS_TORCH:
+        yield
+        return
+    import torch
+
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    left = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    assert left == threads, f"the test left torch on {left} threads instead of {threads}"
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """Folder of real checkpoints and images (``EPRUNER_DATA``); the test skips without it."""
-    folder = Path(os.environ.get("EPRUNER_DATA", ROOT.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no test data at {folder}: set EPRUNER_DATA to the folder that holds it")
-    return folder
+    """Folder of published checkpoints and images; without it the test is deselected."""
+    return DATA
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +84,14 @@ def resnet_files(data_dir: Path) -> dict[str, Path]:
         "akamaster": folder / "resnet56-4bfd9763.th",
         "theo": folder / "theo-obadiah_resnet56.pth",
     }
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
+    """A small residual network, trained once for all tests, with its images."""
+    from digits import train
+
+    return train(tmp_path_factory.mktemp("digits") / "digits.pth")
 
 
 @pytest.fixture(scope="session")

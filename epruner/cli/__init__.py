@@ -12,7 +12,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from importlib import import_module
 from typing import NoReturn
 
 import epruner
@@ -55,8 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            import_module("epruner.prune")  # says which extra to install where it is missing
-            commands.COMMANDS[args.command](args)
+            # here, as it takes long; says which extra to install where torch is missing
+            from epruner.prune.threads import torch_threads
+
+            with torch_threads(getattr(args, "threads", None)):
+                commands.COMMANDS[args.command](args)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED

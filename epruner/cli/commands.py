@@ -129,7 +129,6 @@ def finetune(args: argparse.Namespace) -> None:
     from epruner.prune.finetune import finetune as train
 
     target = check_target(args.out)
-    set_threads(args.threads)
     distillation: dict[str, Any] = {}
     if args.distill is not None:
         distillation = {"teacher": build_model(args), "distill": args.distill}
@@ -178,7 +177,6 @@ def export(args: argparse.Namespace) -> None:
         raise ValueError("nothing to write: give --onnx FILE, --pt2 FILE or both")
     for target in filter(None, (args.onnx, args.pt2)):
         check_target(target)
-    set_threads(args.threads)
     from epruner.cli.network import fresh_model, make_inputs
     from epruner.prune.export import export_onnx, export_program
 
@@ -276,7 +274,6 @@ def cost_arguments(name: str, value: Any) -> dict[str, Any]:
 
 def _network(args: argparse.Namespace) -> tuple[nn.Module, Any]:
     """The full-size network with its weights, and its example inputs."""
-    set_threads(args.threads)
     from epruner.cli.network import build_model, make_inputs
 
     return build_model(args), make_inputs(args)
@@ -325,14 +322,6 @@ def _check_pictures(*paths: str | None) -> None:
 
         check_target(path)
         check_format(path)
-
-
-def set_threads(threads: int | None) -> None:
-    """Limit torch's threads as well as the solver's."""
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
 
 
 def _plan_table(saved: SavedFile) -> str:

@@ -31,8 +31,9 @@ def build_model(args: argparse.Namespace) -> nn.Module:
 
 def fresh_model(args: argparse.Namespace) -> nn.Module:
     """The full-size network of ``--model`` as its factory gives it."""
-    torch.manual_seed(args.seed)
-    return build(args.model, dict(args.model_arg))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed)
+        return build(args.model, dict(args.model_arg))
 
 
 def make_inputs(args: argparse.Namespace) -> tuple[Tensor, ...] | dict[str, Tensor]:

@@ -65,7 +65,10 @@ def _fastest() -> Solver:
     try:
         solver, instead = _load("numba"), "numba's is used instead, which is slower"
     except ImportError:
-        solver, instead = _load("reference"), "NumPy's is used instead, which is very slow"
+        solver = _load("reference")
+        instead = (
+            'NumPy\'s is used instead, which is very slow (pip install "epruner[numba]" helps)'
+        )
     warnings.warn(
         f"there is no compiled solver, and {instead}. The reason: {_compiled.missing}",
         RuntimeWarning,

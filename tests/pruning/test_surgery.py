@@ -11,10 +11,10 @@ import networks
 import numpy as np
 import pytest
 import torch
+import wheels
 from networks import difference, silenced, stirred, trained_resnet
 from pytorchcv.model_provider import get_model
 from torch import Tensor, nn
-from wheels import trained
 
 from epruner.prune import Plan, PruningResult, prune
 from epruner.prune.surgery import take
@@ -113,15 +113,13 @@ def test_trained_residual_networks(which: str, data_dir: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "pnet", "rnet", "onet",
-        pytest.param("mobilenetv2", marks=pytest.mark.slow),
-        pytest.param("efficientnet-lite0", marks=pytest.mark.slow),
-    ],
-)  # fmt: skip
+    wheels.networks(
+        "pnet", "rnet", "onet", "mobilenetv2", "efficientnet-lite0", slow=("mobilenetv2",)
+    ),
+)
 @pytest.mark.parametrize("scope", ["inner", "all"])
 def test_trained_networks_from_wheels(name: str, scope: str) -> None:
-    model, shape = trained(name)
+    model, shape = wheels.trained(name)
     inputs = torch.randn(shape)
     check_exact(model, inputs, prune(model, inputs, beta=0.6, scope=scope))
 

@@ -8,17 +8,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
+from digits import SHAPE, DigitsResNet
 
 from epruner.cli import main
 from epruner.prune.checkpoint import load, read
 from epruner.prune.pruning import prune
 from epruner.prune.weights import load_weights
 from examples.cifar_resnet import CifarResNet, resnet56
+
+if TYPE_CHECKING:
+    from digits import Digits
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -67,6 +73,39 @@ def test_a_reloaded_file_computes_the_bits_of_the_process_that_pruned(
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     expected = prune(model, (1, 3, 32, 32), beta=0.76).model.eval()(x)
     assert torch.equal(load(resnet56(), "p.safetensors").eval()(x), expected)
+
+
+@torch.no_grad()
+def test_trained_weights_are_pruned_repaired_and_reloaded(run: Run, digits: Digits) -> None:
+    pixels = (255 * digits.train_images[:300]).round().byte()
+    np.savez("train.npz", images=pixels.movedim(1, -1).numpy())
+    code, out, err = run(
+        "prune", "--model", "digits:DigitsResNet", "--weights", str(digits.weights),
+        "--input-shape", "1,1,8,8", "--macs", "0.5", "--calibrate", "train.npz",
+        "--mean", "0", "--std", "1", "--out", "p.safetensors",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "blocks.3.conv1" in out
+    expected = prune(digits.network(), SHAPE, macs=0.5, calibrate=pixels / 255).model.eval()
+    small = load(DigitsResNet(), "p.safetensors").eval()
+    assert torch.equal(small(digits.test_images[:9]), expected(digits.test_images[:9]))
+    assert digits.accuracy(small) > 0.95
+
+
+def test_threads_hold_for_the_call_only(run: Run) -> None:
+    before = torch.get_num_threads()
+    state = torch.random.get_rng_state()
+    for threads in (before + 1, before + 2):
+        code, _, err = run(*PRUNE, "--threads", str(threads))
+        assert (code, err) == (0, "")
+        assert torch.get_num_threads() == before
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert run(*PRUNE, "--threads", "1", "--weights", "absent.pth")[0] == 2
+    assert torch.get_num_threads() == before
+
+
+def test_the_version_is_the_packages(run: Run) -> None:
+    assert run("--version") == (0, f"epruner {version('epruner')}\n", "")
 
 
 def test_json_is_the_report(run: Run) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from epruner.prune.plan import Plan
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from examples.cifar_resnet import CifarResNet as CifarResNet
 from examples.cifar_resnet import resnet20 as resnet20
 from examples.cifar_resnet import resnet56 as resnet56

