@@ -1,13 +1,12 @@
 #include "active.hpp"
 
-#include <omp.h>
-
 #include <atomic>
 #include <new>
 #include <numeric>
 #include <stdexcept>
 
 #include "order.hpp"
+#include "threads.hpp"
 
 namespace epruner {
 namespace {
@@ -155,8 +154,9 @@ void ActiveSet::extend(const Indices& rows, const RowSource<T>& source,
       invalid.store(true, std::memory_order_relaxed);
     if (!medians) return;
     if (x != own.row.data()) std::copy_n(x, n_, own.row.data());
+    const double preference = diagonal_.preference[static_cast<std::size_t>(i)];
     own.row[static_cast<std::size_t>(i)] =
-        static_cast<T>(refinement.exact ? (*refinement.exact)(i, i) : diagonal_.preference[i]);
+        static_cast<T>(refinement.exact ? (*refinement.exact)(i, i) : preference);
     medians[q] = median(own.row.data(), n_, own.columns);
   };
   together(count * n_ >= kSelectTogether, [&] {
@@ -191,7 +191,7 @@ void ActiveSet::adopt(const Nearest<T>& nearest, const Refinement<T>& refinement
                              Found(2 * nearest.want()));
 #pragma omp parallel for schedule(dynamic, 64) num_threads(settings_.threads)
   for (Index i = 0; i < n_; ++i) {
-    const auto own = static_cast<std::size_t>(omp_get_thread_num());
+    const auto own = thread_number();
     Found& found = scratch[own];
     Row& row = rows_[static_cast<std::size_t>(i)];
     found.size = 0;
@@ -294,7 +294,7 @@ bool ActiveSet::settle(Index i, const RowTop& top, Block& block, Arena& arena) {
 void ActiveSet::prefetch(const Row& row) {
   const auto* line = reinterpret_cast<const char*>(row.peaks);
   const auto* end = reinterpret_cast<const char*>(row.octets + row.backed);
-  for (; line < end; line += 64) __builtin_prefetch(line, 1);
+  for (; line < end; line += 64) prefetch_line(line);
 }
 
 void ActiveSet::run_block(Block& block, Index first, Index last, Arena& arena) {

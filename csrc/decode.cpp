@@ -1,8 +1,8 @@
 #include "decode.hpp"
 
-#include <omp.h>
-
 #include <numeric>
+
+#include "threads.hpp"
 
 namespace epruner {
 namespace {
@@ -27,7 +27,7 @@ void assign(const S& similarity, const Indices& exemplars, const Jitter& jitter,
   for (Index i = 0; i < n; ++i) {
     Index& label = labels[static_cast<std::size_t>(i)];
     if (label != kUnassigned) continue;
-    std::vector<double>& s = scratch[static_cast<std::size_t>(omp_get_thread_num())];
+    std::vector<double>& s = scratch[thread_number()];
     double best = minus_infinity<double>;
     for (std::size_t c = 0; c < exemplars.size(); ++c) {
       s[c] = similarity(i, exemplars[c]);
@@ -67,7 +67,7 @@ Indices best_members(const S& similarity, const double* preference, const Indice
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
   for (Index c = 0; c < clusters; ++c) {
     const Indices& own = members[static_cast<std::size_t>(c)];
-    double* support = scratch[static_cast<std::size_t>(omp_get_thread_num())].data();
+    double* support = scratch[thread_number()].data();
     double slack = similarity.supports(own, support);
     double most = minus_infinity<double>;
     for (std::size_t j = 0; j < own.size(); ++j) {

@@ -1,8 +1,8 @@
 #include "dense.hpp"
 
-#include <omp.h>
-
 #include <atomic>
+
+#include "threads.hpp"
 
 namespace epruner {
 namespace {
@@ -75,7 +75,7 @@ bool Dense<T>::for_each_row(const Row& row, const Poll& poll) {
       std::fill_n(support, n, 0.0);
       const Index end = std::min(n_, (block + 1) * block_rows_);
       for (Index i = block * block_rows_; i < end; ++i) row(i, support);
-      if (omp_get_thread_num() == 0 && poll()) stop.store(true, std::memory_order_relaxed);
+      if (thread_number() == 0 && poll()) stop.store(true, std::memory_order_relaxed);
     }
 #pragma omp for schedule(static)
     for (Index k = 0; k < n_; ++k) {

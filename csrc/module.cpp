@@ -1,5 +1,4 @@
 // The only file that knows Python.
-#include <omp.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -11,6 +10,7 @@
 #include "cluster.hpp"
 #include "nearest.hpp"
 #include "order.hpp"
+#include "threads.hpp"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -358,7 +358,7 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
 
 PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   m.attr("sources") = EPRUNER_SOURCES;
-  m.def("max_threads", &omp_get_max_threads);
+  m.def("max_threads", &max_threads);
   py::class_<ActiveSet> active_set(m, "ActiveSet");
   active_set
       .def(py::init([](const Array<double>& preference, double damping, Index max_iter,

@@ -1,9 +1,10 @@
 #include "order.hpp"
 
-#include <omp.h>
-
 #include <array>
 #include <cmath>
+#include <tuple>
+
+#include "threads.hpp"
 
 namespace epruner {
 namespace {
@@ -95,7 +96,8 @@ T median(T* values, Index n, std::vector<Column>& where) {
 template <class T>
 Quantile quantile(Index n, const T* S, double fraction, bool diagonal, int threads) {
   if (n * n < 1 << 14) threads = 1;
-  auto [low, high] = bracket(n, S, fraction);
+  T low, high;
+  std::tie(low, high) = bracket(n, S, fraction);
   while (true) {
     // The bracket is closed: its upper end counts, too.
     const T above = std::nextafter(high, std::numeric_limits<T>::infinity());
@@ -105,7 +107,7 @@ Quantile quantile(Index n, const T* S, double fraction, bool diagonal, int threa
     for (auto& own : where) own.resize(static_cast<std::size_t>(n));
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : count, below)
     for (Index i = 0; i < n; ++i) {
-      const auto thread = static_cast<std::size_t>(omp_get_thread_num());
+      const auto thread = thread_number();
       for (const auto& [first, last] : {std::pair<Index, Index>{0, diagonal ? n : i},
                                         std::pair<Index, Index>{diagonal ? n : i + 1, n}}) {
         const T* x = S + i * n + first;
@@ -154,7 +156,7 @@ void column_medians(Index n, const T* S, T* medians, int threads) {
   for (auto& own : where) own.resize(static_cast<std::size_t>(n));
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
   for (Index group = 0; group < groups; ++group) {
-    const auto thread = static_cast<std::size_t>(omp_get_thread_num());
+    const auto thread = thread_number();
     T* columns = scratch[thread].data();
     const Index first = group * kColumnsAtOnce, width = std::min(kColumnsAtOnce, n - first);
     for (Index i = 0; i < n; ++i)

@@ -3,47 +3,21 @@
 #include <algorithm>
 #include <cmath>
 
+#include "lanes.hpp"
 #include "ordered.hpp"
 
 // One clone per instruction set, chosen when the library is loaded. Only serial functions carry the
-// attribute: inside a function with an OpenMP region it would resolve twice.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+// attribute: inside a function with an OpenMP region it would resolve twice. ThreadSanitizer does
+// not run yet when they are chosen.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_THREAD__)
 #define EPRUNER_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define EPRUNER_CLONES
 #endif
-#define EPRUNER_INLINE inline __attribute__((always_inline))
 
 namespace epruner {
 namespace {
-
-// GCC's and Clang's vector type, lowered where the machine's vectors are narrower.
-template <class T>
-struct Vector {
-  static constexpr Index width = 32 / sizeof(T);
-  typedef T type __attribute__((vector_size(32)));
-  typedef std::int64_t bits __attribute__((vector_size(32)));
-
-  static EPRUNER_INLINE type load(const T* x) {
-    type v;
-    __builtin_memcpy(&v, x, sizeof v);
-    return v;
-  }
-  static EPRUNER_INLINE void store(T* x, type v) { __builtin_memcpy(x, &v, sizeof v); }
-  static EPRUNER_INLINE type fill(T x) { return type{} + x; }
-  // v with its halves swapped, in all of it (distance width / 2), in its halves, ... (distance 1).
-  template <Index distance>
-  static EPRUNER_INLINE type swapped(type v) {
-    if constexpr (width == 4 && distance == 2) return __builtin_shufflevector(v, v, 2, 3, 0, 1);
-    if constexpr (width == 4 && distance == 1) return __builtin_shufflevector(v, v, 1, 0, 3, 2);
-    if constexpr (width == 8 && distance == 4)
-      return __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
-    if constexpr (width == 8 && distance == 2)
-      return __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
-    if constexpr (width == 8 && distance == 1)
-      return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
-  }
-};
 
 // The two-largest reduction vectorises only with one accumulator per lane.
 template <class T>
@@ -52,12 +26,12 @@ struct Top2Lanes {
   typename V::type first = V::fill(minus_infinity<T>), second = first;
 
   EPRUNER_INLINE void add(typename V::type x) {
-    const typename V::type low = x < first ? x : first;
-    second = second > low ? second : low;
-    first = x > first ? x : first;
+    const typename V::type low = select(x < first, x, first);
+    second = select(second > low, second, low);
+    first = select(x > first, x, first);
   }
   EPRUNER_INLINE void add(const Top2Lanes& other) {
-    second = second > other.second ? second : other.second;
+    second = select(second > other.second, second, other.second);
     add(other.first);
   }
   EPRUNER_INLINE Top2<T> fold() const {
@@ -82,8 +56,8 @@ struct Top2Lanes {
 template <class V>
 EPRUNER_INLINE V damped_availability(V keep, V renew, V b, V r, V a) {
   const V zero{};
-  const V fresh = b - (r > zero ? r : zero);
-  return keep * a + renew * (fresh < zero ? fresh : zero);
+  const V fresh = b - select(r > zero, r, zero);
+  return keep * a + renew * select(fresh < zero, fresh, zero);
 }
 
 template <class T>
@@ -144,7 +118,7 @@ EPRUNER_INLINE Span<T> lane_maxima_impl(Index n, Index self, const T* x, T below
   const typename V::type greatest = V::fill(std::numeric_limits<T>::max());
   typename V::type top[vectors];
   for (Index j = 0; j < vectors; ++j) top[j] = none;
-  auto valid = greatest <= greatest;
+  typename V::mask valid = greatest <= greatest;
   // The blocks with the own entry and at the end are read from a copy in which nothing else counts.
   const Index own = self < 0 ? -1 : self / kLanes<T> * kLanes<T>, whole = n / kLanes<T> * kLanes<T>;
   T copy[kLanes<T>];
@@ -159,15 +133,15 @@ EPRUNER_INLINE Span<T> lane_maxima_impl(Index n, Index self, const T* x, T below
     for (Index j = 0; j < vectors; ++j) {
       const typename V::type v = V::load(block + j * w);
       valid &= v <= greatest;
-      const typename V::type below_it = v < belows ? v : none;
-      top[j] = below_it > top[j] ? below_it : top[j];
+      const typename V::type below_it = select(v < belows, v, none);
+      top[j] = select(below_it > top[j], below_it, top[j]);
     }
   }
   typename V::type most = top[0], least = top[0];
   for (Index j = 0; j < vectors; ++j) {
     V::store(lanes + j * w, top[j]);
-    most = top[j] > most ? top[j] : most;
-    least = top[j] < least ? top[j] : least;
+    most = select(top[j] > most, top[j], most);
+    least = select(top[j] < least, top[j], least);
   }
   Span<T> span{least[0], most[0], true};
   for (Index j = 0; j < w; ++j) {
@@ -215,11 +189,6 @@ EPRUNER_INLINE Index append_hits(Index k, Mask hit, Index width, Column* out, In
   return found;
 }
 
-template <class Bits>
-EPRUNER_INLINE bool any(Bits bits) {
-  return (bits[0] | bits[1] | bits[2] | bits[3]) != 0;
-}
-
 template <class T>
 EPRUNER_INLINE Index collect_between_impl(Index n, const T* __restrict x, T low, T below,
                                           Column* __restrict out) {
@@ -231,7 +200,7 @@ EPRUNER_INLINE Index collect_between_impl(Index n, const T* __restrict x, T low,
   for (; k + 2 * w <= n; k += 2 * w) {  // look closer only where a group has a hit
     const auto x0 = V::load(x + k), x1 = V::load(x + k + w);
     const auto hit0 = (x0 >= lows) & (x0 < belows), hit1 = (x1 >= lows) & (x1 < belows);
-    if (!any((typename V::bits)(hit0 | hit1))) continue;
+    if (!V::any(hit0 | hit1)) continue;
     found = append_hits(k, hit0, w, out, found);
     found = append_hits(k + w, hit1, w, out, found);
   }
@@ -249,7 +218,7 @@ EPRUNER_INLINE Index collect_at_least_impl(Index n, const T* __restrict x, const
   Index k = 0;
   for (; k + w <= n; k += w) {
     const auto hit = V::load(x + k) >= V::load(low + k);
-    if (any((typename V::bits)(hit))) found = append_hits(k, hit, w, out, found);
+    if (V::any(hit)) found = append_hits(k, hit, w, out, found);
   }
   for (; k < n; ++k)
     if (x[k] >= low[k]) out[found++] = static_cast<Column>(k);
@@ -326,10 +295,10 @@ EPRUNER_INLINE RowTop listed_top_impl(const Sweep& sweep, ClosedForm r, double s
     even.add(odd);
     top.add(even.fold());
   }
-  V::bits hits{};
+  V::mask hits{};
   for (const Peaks* p = row.peaks; p != last_peak; ++p)
-    hits |= (V::bits)(V::load(p->a) + V::load(p->s) == V::fill(top.first));
-  return {top, self == top.first || any(hits)};
+    hits |= V::load(p->a) + V::load(p->s) == V::fill(top.first);
+  return {top, self == top.first || V::any(hits)};
 }
 
 EPRUNER_INLINE std::uint64_t mix(std::uint64_t h) {
@@ -377,10 +346,10 @@ EPRUNER_CLONES Positives listed_responsibilities(double keep, Top2<double> top, 
   Positives found{0, 0};
   for (Peaks *p = row.peaks, *end = p + row.peak_groups(); p != end; ++p) {
     const V::type s = V::load(p->s);
-    const V::type rival = V::load(p->a) + s == firsts ? seconds : firsts;
+    const V::type rival = select(V::load(p->a) + s == firsts, seconds, firsts);
     const V::type fresh = keeps * V::load(p->r) + renews * (s - rival);
     V::store(p->r, fresh);
-    const auto hit = (V::bits)(fresh > zero);
+    const auto hit = fresh > zero;
     for (Index j = 0; j < w; ++j) {
       column[found.all] = p->column[j];
       positive[found.all] = fresh[j];
@@ -391,7 +360,7 @@ EPRUNER_CLONES Positives listed_responsibilities(double keep, Top2<double> top, 
   for (const Octet* o = row.octets;; ++o) {
     for (Index first = 0; first < Octet::width; first += w) {
       const V::type fresh = grown * V::load(o->s + first) - mu;
-      const auto hit = (V::bits)(fresh > zero);
+      const auto hit = fresh > zero;
       const Index hits = -(hit[0] + hit[1] + hit[2] + hit[3]);
       V::store(positive + found.all, fresh);
       std::copy_n(o->column + first, w, column + found.all);
@@ -408,12 +377,12 @@ EPRUNER_CLONES void descending_ranks(Index n, double* s, Column* ranks) {
   std::fill_n(s + n, w - 1, minus_infinity<double>);
   for (Index e = 0; e < n; ++e) {
     const V::type own = V::fill(s[e]);
-    V::bits before{};  // minus how many
+    V::mask before{};  // minus how many
     Index k = 0;
-    for (; k + w <= e; k += w) before += (V::bits)(V::load(s + k) >= own);
+    for (; k + w <= e; k += w) before += V::load(s + k) >= own;
     Column rank = 0;
     const Index mixed = k;  // the vector that holds e itself
-    for (k += w; k < n; k += w) before += (V::bits)(V::load(s + k) > own);
+    for (k += w; k < n; k += w) before += V::load(s + k) > own;
     for (Index j = mixed; j < std::min(n, mixed + w); ++j)
       rank += j < e ? s[j] >= s[e] : s[j] > s[e];
     ranks[e] = rank - static_cast<Column>(before[0] + before[1] + before[2] + before[3]);

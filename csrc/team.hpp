@@ -1,8 +1,6 @@
 // Threads that share short pieces of work again and again.
 #pragma once
 
-#include <omp.h>
-
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -10,7 +8,9 @@
 #include <thread>
 #include <vector>
 
+#include "compiler.hpp"
 #include "rows.hpp"
+#include "threads.hpp"
 
 namespace epruner {
 
@@ -34,7 +34,7 @@ class Team {
     std::exception_ptr error;
 #pragma omp parallel num_threads(threads)
     {
-      if (omp_get_thread_num() == 0) {
+      if (thread_number() == 0) {
         try {
           answer = lead(team);
         } catch (...) {
@@ -42,7 +42,7 @@ class Team {
         }
         team.over_.store(true, std::memory_order_release);
       } else {
-        team.follow(static_cast<std::size_t>(omp_get_thread_num()));
+        team.follow(thread_number());
       }
     }
     if (error) std::rethrow_exception(error);
@@ -151,11 +151,7 @@ class Team {
       std::this_thread::sleep_for(std::chrono::microseconds(50));
       return;
     }
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
+    relax();
   }
 
   std::vector<Share> shares_;
