@@ -1,0 +1,248 @@
+"""Every measured figure in the documentation is the one in the file of its results."""
+
+from __future__ import annotations
+
+import json
+import re
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = [
+    "README.md",
+    "benchmarks/README.md",
+    *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
+]
+
+# What reads like a measurement: a number and a unit of time, memory, speed or accuracy.
+MEASUREMENT = re.compile(r"[\d.,]*\d\s?(?:x|ms|s|min|minutes|GB|MB|times|points|%)(?![\w²])")
+
+# Numbers with such units that nobody measured: definitions, parameters and published figures.
+DEFINED = {
+    "README.md": ["the matrix alone would be 40 GB"],
+    "benchmarks/README.md": [
+        "10,000 to 100,000 points from features",
+        "a difference of 2 points is within the noise",
+    ],
+    "docs/affinity-propagation.md": ["about every 50 ms", "Above 4,096 points"],
+    "docs/gpu.md": ["under eight minutes", "may have 227 KB"],
+    "docs/pruning.md": [
+        "from below within 1 %",
+        "costs within 3 % of what",
+        "the larger of 1 filter and 5 %",
+    ],
+    "docs/repair.md": ["cut to 80 % of its", "up to 512 MB a network"],
+}
+
+
+def results(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return document
+
+
+def half_up(value: float) -> str:
+    """One digit after the point, 0.05 rounded up."""
+    return str(Decimal(str(value)).quantize(Decimal("0.1"), ROUND_HALF_UP))
+
+
+def time_of(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f} ms" if seconds < 10 else f"{seconds:.1f} s"
+
+
+def comparison_rows() -> list[str]:
+    """README's table: from 512 points on, in the order of the benchmark."""
+    names = {
+        ("digits", 1.0, 0.5): "digits",
+        ("filters", 1.0, 0.5): "filter-like, 64-d",
+        ("gaussian", 1.0, 0.5): "Gaussian, 64-d",
+        ("digits", 10.0, 0.5): "digits, p = 10 x median",
+        ("blobs", 1.0, 0.7): "blobs, 16-d, damping 0.7",
+    }
+    rows = [row for row in results("clustering")["rows"] if row["n"] >= 512]
+    return [
+        " | ".join(
+            [
+                f"| {names[row['data'], row['factor'], row['damping']]}",
+                f"{row['n']:,} | {row['clusters']}",
+                *(time_of(row[f"{who}_s"]) for who in ("epruner", "scikit_learn", "naffprop")),
+                f"{row['vs_scikit_learn']:.0f}x | {row['vs_naffprop']:.0f}x |",
+            ]
+        )
+        for row in rows
+    ]
+
+
+def accuracy(network: str, cut: float, widths: str, members: str) -> dict[str, Any]:
+    (row,) = (
+        row
+        for row in results("accuracy")["rows"]
+        if (row["network"], row["cut"], row["widths"], row["members"])
+        == (network, cut, widths, members)
+    )
+    found: dict[str, Any] = row
+    return found
+
+
+def repair_rows() -> list[str]:
+    """The table of docs/repair.md; the best of each cut is bold."""
+    lines = []
+    for cut, widths, members in (
+        (0.4, "exemplar", "exemplar"),
+        (0.4, "exemplar", "l1"),
+        (0.4, "exemplar", "fpgm"),
+        (0.4, "reconstruction", "reconstruction"),
+        (0.6, "exemplar", "exemplar"),
+        (0.6, "exemplar", "l1"),
+        (0.6, "exemplar", "fpgm"),
+        (0.6, "exemplar", "reconstruction"),
+        (0.6, "reconstruction", "reconstruction"),
+    ):
+        row = accuracy("theo", cut, widths, members)
+        best = f"{row['least_squares']}"
+        if widths == "reconstruction":
+            best = f"**{best}**"
+        lines.append(
+            f"| {cut:.0%} | {widths} | {members} | {row['plain']} | {row['merge']} | "
+            f"{row['batchnorm']} | {best} |".replace("%", " %")
+        )
+    return lines
+
+
+def finetune_rows() -> list[str]:
+    names = {
+        "l1": "L1",
+        "fpgm": "FPGM",
+        "exemplar": "exemplars",
+        "random": "random",
+        "exemplar, random init": "exemplars' places, weights random",
+        "unpruned": "all (unpruned)",
+    }
+    rows = {row["variant"]: row for row in results("finetune")["rows"]}
+    return [
+        f"| {name} | {half_up(rows[variant]['before'])} | {half_up(rows[variant]['after'])} |"
+        for variant, name in names.items()
+    ]
+
+
+def claims() -> dict[str, list[str]]:
+    """Lines and phrases with measured figures, as the results say them, by document."""
+    rows = [row for row in results("clustering")["rows"] if row["n"] >= 512]
+    faster = [row["vs_scikit_learn"] for row in rows]
+    layers = results("clustering")["layers"]
+    scale = {row["n"]: row for row in results("clustering_scale")["rows"]}
+    both = "reconstruction", "reconstruction"
+    mild, hard = accuracy("theo", 0.4, *both), accuracy("theo", 0.6, *both)
+    other = accuracy("akamaster", 0.6, *both)
+
+    def best(network: str, cut: float, widths: str, members: str) -> float:
+        found: float = accuracy(network, cut, widths, members)["least_squares"]
+        return found
+
+    fpgm = "reconstruction", "fpgm"
+    theo, akamaster = results("paper_rule")["rows"]
+    cuts = [1 - row["macs_after"] / row["macs_before"] for row in (theo, akamaster)]
+    took = f"the last row{{}} took {hard['repair_seconds']:.0f} s on one core"
+    return {
+        "README.md": [
+            *comparison_rows(),
+            f"measured {min(faster):.0f} to {max(faster):.0f} times faster",
+            f"10,000 points in {scale[10_000]['seconds']:.1f} s, "
+            f"20,000 in {scale[20_000]['seconds']:.1f} s, "
+            f"50,000 in {scale[50_000]['seconds']:.1f} s, "
+            f"and 100,000 in {scale[100_000]['seconds']:.0f} s "
+            f"and {scale[100_000]['peak_gb']:.2f} GB",
+            f"the matrix product that makes it takes {scale[100_000]['product_s']:.0f} s",
+            f"The {layers[0]['layers']} layers of a ResNet-56, similarities included, "
+            f"take {1e3 * layers[0]['epruner_s']:.1f} ms, "
+            f"{layers[0]['vs_scikit_learn']:.0f} times less than with scikit-learn, "
+            f"and those of another one {1e3 * layers[1]['epruner_s']:.1f} ms, "
+            f"{layers[1]['vs_scikit_learn']:.0f} times less",
+            f"ResNet-56 ({mild['base']} % on 1,000 CIFAR-10 test images)",
+            f"| −40 % | {mild['plain']} % | **{mild['least_squares']} %** |",
+            f"| −60 % | {hard['plain']} % | **{hard['least_squares']} %** |",
+            f"the other network, {other['base']} %, gives {other['least_squares']} % at −60 %",
+            took.format(""),
+            f"cuts one ResNet-56 by {100 * cuts[0]:.0f} % and another by {100 * cuts[1]:.0f} %",
+        ],
+        "benchmarks/README.md": [
+            *finetune_rows(),
+            f"theo's network at {results('finetune')['recipe']['macs']:.0%} of its".replace(
+                "%", " %"
+            ),
+        ],
+        "docs/repair.md": [
+            *repair_rows(),
+            f"Theo's ResNet-56 ({mild['base']})",
+            "they are level at a 40 % cut and lose up to three points at 60 %",
+            f"win from 40 % on: {best('theo', 0.4, *both)} at 40 %, "
+            f"{best('theo', 0.45, *both)} and {best('theo', 0.45, *fpgm)} at 45 %, "
+            f"{best('theo', 0.6, *both)} at 60 %",
+            f"akamaster's network {best('akamaster', 0.45, *both)} and "
+            f"{best('akamaster', 0.45, *fpgm)} at 45 %, {best('akamaster', 0.6, *both)} at 60 %, "
+            f"where exemplars in both roles reach "
+            f"{best('akamaster', 0.45, 'exemplar', 'exemplar')} and "
+            f"{best('akamaster', 0.6, 'exemplar', 'exemplar')}",
+            "At 15 % and 30 % all are within the noise",
+            took.format(" of the table"),
+        ],
+    }
+
+
+def prose(text: str) -> str:
+    """A document without its code, in one line."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"`[^`\n]*`", "", text)
+    return " ".join(text.split())
+
+
+def check(document: str, text: str) -> None:
+    """Each claim of the results stands in the document, and no other figure does."""
+    text = prose(text)
+    for claim in claims().get(document, []):
+        assert claim in text, f"{document} should say: {claim}"
+        text = text.replace(claim, "")
+    for phrase in DEFINED.get(document, []):
+        assert phrase in text, f"{document} no longer says {phrase!r}: take it off DEFINED"
+        text = text.replace(phrase, "")
+    left = MEASUREMENT.search(text)
+    around = text[max(0, left.start() - 80) : left.end() + 40] if left else ""
+    assert not left, f"{document}: which file of results has the figure in {around!r}?"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_figures_are_those_of_the_results(document: str) -> None:
+    check(document, (ROOT / document).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("figure", "other"),
+    [("756 times", "757 times"), ("| 39x |", "| 40x |"), ("**91.8 %**", "**92.8 %**")],
+)
+def test_a_wrong_figure_is_found(figure: str, other: str) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert figure in text
+    with pytest.raises(AssertionError, match=r"README\.md should say"):
+        check("README.md", text.replace(figure, other))
+
+
+def test_a_figure_without_results_is_found() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(AssertionError, match="which file of results"):
+        check("README.md", text + "\nIt starts in 3 ms.\n")
+
+
+def test_the_readme_shows_the_report_of_the_published_rule() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"```\n{results('paper_rule')['rows'][0]['totals']}\n```" in text
+    assert f"--beta {results('paper_rule')['beta']} " in text
+
+
+def test_tables_of_results_are_what_the_benchmark_writes() -> None:
+    clustering = pytest.importorskip("benchmarks.clustering", reason="needs the checkout")
+    text = (RESULTS / "clustering.md").read_text()
+    assert text.startswith(clustering.comparison_table(results("clustering")["rows"]))
+    scale = clustering.scale_table(results("clustering_scale")["rows"])
+    assert (RESULTS / "clustering_scale.md").read_text().strip() == scale
