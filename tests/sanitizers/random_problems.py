@@ -30,7 +30,7 @@ from epruner.cluster.solvers import reference
 Labels = NDArray[np.intp]
 
 
-def well_posed(S: Floats, p: Floats, expected: Labels, options: Options) -> bool:
+def well_posed(S: Floats, p: Floats, expected: NDArray[np.bool_], options: Options) -> bool:
     """Whether the reference finds the same exemplars when it adds up in other orders."""
     for seed in range(6):
         order = np.random.default_rng(seed).permutation(len(S))
