@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
+from processes import AWAIT_CHILD, in_a_process
 from threadpoolctl import threadpool_limits
 
 from epruner import affinity_propagation, affinity_propagation_many
@@ -33,19 +34,6 @@ def labels(seed: int) -> list[int]:
     return result
 
 
-def in_a_process(code: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
 def test_omp_num_threads_is_honoured() -> None:
     code = "from epruner.cluster import threads; print(threads.resolve(None))"
     assert in_a_process(code, OMP_NUM_THREADS="1") == "1"
@@ -63,27 +51,18 @@ def test_an_explicit_number_wins() -> None:
 
 FORK = """
 import os, sys, time
-sys.path.insert(0, "tests/cluster")
+sys.path[:0] = ["tests", "tests/cluster"]
 from test_processes import labels
 expected = labels(0)
 child = os.fork()
 if child == 0:
     os._exit(0 if labels(0) == expected else 3)
-deadline = time.monotonic() + 60
-while time.monotonic() < deadline:
-    done, status = os.waitpid(child, os.WNOHANG)
-    if done:
-        sys.exit(os.waitstatus_to_exitcode(status))
-    time.sleep(0.02)
-os.kill(child, 9)
-os.waitpid(child, 0)
-sys.exit("the forked child hangs")
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
 def test_a_forked_child_does_not_hang() -> None:
-    in_a_process(FORK)
+    in_a_process(FORK + AWAIT_CHILD)
 
 
 @pytest.mark.parametrize("backend", ["loky", "threading"])
@@ -123,7 +102,7 @@ def test_other_threads_run_during_a_solve(backend: str) -> None:
 INTERRUPT = """
 import signal, sys, threading, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit it ignored
-sys.path.insert(0, "tests/cluster")
+sys.path[:0] = ["tests", "tests/cluster"]
 import numpy as np
 from test_processes import gaussian
 from epruner.cluster import solvers

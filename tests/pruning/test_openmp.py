@@ -1,7 +1,6 @@
 """Several OpenMP runtimes in one process: torch's, scikit-learn's and the extension's."""
 
-import subprocess
-import sys
+from processes import AWAIT_CHILD, in_a_process
 
 SETTING = """
 import os, sys, time
@@ -34,15 +33,6 @@ print(sum(library["user_api"] == "openmp" for library in threadpool_info()))
 child = os.fork()
 if child == 0:
     os._exit(0 if answer() == expected else 3)
-deadline = time.monotonic() + 60
-while time.monotonic() < deadline:
-    done, status = os.waitpid(child, os.WNOHANG)
-    if done:
-        sys.exit(os.waitstatus_to_exitcode(status))
-    time.sleep(0.02)
-os.kill(child, 9)
-os.waitpid(child, 0)
-sys.exit("the forked child hangs")
 """
 
 SPEED = """
@@ -58,22 +48,10 @@ print(alone, beside)
 """
 
 
-def in_a_process(code: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", SETTING + code],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_a_child_forked_beside_torch_does_not_hang() -> None:
-    assert int(in_a_process(FORK)) >= 2
+    assert int(in_a_process(SETTING + FORK + AWAIT_CHILD)) >= 2
 
 
 def test_torch_in_the_process_does_not_slow_clustering() -> None:
-    alone, beside = map(float, in_a_process(SPEED).split())
+    alone, beside = map(float, in_a_process(SETTING + SPEED).split())
     assert beside < 3 * alone, f"{alone:.4f} s before torch was imported, {beside:.4f} s after"

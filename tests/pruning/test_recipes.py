@@ -6,7 +6,7 @@ from pathlib import Path
 
 import networks
 import pytest
-from networks import CifarResNet, trained_resnet
+from networks import CifarResNet, stirred, trained_resnet
 from pytorchcv.model_provider import get_model
 from test_count import Vgg16
 from torch import nn
@@ -20,6 +20,15 @@ def test_resnet56_gives_the_known_row(data_dir: Path) -> None:
     assert result.report.after.params == pytest.approx(0.384e6, abs=0.003e6)
     assert result.report.after.macs == pytest.approx(49.36e6, abs=0.1e6)
     assert all(layer.preference == 0.76 for layer in result.report.layers)
+
+
+def test_a_recipe_is_its_betas_and_floor() -> None:
+    model = stirred(networks.resnet56())
+    by_name = prune(model, (1, 3, 32, 32), recipe="resnet56")
+    by_hand = prune(model, (1, 3, 32, 32), beta=PUBLISHED["resnet56"].beta, min_keep=1)
+    assert by_name.plan.modules == by_hand.plan.modules
+    assert len(by_name.report.layers) == 27
+    assert by_name.report.after.macs < by_name.report.before.macs
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,34 @@
+"""Code that is run in an interpreter of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+# Waits for the process `child` and exits with its status, or says that it hangs.
+AWAIT_CHILD = """
+deadline = time.monotonic() + 60
+while time.monotonic() < deadline:
+    done, status = os.waitpid(child, os.WNOHANG)
+    if done:
+        sys.exit(os.waitstatus_to_exitcode(status))
+    time.sleep(0.02)
+os.kill(child, 9)
+os.waitpid(child, 0)
+sys.exit("the forked child hangs")
+"""
+
+
+def in_a_process(code: str, **environment: str) -> str:
+    """Run the code, which must succeed, and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
