@@ -46,7 +46,7 @@ def _load() -> ModuleType:
         )
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    if module.sources != _digest():
+    if getattr(module, "sources", None) != _digest():
         raise ImportError(
             f"Python found epruner's source folder {_HERE.parent} first, probably because it was "
             f"started there, and the installed extension {spec.origin} was compiled from other "
