@@ -120,6 +120,7 @@ def test_most_of_the_grid_may_be_compared() -> None:
     assert counted > 0.5 * len(GRID)
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("checkpoint", ["akamaster", "theo"])
 def test_filters_of_trained_networks(
     solver: Solver, checkpoint: str, resnet_files: dict[str, Path]
