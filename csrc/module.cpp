@@ -358,6 +358,11 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
 
 PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   m.attr("sources") = EPRUNER_SOURCES;
+#ifdef EPRUNER_SERIAL_BECAUSE
+  m.attr("serial_because") = EPRUNER_SERIAL_BECAUSE;
+#else
+  m.attr("serial_because") = "";
+#endif
   m.def("max_threads", &max_threads);
   py::class_<ActiveSet> active_set(m, "ActiveSet");
   active_set

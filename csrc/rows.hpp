@@ -1,5 +1,4 @@
-// Serial operations on one row of similarities or messages. rows.cpp is the only file that knows
-// SIMD.
+// Serial operations on one row of similarities or messages. Only rows.cpp and lanes.hpp know SIMD.
 #pragma once
 
 #include <cstdint>

@@ -6,6 +6,7 @@ optional package.
 
 from importlib import import_module
 from importlib.metadata import version as _version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -60,6 +61,12 @@ __all__ = [
     "recipes",
     "save",
 ]
+
+# Without its extra, pruning is asked for by name only, where the error says which extra to install.
+if find_spec("torch") is None:
+    for _name, _home in _HOME.items():
+        if _home != "epruner.cluster":
+            __all__.remove(_name)
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,7 @@ os.environ["PYTHONSAFEPATH"] = "1"
 
 
 DATA = Path(os.environ.get("EPRUNER_DATA", ROOT.parent / "shared" / "data"))
+HAS_DATA = (DATA / "cifar_resnets").is_dir()
 HAS_TORCH = find_spec("torch") is not None
 
 # Clustering needs no torch, and neither do its tests.
@@ -37,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     def here(item: pytest.Item) -> bool:
         packages = [name for mark in item.iter_markers("needs") for name in mark.args]
         on_data = "data_dir" in getattr(item, "fixturenames", ())
-        return (DATA.is_dir() or not on_data) and all(map(find_spec, packages))
+        return (HAS_DATA or not on_data) and all(map(find_spec, packages))
 
     left_out = [item for item in items if not here(item)]
     if left_out:
@@ -48,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_report_header() -> list[str]:
     """Say what the numbers of tests depend on."""
     return [
-        f"data: {DATA}" if DATA.is_dir() else "data: none (EPRUNER_DATA), its tests are deselected",
+        f"data: {DATA}" if HAS_DATA else "data: none (EPRUNER_DATA), its tests are deselected",
         *([] if HAS_TORCH else ["torch: none, only clustering is tested"]),
     ]
 

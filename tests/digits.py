@@ -10,6 +10,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from epruner.prune.threads import torch_threads
+
 SHAPE = (1, 1, 8, 8)
 _TEST = 500
 
@@ -75,15 +77,13 @@ def train(file: Path) -> Digits:
     digits = load_digits()
     images = torch.from_numpy(digits.images).float()[:, None] / 16
     labels = torch.from_numpy(digits.target).long()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the same weights on any machine of a kind, and no slower
-    with torch.random.fork_rng(devices=[]):
+    # One thread: the same weights on any machine of a kind, and no slower.
+    with torch_threads(1), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         order = torch.randperm(len(images))
         test, rest = order[:_TEST], order[_TEST:]
         network = DigitsResNet()
         _fit(network, images[rest], labels[rest], epochs=8)
-    torch.set_num_threads(threads)
     torch.save(network.state_dict(), file)
     return Digits(file, images[rest], labels[rest], images[test], labels[test])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 # Waits for the process `child` and exits with its status, or says that it hangs.
 AWAIT_CHILD = """
@@ -20,11 +21,18 @@ sys.exit("the forked child hangs")
 """
 
 
-def in_a_process(code: str, **environment: str) -> str:
-    """Run the code, which must succeed, and return what it printed."""
+def environment(**changes: str) -> dict[str, str]:
+    """This process's, in which the modules of the tests are found from any folder."""
+    tests = Path(__file__).parent
+    folders = [str(tests), str(tests / "cluster"), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders))} | changes
+
+
+def in_a_process(code: str, *arguments: str, **changes: str) -> str:
+    """Run the code, which must succeed, in a changed environment, and return what it printed."""
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
+        [sys.executable, "-c", code, *arguments],
+        env=environment(**changes),
         capture_output=True,
         text=True,
         timeout=200,

@@ -10,7 +10,12 @@ from types import ModuleType
 
 _NAME = "epruner.cluster._native"
 _HERE = Path(__file__).resolve().parent
+_AGAIN = "install epruner again with this Python, and with a C++ compiler where it comes as source"
 _SOURCES = _HERE.parents[1] / "csrc"  # beside the package in a checkout, and only there
+
+
+class _Missing(ImportError):
+    pass
 
 
 def _load() -> ModuleType:
@@ -21,8 +26,10 @@ def _load() -> ModuleType:
 
     Raises
     ------
-    ImportError
+    _Missing
         Saying why there is none, and what to do.
+    ImportError
+        If there is one, but the system's loader refuses it.
     """
     try:
         return import_module(_NAME)
@@ -32,13 +39,12 @@ def _load() -> ModuleType:
     if not _SOURCES.is_dir():
         others = ", ".join(sorted(path.name for path in _HERE.glob("_native.*[!i]")))
         found = f"holds one for another Python only ({others})" if others else "holds none"
-        raise ImportError(
-            f"the installation in {_HERE} {found}, for Python {sys.version.split()[0]}: install "
-            "epruner again with this Python, and with a C++ compiler where it comes as source"
+        raise _Missing(
+            f"the installation in {_HERE} {found}, for Python {sys.version.split()[0]}: {_AGAIN}"
         )
     spec = PathFinder.find_spec(_NAME, [str(Path(entry) / "epruner/cluster") for entry in sys.path])
     if spec is None or spec.loader is None or spec.origin is None:
-        raise ImportError(
+        raise _Missing(
             f"Python found epruner's source folder {_HERE.parent} first, probably because it was "
             "started there, and that holds no compiled extension; nor is an epruner installed for "
             f"Python {sys.version.split()[0]} whose extension could be used: run pip install "
@@ -47,7 +53,7 @@ def _load() -> ModuleType:
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     if getattr(module, "sources", None) != _digest():
-        raise ImportError(
+        raise _Missing(
             f"Python found epruner's source folder {_HERE.parent} first, probably because it was "
             f"started there, and the installed extension {spec.origin} was compiled from other "
             f"sources than those in {_SOURCES}: run pip install {_HERE.parents[1]}"
@@ -70,5 +76,7 @@ native: ModuleType | None = None
 missing = ""  # the reason, where `native` is None
 try:
     native = _load()
-except ImportError as error:
+except _Missing as error:
     missing = str(error)
+except ImportError as error:
+    missing = f"the compiled extension does not load ({error}): {_AGAIN}"

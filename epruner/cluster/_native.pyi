@@ -11,6 +11,7 @@ _Floats = NDArray[np.floating[Any]]
 _Index = NDArray[np.int64]
 
 sources: str  # digest of csrc/
+serial_because: str  # why there is one thread only, where nobody asked for that
 
 def max_threads() -> int: ...
 def solve(

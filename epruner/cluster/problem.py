@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from epruner.cluster import memory, solvers, validate
-from epruner.cluster._compiled import native
+from epruner.cluster._compiled import missing, native
 from epruner.cluster.outcome import Clustering, Options
 from epruner.cluster.preference import for_clusters
 from epruner.cluster.similarity import (
@@ -232,6 +232,8 @@ class FeatureProblem(Problem):
         self.cosine = cosine
         tiles = route == "tiles" or (route == "auto" and self.n > _LARGEST_MATRIX)
         if route == "tiles" and not self.compiled:
+            if backend in ("auto", "native"):
+                raise ImportError(f"memory='tiles' needs the compiled solver: {missing}")
             raise ValueError(f"memory='tiles' needs the native solver, not backend={backend!r}")
         self.matrix = None if tiles and self.compiled and self.n > 2 else self._matrix_problem()
         self.kept = self.matrix and self.matrix.kept

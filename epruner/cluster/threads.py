@@ -1,6 +1,8 @@
 """How many threads a call may use."""
 
 import os
+import warnings
+from functools import cache
 from numbers import Integral
 
 from epruner.cluster._compiled import native
@@ -20,12 +22,19 @@ def resolve(n_threads: int | None) -> int:
             raise TypeError(f"n_threads={n_threads!r} must be an integer or None")
         if n_threads < 1:
             raise ValueError(f"n_threads={n_threads} must be at least 1, or None for all cores")
+    if native is not None and native.serial_because:
+        _warn_of_one_thread(native.serial_because)
     if os.getpid() != _IMPORTED_IN:
         return 1
     if n_threads is not None:
         return int(n_threads)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(_openmp_threads(), cores or 1)
+
+
+@cache  # once a process
+def _warn_of_one_thread(reason: str) -> None:
+    warnings.warn(f"epruner runs on one thread, as {reason}", RuntimeWarning, stacklevel=3)
 
 
 def _openmp_threads() -> int:

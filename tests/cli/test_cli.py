@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from digits import SHAPE, DigitsResNet
+from processes import in_a_process
 
 from epruner.cli import main
 from epruner.prune.checkpoint import load, read
@@ -345,10 +344,7 @@ def test_help_is_quick_and_imports_no_torch() -> None:
         "import sys; from epruner.cli import parser; parser().format_help();"
         "print([m for m in ('torch', 'numpy', 'sklearn') if m in sys.modules])"
     )
-    out = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    ).stdout
-    assert out.strip() == "[]"
+    assert in_a_process(program) == "[]"
 
 
 def test_an_interrupt_is_quiet(run: Run, tmp_path: Path) -> None:

@@ -1,13 +1,12 @@
 """The function and the estimator keep scikit-learn's contract."""
 
-import subprocess
-import sys
 import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from processes import in_a_process
 from sklearn.datasets import make_blobs
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.estimator_checks import check_estimator
@@ -39,10 +38,7 @@ def test_importing_epruner_imports_no_optional_package() -> None:
         "unwanted = {'torch', 'torch_pruning', 'numba', 'cupy'} & set(sys.modules)\n"
         "sys.exit(f'imported {sorted(unwanted)}' if unwanted else 0)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    in_a_process(code)
 
 
 def test_public_names_resolve() -> None:

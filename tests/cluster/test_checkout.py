@@ -113,3 +113,12 @@ def test_an_installation_for_another_python_says_so(checkout: Path, packages: Pa
     _, native, warned = started_in(checkout, packages)
     assert native == "None"
     assert f"one for another Python only ({other.name})" in warned
+
+
+def test_an_extension_that_does_not_load_says_what_to_do(checkout: Path, packages: Path) -> None:
+    extension = install_extension(packages)
+    extension.write_bytes(b"no library")
+    _, native, warned = started_in(checkout, packages)
+    assert native == "None"
+    assert "does not load" in warned
+    assert "install epruner again with this Python" in warned

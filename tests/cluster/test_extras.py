@@ -1,6 +1,5 @@
 """Clustering needs numpy and scikit-learn alone; what needs more says which extra brings it."""
 
-import os
 import re
 import subprocess
 import sys
@@ -29,7 +28,6 @@ def without_extras(code: str) -> subprocess.CompletedProcess[str]:
     """Run code as where only what clustering needs is installed."""
     return subprocess.run(
         [sys.executable, "-c", BARE + code],
-        env=os.environ,
         capture_output=True,
         text=True,
         timeout=120,
@@ -73,6 +71,16 @@ def test_commands_name_their_extra_in_one_line(arguments: list[str]) -> None:
     done = without_extras(f"from epruner.cli import main\nsys.exit(main({arguments!r}))")
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(f"epruner {arguments[0]}: error: {SAID}\n", done.stderr), done.stderr
+
+
+def test_what_a_star_imports_and_help_shows_is_there() -> None:
+    done = without_extras(
+        "import epruner, pydoc\nfrom epruner import *\npydoc.render_doc(epruner)\n"
+    )
+    assert done.returncode == 0, done.stderr
+    done = without_extras("import epruner\nprint(*epruner.__all__)")
+    assert "AffinityPropagation" in done.stdout
+    assert "prune" not in done.stdout.split()
 
 
 def test_help_and_version_need_no_extra() -> None:

@@ -6,13 +6,15 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
-from processes import AWAIT_CHILD, in_a_process
+from processes import AWAIT_CHILD, environment, in_a_process
 from threadpoolctl import threadpool_limits
 
 from epruner import affinity_propagation, affinity_propagation_many
@@ -49,9 +51,22 @@ def test_an_explicit_number_wins() -> None:
         assert threads.resolve(3) == 3
 
 
+def test_a_build_that_found_no_openmp_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    serial = SimpleNamespace(
+        serial_because="its compiler had none: install it", max_threads=lambda: 1
+    )
+    monkeypatch.setattr(threads, "native", serial)
+    threads._warn_of_one_thread.cache_clear()
+    with pytest.warns(RuntimeWarning, match="one thread, as its compiler had none: install it"):
+        threads.resolve(None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        threads.resolve(2)
+    threads._warn_of_one_thread.cache_clear()
+
+
 FORK = """
 import os, sys, time
-sys.path[:0] = ["tests", "tests/cluster"]
 from test_processes import labels
 expected = labels(0)
 child = os.fork()
@@ -100,9 +115,8 @@ def test_other_threads_run_during_a_solve(backend: str) -> None:
 
 
 INTERRUPT = """
-import signal, sys, threading, time
+import signal, threading, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit it ignored
-sys.path[:0] = ["tests", "tests/cluster"]
 import numpy as np
 from test_processes import gaussian
 from epruner.cluster import solvers
@@ -126,7 +140,10 @@ def test_ctrl_c_is_answered(backend: str) -> None:
     if backend == "numba":
         pytest.importorskip("numba", reason="the numba solver needs its extra")
     process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPT.format(backend=backend)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", INTERRUPT.format(backend=backend)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     try:

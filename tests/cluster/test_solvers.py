@@ -256,6 +256,13 @@ def test_missing_numba_names_the_extra() -> None:
     assert 'pip install "epruner[numba]"' in said
 
 
+def test_tiles_without_the_extension_say_why() -> None:
+    code = "import epruner\nepruner.AffinityPropagation(memory='tiles').fit([[0], [1], [5]])"
+    said = _in_a_process_without("epruner.cluster._native", code=code)
+    assert "ImportError: memory='tiles' needs the compiled solver: " in said
+    assert "install" in said
+
+
 def test_no_warning_where_the_extension_is_there() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,8 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epruner.prune.plan import Plan
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from examples.cifar_resnet import CifarResNet as CifarResNet
 from examples.cifar_resnet import resnet20 as resnet20
 from examples.cifar_resnet import resnet56 as resnet56

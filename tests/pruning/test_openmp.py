@@ -4,7 +4,6 @@ from processes import AWAIT_CHILD, in_a_process
 
 SETTING = """
 import os, sys, time
-from statistics import median
 import numpy as np
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_info
@@ -35,23 +34,27 @@ if child == 0:
     os._exit(0 if answer() == expected else 3)
 """
 
-SPEED = """
-answer()
-alone = median(seconds() for _ in range(15))
+BESIDE_TORCH = """
 import torch
 weights = torch.ones(400, 400)
 KMeans(20, n_init=1, random_state=0).fit(X)
 weights @ weights
+"""
+
+SPEED = """
 answer()
-beside = median(seconds() for _ in range(15))
-print(alone, beside)
+print(min(seconds() for _ in range(10)))
 """
 
 
 def test_a_child_forked_beside_torch_does_not_hang() -> None:
-    assert int(in_a_process(SETTING + FORK + AWAIT_CHILD)) >= 2
+    runtimes = int(in_a_process(SETTING + FORK + AWAIT_CHILD))
+    assert runtimes >= 2  # some wheels bring the very same one
 
 
 def test_torch_in_the_process_does_not_slow_clustering() -> None:
-    alone, beside = map(float, in_a_process(SETTING + SPEED).split())
-    assert beside < 3 * alone, f"{alone:.4f} s before torch was imported, {beside:.4f} s after"
+    alone, beside = [], []
+    for _ in range(2):  # in turn, as others use the machine, too
+        alone.append(float(in_a_process(SETTING + SPEED)))
+        beside.append(float(in_a_process(SETTING + BESIDE_TORCH + SPEED)))
+    assert min(beside) < 3 * min(alone), f"{alone} s alone, {beside} s beside torch"

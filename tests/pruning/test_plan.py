@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-import subprocess
 import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import in_a_process
 from torch import nn
 
 from epruner.prune.plan import ModulePlan, Plan
@@ -114,5 +114,4 @@ def test_plan_py_imports_no_torch() -> None:
         "module = importlib.util.module_from_spec(spec); sys.modules['plan'] = module; "
         "spec.loader.exec_module(module); print('torch' in sys.modules)"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "False"
+    assert in_a_process(code) == "False"

@@ -90,6 +90,7 @@ def test_what_waits_is_bounded() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)  # a quarter of an hour on two quiet cores
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak in kB, as Linux gives it")
 def test_resnet50_with_256_images_of_224_takes_less_than_4_gb() -> None:
     pytest.importorskip("pytorchcv")

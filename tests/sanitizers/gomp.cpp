@@ -1,5 +1,7 @@
 // The entry points of GNU's OpenMP that the kernels call, on std::thread: ThreadSanitizer sees how
 // these wait for each other, and does not see it in libgomp, which it reports without reason.
+#include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
@@ -8,9 +10,16 @@
 
 namespace {
 
-// One worksharing loop of a team: who comes takes the next iterations.
+// One worksharing loop of a team: who comes takes the next iterations, which by itself orders nothing.
 struct Loop {
-  long next, end, chunk;
+  std::atomic<long> next;
+  long end, chunk;
+
+  bool take(long* first, long* last) {
+    *first = next.fetch_add(chunk, std::memory_order_relaxed);
+    *last = std::min(end, *first + chunk);
+    return *first < end;
+  }
 };
 
 class Team {
@@ -30,14 +39,10 @@ class Team {
   }
 
   // The loop that a thread meets as its `number`th: the first to meet it sets it up.
-  bool take(std::size_t number, const Loop& fresh, long* first, long* last) {
+  Loop* loop(std::size_t number, long start, long end, long chunk) {
     const std::lock_guard lock(mutex_);
-    while (loops_.size() <= number) loops_.push_back(fresh);
-    Loop& loop = loops_[number];
-    if (loop.next >= loop.end) return false;
-    *first = loop.next;
-    *last = loop.next = std::min(loop.end, loop.next + loop.chunk);
-    return true;
+    if (loops_.size() <= number) loops_.emplace_back(start, end, chunk);
+    return &loops_[number];
   }
 
   const unsigned size;
@@ -54,6 +59,7 @@ struct Place {
   Team* team = nullptr;
   unsigned number = 0;
   std::size_t loops = 0;
+  Loop* loop = nullptr;
 };
 
 thread_local Place here;
@@ -69,22 +75,23 @@ void GOMP_parallel(void (*body)(void*), void* data, unsigned size, unsigned) {
   std::vector<std::thread> others;
   for (unsigned number = 1; number < size; ++number)
     others.emplace_back([&team, body, data, number] {
-      here = {&team, number, 0};
+      here = {&team, number};
       body(data);
     });
-  here = {&team, 0, 0};
+  here = {&team};
   body(data);
   for (std::thread& other : others) other.join();
   here = outside;
 }
 
 bool GOMP_loop_nonmonotonic_dynamic_next(long* first, long* last) {
-  return here.team->take(here.loops - 1, {}, first, last);
+  return here.loop->take(first, last);
 }
 
 bool GOMP_loop_nonmonotonic_dynamic_start(long start, long end, long, long chunk, long* first,
                                           long* last) {
-  return here.team->take(here.loops++, {start, end, chunk}, first, last);
+  here.loop = here.team->loop(here.loops++, start, end, chunk);
+  return here.loop->take(first, last);
 }
 
 void GOMP_barrier() { here.team->barrier(); }
