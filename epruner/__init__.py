@@ -5,9 +5,11 @@ optional package.
 """
 
 from importlib import import_module
-from importlib.metadata import version as _version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+
+from epruner._install import CHECKOUT
 
 if TYPE_CHECKING:
     from epruner.cluster import (
@@ -70,11 +72,23 @@ if find_spec("torch") is None:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":  # asked for here, so that a checkout can be used uninstalled
-        return _version("epruner")
+    if name == "__version__":
+        return _version()
     if name not in _HOME:
         raise AttributeError(f"module 'epruner' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
+
+
+def _version() -> str:
+    try:
+        return version("epruner")
+    except PackageNotFoundError:
+        if CHECKOUT is None:
+            raise
+        import tomllib
+
+        settings = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))
+        return str(settings["project"]["version"])
 
 
 def __dir__() -> list[str]:

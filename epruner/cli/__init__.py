@@ -80,13 +80,6 @@ class _Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        """Look the version up when it is asked for: a checkout that is not installed has none."""
-        print(f"epruner {epruner.__version__}")
-        parser.exit()
-
-
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands; importing and building it does not import torch."""
     top = _Parser(
@@ -95,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 done, 2 bad arguments or input, 1 any other failure",
         allow_abbrev=False,
     )
-    top.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    top.add_argument("--version", action="version", version=f"epruner {epruner.__version__}")
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, groups in options.GROUPS.items():
         summary = (commands.COMMANDS[name].__doc__ or "").partition("\n")[0]

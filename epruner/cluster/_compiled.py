@@ -8,10 +8,11 @@ from importlib.util import module_from_spec
 from pathlib import Path
 from types import ModuleType
 
+from epruner._install import CHECKOUT
+
 _NAME = "epruner.cluster._native"
 _HERE = Path(__file__).resolve().parent
 _AGAIN = "install epruner again with this Python, and with a C++ compiler where it comes as source"
-_SOURCES = _HERE.parents[1] / "csrc"  # beside the package in a checkout, and only there
 
 
 class _Missing(ImportError):
@@ -36,7 +37,7 @@ def _load() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != _NAME:
             raise
-    if not _SOURCES.is_dir():
+    if CHECKOUT is None:
         others = ", ".join(sorted(path.name for path in _HERE.glob("_native.*[!i]")))
         found = f"holds one for another Python only ({others})" if others else "holds none"
         raise _Missing(
@@ -47,26 +48,27 @@ def _load() -> ModuleType:
         raise _Missing(
             f"Python found epruner's source folder {_HERE.parent} first, probably because it was "
             "started there, and that holds no compiled extension; nor is an epruner installed for "
-            f"Python {sys.version.split()[0]} whose extension could be used: run pip install "
-            f"{_HERE.parents[1]}"
+            f"Python {sys.version.split()[0]} whose extension could be used: run "
+            f'pip install "{CHECKOUT}"'
         )
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    if getattr(module, "sources", None) != _digest():
+    sources = CHECKOUT / "csrc"
+    if getattr(module, "sources", None) != _digest(sources):
         raise _Missing(
             f"Python found epruner's source folder {_HERE.parent} first, probably because it was "
             f"started there, and the installed extension {spec.origin} was compiled from other "
-            f"sources than those in {_SOURCES}: run pip install {_HERE.parents[1]}"
+            f'sources than those in {sources}: run pip install "{CHECKOUT}"'
         )
     sys.modules[_NAME] = module
     return module
 
 
-def _digest() -> str:
+def _digest(sources: Path) -> str:
     """What CMakeLists.txt calls these sources."""
     digests = [
         sha256(path.read_bytes()).hexdigest()
-        for path in sorted(_SOURCES.iterdir())
+        for path in sorted(sources.iterdir())
         if path.suffix in (".cpp", ".hpp")
     ]
     return sha256("".join(digests).encode()).hexdigest()

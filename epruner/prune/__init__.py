@@ -4,12 +4,14 @@ import sys
 from importlib.util import find_spec
 from types import ModuleType
 
+from epruner import _install
+
 _missing = [
     name for name in ("torch", "torch_pruning", "safetensors", "rich") if find_spec(name) is None
 ]
 if _missing:
     raise ImportError(
-        f'pruning needs {", ".join(_missing)}, not installed here: pip install "epruner[prune]"'
+        f"pruning needs {', '.join(_missing)}, not installed here: {_install.command('prune')}"
     )
 
 from epruner.prune.checkpoint import load, save

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from epruner import _install
 from epruner.prune.files import check_target, write_atomically
 from epruner.prune.inputs import as_arguments
 
@@ -59,7 +60,7 @@ def export_onnx(
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        message = "ONNX export needs onnx and onnxscript: pip install 'epruner[onnx]'"
+        message = f"ONNX export needs onnx and onnxscript: {_install.command('onnx')}"
         raise ImportError(message) from error
 
     def convert(program: ExportedProgram) -> bytes:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from epruner import _install
 from epruner.prune.files import check_target, write_atomically
 from epruner.prune.report import amount, change
 
@@ -215,7 +216,7 @@ def _figure_type() -> type[Figure]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        message = "plots need matplotlib: pip install 'epruner[plot]'"
+        message = f"plots need matplotlib: {_install.command('plot')}"
         raise ImportError(message) from error
     return Figure
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -61,10 +62,11 @@ def install_extension(packages: Path) -> Path:
     return Path(shutil.copy(_native.__file__, folder))
 
 
-def started_in(folder: Path, packages: Path) -> list[str]:
-    """The package's file, the extension's file and the warnings of a clustering run."""
+def started_in(folder: Path, packages: Path, *arguments: str) -> list[str]:
+    """What Python prints: of a clustering run the package's file, the extension's, and warnings."""
     done = subprocess.run(
-        [sys.executable, "-S", "-c", CLUSTER],  # -S: without the site-packages of this run
+        # -S: without the site-packages of this run
+        [sys.executable, "-S", *(arguments or ("-c", CLUSTER))],
         cwd=folder,
         env={k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
         | {"PYTHONPATH": str(packages)},
@@ -95,14 +97,22 @@ def test_an_extension_built_from_other_sources_is_refused_by_name(
     _, native, warned = started_in(checkout, packages)
     assert native == "None"
     assert f"{extension} was compiled from other sources" in warned
-    assert f"pip install {checkout}" in warned
+    assert f'pip install "{checkout}"' in warned
 
 
 def test_a_checkout_without_an_installation_says_so(checkout: Path, packages: Path) -> None:
     _, native, warned = started_in(checkout, packages)
     assert native == "None"
     assert f"found epruner's source folder {checkout / 'epruner'} first" in warned
-    assert f"pip install {checkout}" in warned
+    assert f'pip install "{checkout}"' in warned
+
+
+def test_a_checkout_without_an_installation_knows_its_version(
+    checkout: Path, packages: Path
+) -> None:
+    shutil.copy(ROOT / "pyproject.toml", checkout)
+    said = started_in(checkout, packages, "-m", "epruner", "--version")[0]
+    assert said == f"epruner {version('epruner')}"
 
 
 def test_an_installation_for_another_python_says_so(checkout: Path, packages: Path) -> None:

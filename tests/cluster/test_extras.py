@@ -21,7 +21,7 @@ class Bare(PathFinder):
 
 sys.meta_path[:] = [Bare if finder is PathFinder else finder for finder in sys.meta_path]
 """
-SAID = r'pruning needs torch, torch_pruning, safetensors, rich, .*: pip install "epruner\[prune\]"'
+SAID = r'pruning needs torch, torch_pruning, safetensors, rich, .*: pip install "\S+\[prune\]"'
 
 
 def without_extras(code: str) -> subprocess.CompletedProcess[str]:

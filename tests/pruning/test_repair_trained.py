@@ -16,6 +16,7 @@ from epruner.prune.repair import output_error
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(2400),  # four minutes on two quiet cores
     pytest.mark.filterwarnings("ignore::epruner.prune.BudgetWarning"),
     pytest.mark.filterwarnings("ignore::epruner.prune.repair.RepairWarning"),
 ]

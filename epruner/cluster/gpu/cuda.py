@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from epruner import _install
 from epruner.cluster.gpu.engine import Array
 
-_INSTALL = 'pip install "epruner[cuda13]" (or "epruner[cuda12]" for drivers of CUDA 12)'
+_INSTALL = f"{_install.command('cuda13')} (or its extra cuda12 for drivers of CUDA 12)"
 _PLAIN_SHARED = 48 << 10  # bytes that a kernel may have without asking
 _HEADROOM = 256 << 20  # bytes left to others: the library of matrix products wants some, too
 # No fused multiply-adds, as in the CPU solvers; no fast math: infinities are legal. CuPy adds

@@ -66,11 +66,9 @@ def _fastest() -> Solver:
         solver, instead = _load("numba"), "numba's is used instead, which is slower"
     except ImportError:
         solver = _load("reference")
-        instead = (
-            'NumPy\'s is used instead, which is very slow (pip install "epruner[numba]" helps)'
-        )
+        instead = "NumPy's is used instead, which is very slow (pip install numba helps)"
     warnings.warn(
-        f"there is no compiled solver, and {instead}. The reason: {_compiled.missing}",
+        f"there is no compiled solver: {_compiled.missing}; {instead}",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from epruner import _install
 from epruner.cluster import ties
 from epruner.cluster.outcome import Messages, Options
 
@@ -23,7 +24,7 @@ try:
     from numba import njit
 except ImportError as error:
     raise ImportError(
-        "backend='numba' needs numba, which is not installed: pip install \"epruner[numba]\""
+        f"backend='numba' needs numba, which is not installed: {_install.command('numba')}"
     ) from error
 
 Floats = NDArray[np.float64]
