@@ -22,6 +22,7 @@ from epruner.cluster import _compiled
 X = np.random.default_rng(0).normal(size=(60, 8))
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
+    warnings.filterwarnings("ignore", "epruner runs on one thread")  # a build without OpenMP
     epruner.AffinityPropagation(damping=0.8).fit(X)
 print(epruner.__file__)
 print(_compiled.native and _compiled.native.__file__)
