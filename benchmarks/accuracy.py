@@ -25,11 +25,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.cifar import accuracy, lossless, network
-from epruner.prune.calibration import calibration_batches
-from epruner.prune.merge import merge
-from epruner.prune.pruning import prune
-from epruner.prune.reconstruction import by_elimination, eliminations
-from epruner.prune.repair import reestimate, refit
+from epruner.pruning.prune import prune
+from epruner.pruning.repair.calibration import calibration_batches
+from epruner.pruning.repair.least_squares import reestimate, refit
+from epruner.pruning.repair.merge import merge
+from epruner.pruning.select.elimination import by_elimination, eliminations
 
 RESULTS = Path(__file__).parent / "results"
 CALIBRATION = 400

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from epruner.prune.weights import load_weights
+from epruner.pruning.io.weights import load_weights
 from examples.cifar_resnet import resnet56
 
 DATA = Path(os.environ.get("EPRUNER_DATA", Path(__file__).parents[2] / "shared" / "data"))

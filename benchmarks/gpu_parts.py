@@ -294,7 +294,7 @@ def pruning(cupy: Any) -> Iterator[Row]:
     """`prune` of a network on the device and on the CPU: the same plan, and its stages."""
     import torch
 
-    from epruner.prune import prune
+    from epruner.pruning import prune
     from examples.cifar_resnet import resnet56
 
     if not torch.cuda.is_available():

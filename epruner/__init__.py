@@ -19,30 +19,30 @@ if TYPE_CHECKING:
         affinity_propagation_many,
         preference_range,
     )
-    from epruner.prune import BudgetWarning, Plan, PruningResult, load, prune, recipes, save
-    from epruner.prune.export import export_onnx, export_program
-    from epruner.prune.finetune import finetune
-    from epruner.prune.weights import load_weights
+    from epruner.pruning import BudgetWarning, Plan, PruningResult, load, prune, recipes, save
+    from epruner.pruning.finetune import finetune
+    from epruner.pruning.io.export import export_onnx, export_program
+    from epruner.pruning.io.weights import load_weights
 
     __version__: str
 
 _HOME = {
     "AffinityPropagation": "epruner.cluster",
-    "BudgetWarning": "epruner.prune",
+    "BudgetWarning": "epruner.pruning",
     "Clustering": "epruner.cluster",
-    "Plan": "epruner.prune",
-    "PruningResult": "epruner.prune",
+    "Plan": "epruner.pruning",
+    "PruningResult": "epruner.pruning",
     "affinity_propagation": "epruner.cluster",
     "affinity_propagation_many": "epruner.cluster",
-    "export_onnx": "epruner.prune.export",
-    "export_program": "epruner.prune.export",
-    "finetune": "epruner.prune.finetune",
-    "load": "epruner.prune",
-    "load_weights": "epruner.prune.weights",
+    "export_onnx": "epruner.pruning.io.export",
+    "export_program": "epruner.pruning.io.export",
+    "finetune": "epruner.pruning.finetune",
+    "load": "epruner.pruning",
+    "load_weights": "epruner.pruning.io.weights",
     "preference_range": "epruner.cluster",
-    "prune": "epruner.prune",
-    "recipes": "epruner.prune",
-    "save": "epruner.prune",
+    "prune": "epruner.pruning",
+    "recipes": "epruner.pruning",
+    "save": "epruner.pruning",
 }
 
 __all__ = [

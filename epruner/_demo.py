@@ -13,11 +13,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epruner.prune.plan import Plan
-from epruner.prune.pruning import prune
-from epruner.prune.report import Report, Totals, amount, change, percent
-from epruner.prune.tables import Table
-from epruner.prune.threads import torch_threads
+from epruner.pruning.plan.plan import Plan
+from epruner.pruning.prune import prune
+from epruner.pruning.report.report import Report, Totals, amount, change, percent
+from epruner.pruning.report.tables import Table
+from epruner.pruning.threads import torch_threads
 
 _TRAIN_EPOCHS = 12
 _TUNE_EPOCHS = 6

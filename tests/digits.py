@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epruner.prune.threads import torch_threads
+from epruner.pruning.threads import torch_threads
 
 SHAPE = (1, 1, 8, 8)
 _TEST = 500

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             # here, as it takes long; says which extra to install where torch is missing
-            from epruner.prune.threads import torch_threads
+            from epruner.pruning.threads import torch_threads
 
             with torch_threads(getattr(args, "threads", None)):
                 commands.COMMANDS[args.command](args)

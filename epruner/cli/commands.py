@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from epruner.cli.images import Images
-    from epruner.prune.checkpoint import SavedFile
-    from epruner.prune.result import PruningResult
+    from epruner.pruning.io.checkpoint import SavedFile
+    from epruner.pruning.result import PruningResult
 
 
 def prune(args: argparse.Namespace) -> None:
     """Prune a trained network and write the smaller one."""
-    from epruner.prune.checkpoint import save
-    from epruner.prune.files import check_target
+    from epruner._files import check_target
+    from epruner.pruning.io.checkpoint import save
 
     target = check_target(args.out)  # before the minutes of work
     _check_pictures(args.plot, *dict(args.plot_layer).values())
@@ -58,9 +58,9 @@ def prune(args: argparse.Namespace) -> None:
 def compare(args: argparse.Namespace) -> None:
     """Prune by several budgets and criteria and print them side by side."""
     from epruner.cli.images import InOrder
-    from epruner.prune.finetune import evaluate
-    from epruner.prune.report import amount, change, percent
-    from epruner.prune.tables import Table
+    from epruner.pruning.finetune import evaluate
+    from epruner.pruning.report.report import amount, change, percent
+    from epruner.pruning.report.tables import Table
 
     budgets = [(name, value) for name in options.COST for value in getattr(args, name)]
     if not budgets:
@@ -120,13 +120,13 @@ def compare(args: argparse.Namespace) -> None:
 
 def finetune(args: argparse.Namespace) -> None:
     """Train a pruned network on, on labelled images."""
+    from epruner._files import check_target
     from epruner.cli.images import InOrder, Shuffled
     from epruner.cli.network import build_model, fresh_model
-    from epruner.prune.checkpoint import load, save
-    from epruner.prune.checkpoint import read as read_file
-    from epruner.prune.files import check_target
-    from epruner.prune.finetune import evaluate
-    from epruner.prune.finetune import finetune as train
+    from epruner.pruning.finetune import evaluate
+    from epruner.pruning.finetune import finetune as train
+    from epruner.pruning.io.checkpoint import load, save
+    from epruner.pruning.io.checkpoint import read as read_file
 
     target = check_target(args.out)
     distillation: dict[str, Any] = {}
@@ -170,15 +170,15 @@ def finetune(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Convert a saved file for other run-times: ONNX or torch.export."""
-    from epruner.prune.checkpoint import load
-    from epruner.prune.files import check_target
+    from epruner._files import check_target
+    from epruner.pruning.io.checkpoint import load
 
     if not args.onnx and not args.pt2:
         raise ValueError("nothing to write: give --onnx FILE, --pt2 FILE or both")
     for target in filter(None, (args.onnx, args.pt2)):
         check_target(target)
     from epruner.cli.network import fresh_model, make_inputs
-    from epruner.prune.export import export_onnx, export_program
+    from epruner.pruning.io.export import export_onnx, export_program
 
     model = load(fresh_model(args), args.file)
     inputs = make_inputs(args)
@@ -200,7 +200,7 @@ def export(args: argparse.Namespace) -> None:
 
 def inspect(args: argparse.Namespace) -> None:
     """Print what a saved file holds, without its network's code."""
-    from epruner.prune.checkpoint import read
+    from epruner.pruning.io.checkpoint import read
 
     _check_pictures(args.plot)
     saved = read(args.file)
@@ -238,8 +238,8 @@ def inspect(args: argparse.Namespace) -> None:
 def demo(args: argparse.Namespace) -> None:
     """Train a small network on scikit-learn's digits, prune it, fine-tune it: a minute, offline."""
     from epruner._demo import run_demo
-    from epruner.prune.checkpoint import save
-    from epruner.prune.files import check_target
+    from epruner._files import check_target
+    from epruner.pruning.io.checkpoint import save
 
     target = check_target(args.out) if args.out else None
     say: Callable[[str], None] = (lambda _: None) if args.json else _say
@@ -282,8 +282,8 @@ def _network(args: argparse.Namespace) -> tuple[nn.Module, Any]:
 def _prune(
     args: argparse.Namespace, model: nn.Module, inputs: Any, how_much: Mapping[str, Any]
 ) -> PruningResult:
-    from epruner.prune.pruning import BudgetWarning, prune
-    from epruner.prune.tracing import TraceError
+    from epruner.pruning.errors import BudgetWarning, TraceError
+    from epruner.pruning.prune import prune
 
     given = {name: getattr(args, name) for name in options.PRUNING}
     given = {name: value for name, value in given.items() if value is not None}
@@ -317,15 +317,15 @@ def _images(args: argparse.Namespace, source: str) -> Images:
 def _check_pictures(*paths: str | None) -> None:
     """Raise before the work what writing the pictures would raise after it."""
     for path in filter(None, paths):
-        from epruner.prune.files import check_target
-        from epruner.prune.plots import check_format
+        from epruner._files import check_target
+        from epruner.pruning.report.plots import check_format
 
         check_target(path)
         check_format(path)
 
 
 def _plan_table(saved: SavedFile) -> str:
-    from epruner.prune.tables import Table
+    from epruner.pruning.report.tables import Table
 
     def side(kept: tuple[int, ...] | None, before: int | None) -> str:
         return "all" if kept is None else f"{len(kept)} of {before}"
@@ -346,6 +346,6 @@ def _say(line: str) -> None:
 
 
 def _bytes(size: int) -> str:
-    from epruner.prune.report import amount
+    from epruner.pruning.report.report import amount
 
     return f"{amount(size)}B" if size >= 1000 else f"{size} B"

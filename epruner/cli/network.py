@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from epruner.cli.values import InputShape
-from epruner.prune.weights import load_weights
+from epruner.pruning.io.weights import load_weights
 
 
 def build_model(args: argparse.Namespace) -> nn.Module:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from epruner import _demo
-from epruner.prune.checkpoint import load, save
+from epruner.pruning.io.checkpoint import load, save
 
 
 def test_demo_prunes_and_recovers(tmp_path: Path) -> None:

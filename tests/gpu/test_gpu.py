@@ -16,7 +16,7 @@ from epruner.cluster.gpu.cuda import load_cupy
 from epruner.cluster.gpu.engine import require
 from epruner.cluster.outcome import Options
 from epruner.cluster.similarity import median_preference, negative_squared_distances
-from epruner.prune import prune
+from epruner.pruning import prune
 
 pytestmark = pytest.mark.gpu
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from epruner.cluster import gpu
 from epruner.cluster.gpu import arrays, cuda, filters
-from epruner.prune import PruningResult, prune
+from epruner.pruning import PruningResult, prune
 
 if TYPE_CHECKING:
     from digits import Digits

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epruner.prune.plan import Plan
+from epruner.pruning.plan.plan import Plan
 from examples.cifar_resnet import CifarResNet as CifarResNet
 from examples.cifar_resnet import resnet20 as resnet20
 from examples.cifar_resnet import resnet56 as resnet56

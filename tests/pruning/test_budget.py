@@ -12,8 +12,8 @@ from networks import stirred, trained_resnet
 from pytorchcv.model_provider import get_model
 from torch import nn
 
-from epruner.prune import BudgetWarning, prune
-from epruner.prune.count import measure
+from epruner.pruning import BudgetWarning, prune
+from epruner.pruning.graph.costs import measure
 
 IMAGE = (1, 3, 16, 16)
 SHARES = (0.7, 0.5, 0.3)

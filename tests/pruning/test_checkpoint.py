@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from epruner.prune.checkpoint import load, read, save
-from epruner.prune.files import check_target
-from epruner.prune.plan import ModulePlan, Plan
-from epruner.prune.report import LayerReport, Report, Totals
+from epruner._files import check_target
+from epruner.pruning.io.checkpoint import load, read, save
+from epruner.pruning.plan.plan import ModulePlan, Plan
+from epruner.pruning.report.report import LayerReport, Report, Totals
 
 OUT = (0, 2, 5)
 PLAN = Plan(

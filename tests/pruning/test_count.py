@@ -11,8 +11,8 @@ from pytorchcv.model_provider import get_model
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from epruner.prune.count import measure
-from epruner.prune.pruning import prune
+from epruner.pruning.graph.costs import measure
+from epruner.pruning.prune import prune
 
 
 class Vgg16(nn.Module):

@@ -13,10 +13,10 @@ from networks import Vgg, stirred, trained_resnet
 from torch import Tensor, nn
 
 import epruner
-from epruner.prune.repair import RepairWarning
+from epruner.pruning.errors import RepairWarning
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::epruner.prune.BudgetWarning"),
+    pytest.mark.filterwarnings("ignore::epruner.pruning.errors.BudgetWarning"),
     pytest.mark.filterwarnings(f"ignore::{RepairWarning.__module__}.RepairWarning"),
 ]
 SHAPE = (1, 3, 16, 16)

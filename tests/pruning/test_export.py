@@ -12,8 +12,8 @@ import torch
 from networks import stirred
 from torch import Tensor, nn
 
-from epruner.prune.export import export_onnx, export_program
-from epruner.prune.pruning import prune
+from epruner.pruning.io.export import export_onnx, export_program
+from epruner.pruning.prune import prune
 from examples.cifar_resnet import CifarResNet
 
 ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime (extra test)")
@@ -162,7 +162,7 @@ def check(model: nn.Module, size: int, folder: Path, ignore: tuple[str, ...] = (
     assert float((again - expected).abs().max()) < limit
 
 
-@pytest.mark.filterwarnings("ignore::epruner.prune.pruning.BudgetWarning")
+@pytest.mark.filterwarnings("ignore::epruner.pruning.errors.BudgetWarning")
 @pytest.mark.parametrize(
     "make",
     [

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from epruner.prune import prune
-from epruner.prune.graph import Structure, analyse
-from epruner.prune.tracing import TraceError, tracing_copy
+from epruner.pruning import prune
+from epruner.pruning.errors import TraceError
+from epruner.pruning.graph.groups import Structure, analyse
+from epruner.pruning.network.copies import tracing_copy
 
 IMAGE = (1, 3, 16, 16)
 

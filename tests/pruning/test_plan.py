@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from processes import in_a_process
 from torch import nn
 
-from epruner.prune.plan import ModulePlan, Plan
+from epruner.pruning.plan.plan import ModulePlan, Plan
 
 
 @st.composite

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from epruner.prune.report import LayerReport, Report, Totals
+from epruner.pruning.report.report import LayerReport, Report, Totals
 
 pytest.importorskip("matplotlib", reason="needs matplotlib (extra plot)")
-from epruner.prune.plots import draw_report, draw_similarity, write_figure
+from epruner.pruning.report.plots import draw_report, draw_similarity, write_figure
 
 
 def report(n: int, beta: float | None = 0.7) -> Report:

@@ -9,7 +9,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from epruner.cluster.similarity import negative_squared_distances
-from epruner.prune.pool import side_by_side
+from epruner.pruning.select.parallel import side_by_side
 
 HEAVY = 1 << 30
 

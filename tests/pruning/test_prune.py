@@ -18,11 +18,11 @@ from sklearn.cluster import AffinityPropagation
 from torch import nn
 
 import epruner
-from epruner.prune import PruningResult, prune
-from epruner.prune.criteria import CRITERIA, Candidates, Indices, resize_exemplars
-from epruner.prune.filters import filter_matrix
-from epruner.prune.report import Report
-from epruner.prune.stages import STAGES
+from epruner.pruning import PruningResult, prune
+from epruner.pruning.network.filters import filter_matrix
+from epruner.pruning.report.progress import STAGES
+from epruner.pruning.report.report import Report
+from epruner.pruning.select.importance import CRITERIA, Candidates, Indices, resize_exemplars
 
 IMAGE = (1, 3, 16, 16)
 

@@ -11,8 +11,8 @@ from pytorchcv.model_provider import get_model
 from test_count import Vgg16
 from torch import nn
 
-from epruner.prune import prune
-from epruner.prune.recipes import PUBLISHED, published
+from epruner.pruning import prune
+from epruner.pruning.select.recipes import PUBLISHED, published
 
 
 def test_resnet56_gives_the_known_row(data_dir: Path) -> None:

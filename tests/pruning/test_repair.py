@@ -25,14 +25,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import epruner
-from epruner.prune.calibration import calibration_batches
-from epruner.prune.least_squares import Normal, input_rows, output_rows, stacked, unstack
-from epruner.prune.recording import record
-from epruner.prune.repair import RepairWarning, output_error
-from epruner.prune.report import Report
-from epruner.prune.tape import Run
+from epruner.pruning.errors import RepairWarning
+from epruner.pruning.repair.calibration import calibration_batches
+from epruner.pruning.repair.least_squares import output_error
+from epruner.pruning.report.report import Report
+from epruner.pruning.trace.normal import Normal, input_rows, output_rows, stacked, unstack
+from epruner.pruning.trace.record import record
+from epruner.pruning.trace.replay import Replay
 
-pytestmark = pytest.mark.filterwarnings("ignore::epruner.prune.BudgetWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::epruner.pruning.errors.BudgetWarning")
 
 SHAPES: dict[type[nn.Module], tuple[int, ...]] = {
     Vgg: (3, 16, 16),
@@ -181,7 +182,7 @@ def test_training_mode_starts_from_the_repaired_network() -> None:
         assert output_error([[trained]], [[full(x)]]) < 3 * error(result.model, full, x) + 0.02
 
 
-@pytest.mark.filterwarnings("ignore::epruner.prune.repair.RepairWarning")
+@pytest.mark.filterwarnings("ignore::epruner.pruning.errors.RepairWarning")
 def test_tensor_and_loader_of_the_same_inputs_give_the_same_bits() -> None:
     full, x = network(Vgg), inputs((3, 16, 16), 70)
     dataset = torch.utils.data.TensorDataset(x, torch.zeros(70, dtype=torch.long))
@@ -200,7 +201,7 @@ def test_tensor_and_loader_of_the_same_inputs_give_the_same_bits() -> None:
             assert torch.equal(value, states[0][key]), key
 
 
-@pytest.mark.filterwarnings("ignore::epruner.prune.repair.RepairWarning")
+@pytest.mark.filterwarnings("ignore::epruner.pruning.errors.RepairWarning")
 def test_half_precision_comes_back_in_its_type() -> None:
     full = network(Vgg)
     x = inputs((3, 16, 16), 100)
@@ -444,10 +445,10 @@ def test_tape_runs_other_batches_like_the_model() -> None:
     model = network(Dense)
     x = inputs((3, 8, 8), 12)
     with torch.no_grad():
-        tape = record(model, (x[:4],), {})
-        run = Run([tape] * 3, [((part,), {}) for part in x.split(4)])  # type: ignore[no-untyped-call]
+        trace = record(model, (x[:4],), {})
+        run = Replay([trace] * 3, [((part,), {}) for part in x.split(4)])  # type: ignore[no-untyped-call]
         for batch in range(3):
-            run.advance(batch, len(tape.steps))
+            run.advance(batch, len(trace.ops))
         got = torch.cat([run.outputs(batch)[0] for batch in range(3)])
         torch.testing.assert_close(got, model(x), rtol=1e-6, atol=1e-6)
     assert all(len(values) <= 2 for values in run._values)  # the rest was let go

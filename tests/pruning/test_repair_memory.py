@@ -14,12 +14,12 @@ from test_repair import SHAPES, Dense, Mobile, inputs
 from torch import Tensor, nn
 
 import epruner
-from epruner.prune import calibration, tape
-from epruner.prune.recording import record
-from epruner.prune.spill import Spill, can_spill
-from epruner.prune.tape import Run
+from epruner.pruning import calibration, trace
+from epruner.pruning.trace.record import record
+from epruner.pruning.trace.replay import Replay
+from epruner.pruning.trace.spill import Spill, can_spill
 
-pytestmark = pytest.mark.filterwarnings("ignore::epruner.prune.BudgetWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::epruner.pruning.errors.BudgetWarning")
 
 # Peak of the process above what it held before, in MB. `{setup}` makes the network and the images.
 MEASURED = """
@@ -40,11 +40,11 @@ print(before / 1e3, after / 1e3)
 """
 
 SMALL = """
-from epruner.prune import calibration, tape
-from epruner.prune.recording import record
+from epruner.pruning import calibration, trace
+from epruner.pruning.trace.record import record
 from torch import nn
 torch.set_num_threads(1)
-tape.WAITING = {waiting}
+trace.WAITING = {waiting}
 calibration._MOST_IMAGES = 8
 
 class Block(nn.Module):
@@ -98,7 +98,7 @@ def test_resnet50_with_256_images_of_224_takes_less_than_4_gb() -> None:
     assert after < 4000, after
 
 
-@pytest.mark.filterwarnings("ignore::epruner.prune.repair.RepairWarning")
+@pytest.mark.filterwarnings("ignore::epruner.pruning.errors.RepairWarning")
 @pytest.mark.parametrize("kind", [Mobile, Dense, ConvNext, Vit], ids=lambda kind: kind.__name__)
 def test_where_values_wait_changes_no_bit(
     kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
@@ -113,8 +113,8 @@ def test_where_values_wait_changes_no_bit(
 
     monkeypatch.setattr(Spill, "_write", counted)
     states = []
-    for waiting in (tape.WAITING, 0):
-        monkeypatch.setattr(tape, "WAITING", waiting)
+    for waiting in (trace.WAITING, 0):
+        monkeypatch.setattr(trace, "WAITING", waiting)
         torch.manual_seed(0)
         result = epruner.prune(
             stirred(kind()),
@@ -139,7 +139,7 @@ def test_tensors_of_one_storage_come_back_as_one() -> None:
         back = spill.get(aside)
         assert torch.equal(back["all"], kept["all"])
         assert torch.equal(back["column"], kept["column"])
-        back["column"].add_(1)  # a step in place: the whole has it too, here and in the file
+        back["column"].add_(1)  # a op in place: the whole has it too, here and in the file
         kept["all"][:, 2] += 1
         assert torch.equal(back["all"], kept["all"])
         base, kept["column"] = back["all"], kept["column"] + 1
@@ -171,15 +171,15 @@ def test_full_disk_leaves_values_in_memory(monkeypatch: pytest.MonkeyPatch) -> N
         raise OSError(28, "No space left on device")
 
     model, x = stirred(Mobile()), inputs((3, 8, 8), 8)
-    monkeypatch.setattr(tape, "WAITING", 0)
+    monkeypatch.setattr(trace, "WAITING", 0)
     monkeypatch.setattr(Spill, "_write", full)
     with torch.no_grad():
-        run = Run([record(model, (x[:4],), {})] * 2, [((part,), {}) for part in x.chunk(2)])
+        run = Replay([record(model, (x[:4],), {})] * 2, [((part,), {}) for part in x.chunk(2)])
         run.advance(0, 5)
         with pytest.warns(RuntimeWarning, match="TMPDIR"):
             run.advance(1, 5)
         for batch in range(2):
-            run.advance(batch, len(run.tapes[0].steps))
+            run.advance(batch, len(run.traces[0].ops))
         assert torch.equal(torch.cat([run.outputs(b)[0] for b in range(2)]), model(x))
 
 
@@ -197,13 +197,13 @@ def test_what_is_not_plain_memory_stays() -> None:
 def test_branches_that_wait_for_their_weights_leave_nothing_behind() -> None:
     model, x = stirred(Mobile()), inputs((3, 8, 8), 4)
     tape_ = record(model, (x,), {})
-    steps = [s.module for s in tape_.steps]
-    branch = [steps.index("block2.6"), steps.index("block2.7")]
-    run = Run([tape_], [((x,), {})], {tape_.steps[branch[0]].reads[0]: branch[1] + 1})
+    ops = [s.module for s in tape_.ops]
+    branch = [ops.index("block2.6"), ops.index("block2.7")]
+    run = Replay([tape_], [((x,), {})], {tape_.ops[branch[0]].reads[0]: branch[1] + 1})
     run.advance(0, branch[1] + 1, branch)
-    assert not {s for i in branch for s in tape_.steps[i].writes} & set(run._values[0])
+    assert not {s for i in branch for s in tape_.ops[i].writes} & set(run._values[0])
     with torch.no_grad():
         model.get_submodule("block2.6").weight.mul_(2)  # type: ignore[operator]
-        run.advance(0, len(steps))
+        run.advance(0, len(ops))
         assert torch.equal(run.outputs(0)[0], model(x))
     assert len(run._values[0]) == 1

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import epruner
-from epruner.prune.repair import output_error
+from epruner.pruning.repair.least_squares import output_error
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(2400),  # four minutes on two quiet cores
-    pytest.mark.filterwarnings("ignore::epruner.prune.BudgetWarning"),
-    pytest.mark.filterwarnings("ignore::epruner.prune.repair.RepairWarning"),
+    pytest.mark.filterwarnings("ignore::epruner.pruning.errors.BudgetWarning"),
+    pytest.mark.filterwarnings("ignore::epruner.pruning.errors.RepairWarning"),
 ]
 
 

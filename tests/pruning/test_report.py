@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from epruner.prune.report import LayerReport, Report, Skipped, Totals, amount, change
+from epruner.pruning.report.report import LayerReport, Report, Skipped, Totals, amount, change
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from networks import difference, silenced, stirred, trained_resnet
 from pytorchcv.model_provider import get_model
 from torch import Tensor, nn
 
-from epruner.prune import Plan, PruningResult, prune
-from epruner.prune.surgery import take
+from epruner.pruning import Plan, PruningResult, prune
+from epruner.pruning.plan.apply import take
 
 TOLERANCE = 1e-5
 TOKENS = {

@@ -20,7 +20,7 @@ import epruner
 from epruner.cluster import solvers
 from epruner.cluster.outcome import Options
 from epruner.cluster.similarity import median_preference, negative_squared_distances
-from epruner.prune.filters import filter_matrix
+from epruner.pruning.network.filters import filter_matrix
 
 if TYPE_CHECKING:
     from digits import Digits

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from epruner.prune.weights import load_weights, rename
+from epruner.pruning.io.weights import load_weights, rename
 from examples.cifar_resnet import resnet20, resnet56
 
 

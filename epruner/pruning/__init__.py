@@ -1,0 +1,32 @@
+"""Pruning of torch networks. Imports `epruner.cluster`, never the other way round."""
+
+from importlib.util import find_spec
+
+from epruner import _install
+
+_missing = [
+    name for name in ("torch", "torch_pruning", "safetensors", "rich") if find_spec(name) is None
+]
+if _missing:
+    raise ImportError(
+        f"pruning needs {', '.join(_missing)}, not installed here: {_install.command('prune')}"
+    )
+
+from epruner.pruning.errors import BudgetWarning, RepairWarning, TraceError
+from epruner.pruning.io.checkpoint import load, save
+from epruner.pruning.plan.plan import Plan
+from epruner.pruning.prune import prune
+from epruner.pruning.result import PruningResult
+from epruner.pruning.select import recipes
+
+__all__ = [
+    "BudgetWarning",
+    "Plan",
+    "PruningResult",
+    "RepairWarning",
+    "TraceError",
+    "load",
+    "prune",
+    "recipes",
+    "save",
+]

@@ -1,0 +1,317 @@
+"""A small helper for training a pruned network on: a baseline, not a framework."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterable, Sized
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from epruner._files import check_target
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training set.
+
+    Parameters
+    ----------
+    epoch : int
+        From 1.
+    loss : float
+        Mean over the images.
+    accuracy : float or None
+        Share of the evaluation set that is classified correctly, if there is one.
+    """
+
+    epoch: int
+    loss: float
+    accuracy: float | None
+
+
+def finetune(
+    model: nn.Module,
+    train_loader: Iterable[Any],
+    *,
+    epochs: int = 10,
+    optimizer: Literal["sgd", "adamw"] = "sgd",
+    lr: float | None = None,
+    weight_decay: float = 5e-4,
+    schedule: Literal["cosine", "step"] = "cosine",
+    label_smoothing: float = 0.0,
+    teacher: nn.Module | None = None,
+    distill: float = 0.5,
+    temperature: float = 4.0,
+    eval_loader: Iterable[Any] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    amp: bool | None = None,
+    progress: bool = False,
+) -> list[Epoch]:
+    """Train a classifier, in place.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        From inputs (n, ...) to scores (n, classes), on the device to train on.
+    train_loader : iterable of (inputs, labels)
+        Gone through once an epoch; needs a length.
+    epochs : int
+    optimizer : {"sgd", "adamw"}
+        SGD with Nesterov momentum 0.9, or AdamW.
+    lr : float, optional
+        Default 0.02 for SGD, 1e-3 for AdamW.
+    weight_decay : float
+        Not applied to biases and norm parameters.
+    schedule : {"cosine", "step"}
+        Down to zero over all steps, or a tenth after half and after three quarters of them.
+    label_smoothing : float in [0, 1)
+    teacher : torch.nn.Module, optional
+        The unpruned network; its softened scores are learned beside the labels.
+    distill : float in [0, 1]
+        Weight of the teacher's scores against the labels.
+    temperature : float
+        Of the softening.
+    eval_loader : iterable of (inputs, labels), optional
+        Accuracy is measured on it after each epoch.
+    checkpoint : path-like, optional
+        Written after each epoch; a run that finds it goes on from there.
+    amp : bool, optional
+        Mixed precision. Default: on a GPU only.
+    progress : bool
+        Show a progress bar on standard error.
+
+    Returns
+    -------
+    list of Epoch
+        Those of earlier runs from the checkpoint included.
+
+    Raises
+    ------
+    ValueError
+        An option out of range, labels of another number than inputs, a checkpoint of another
+        network or recipe.
+    FloatingPointError
+        The loss became NaN or infinite.
+    """
+    if optimizer not in ("sgd", "adamw"):
+        raise ValueError(f"optimizer must be 'sgd' or 'adamw', got {optimizer!r}")
+    if schedule not in ("cosine", "step"):
+        raise ValueError(f"schedule must be 'cosine' or 'step', got {schedule!r}")
+    if type(epochs) is not int or epochs < 1:
+        raise ValueError(f"epochs must be a positive integer, got {epochs!r}")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing!r}")
+    if not 0 <= distill <= 1:
+        raise ValueError(f"distill must be in [0, 1], got {distill!r}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature!r}")
+    if not isinstance(train_loader, Sized) or not len(train_loader):
+        raise ValueError("train_loader must have a length of at least 1")
+    rate = lr if lr is not None else {"sgd": 0.02, "adamw": 1e-3}[optimizer]
+    if not rate > 0:
+        raise ValueError(f"lr must be positive, got {lr!r}")
+    device = next(model.parameters()).device
+    mixed = device.type == "cuda" if amp is None else amp
+    steps = epochs * len(train_loader)
+    optim = _optimizer(model, optimizer, rate, weight_decay)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optim, _factor(schedule, steps))
+    scaler = torch.amp.GradScaler(device.type, enabled=mixed and device.type == "cuda")
+    recipe: dict[str, Any] = {
+        "epochs": epochs,
+        "steps": steps,
+        "optimizer": optimizer,
+        "lr": rate,
+        "weight_decay": weight_decay,
+        "schedule": schedule,
+        "label_smoothing": label_smoothing,
+        "distill": None if teacher is None else distill,
+        "temperature": None if teacher is None else temperature,
+    }
+    history: list[Epoch] = []
+    path = None if checkpoint is None else check_target(checkpoint)
+    parts = {"model": model, "optimizer": optim, "scheduler": scheduler, "scaler": scaler}
+    if path is not None and path.exists():
+        history = _resume(path, parts, recipe)
+    if teacher is not None:
+        teacher = teacher.to(device).eval()
+
+    def loss_of(inputs: Tensor, labels: Tensor) -> Tensor:
+        scores = model(inputs)
+        loss = F.cross_entropy(scores, labels, label_smoothing=label_smoothing)
+        if teacher is None:
+            return loss
+        with torch.no_grad():
+            wanted = F.log_softmax(teacher(inputs) / temperature, 1)
+        got = F.log_softmax(scores / temperature, 1)
+        soft = F.kl_div(got, wanted, reduction="batchmean", log_target=True) * temperature**2
+        return (1 - distill) * loss + distill * soft
+
+    was_training = model.training
+    with _bar(progress, steps, len(history) * len(train_loader)) as advance:
+        for epoch in range(len(history) + 1, epochs + 1):
+            model.train()
+            total, seen = 0.0, 0
+            for batch in train_loader:
+                inputs, labels = labelled(batch, device)
+                optim.zero_grad(set_to_none=True)
+                with torch.autocast(device.type, enabled=mixed):
+                    loss = loss_of(inputs, labels)
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise FloatingPointError(
+                        f"the loss became {value} in epoch {epoch}; lower lr (now {rate:g})"
+                    )
+                torch.autograd.backward(scaler.scale(loss))
+                scaler.step(optim)
+                scaler.update()
+                with warnings.catch_warnings():  # the scaler may leave out the first steps
+                    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler")
+                    scheduler.step()
+                total, seen = total + value * len(labels), seen + len(labels)
+                advance(epoch, value)
+            accuracy = None if eval_loader is None else evaluate(model, eval_loader)
+            history.append(Epoch(epoch, total / max(seen, 1), accuracy))
+            if path is not None:
+                _write(path, parts, recipe, history)
+    model.train(was_training)
+    return history
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: Iterable[Any]) -> float:
+    """Share of labelled inputs that a classifier gets right.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Run in eval mode, left in the mode it was in.
+    loader : iterable of (inputs, labels)
+
+    Raises
+    ------
+    ValueError
+        Labels of another number than inputs, or none at all.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    right = seen = 0
+    try:
+        for batch in loader:
+            inputs, labels = labelled(batch, device)
+            right += int((model(inputs).argmax(1) == labels).sum())
+            seen += len(labels)
+    finally:
+        model.train(was_training)
+    if not seen:
+        raise ValueError("the labelled set is empty")
+    return right / seen
+
+
+def labelled(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Inputs and labels of a batch, on a device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not a pair of tensors, or of different lengths.
+    """
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise TypeError(f"a batch must be a pair (inputs, labels), got {type(batch).__name__}")
+    inputs, labels = batch
+    if not isinstance(inputs, Tensor) or not isinstance(labels, Tensor):
+        raise TypeError("a batch must be a pair of tensors (inputs, labels)")
+    if labels.dim() != 1 or len(inputs) != len(labels):
+        raise ValueError(
+            f"{len(inputs)} inputs and labels of shape {tuple(labels.shape)} in a batch; there "
+            "must be one class number for each input"
+        )
+    return inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def _optimizer(
+    model: nn.Module, kind: str, rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("no parameter of the model requires a gradient")
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, lr=rate)
+    return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
+
+
+def _factor(schedule: str, steps: int) -> Any:
+    if schedule == "cosine":
+        return lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1)))
+    return lambda step: 0.1 ** ((step >= steps / 2) + (step >= 0.75 * steps))
+
+
+def _write(path: Path, parts: dict[str, Any], recipe: dict[str, Any], history: list[Epoch]) -> None:
+    state = {name: part.state_dict() for name, part in parts.items()}
+    state["scheduler"].pop("lr_lambdas", None)
+    record = {"format": _FORMAT, "recipe": recipe, "history": [asdict(e) for e in history]}
+    record |= state | {"rng": torch.get_rng_state()}
+    temporary = path.with_name(path.name + ".part")
+    torch.save(record, temporary)
+    temporary.replace(path)
+
+
+def _resume(path: Path, parts: dict[str, Any], recipe: dict[str, Any]) -> list[Epoch]:
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} is not a checkpoint of finetune ({type(error).__name__})"
+        ) from error
+    if not isinstance(record, dict) or record.get("format") != _FORMAT:
+        raise ValueError(f"{path} is not a checkpoint of finetune")
+    if record["recipe"] != recipe:
+        changed = [key for key in recipe if record["recipe"].get(key) != recipe[key]]
+        raise ValueError(
+            f"{path} is from a run with another {', '.join(changed)}; give the same options or "
+            "another checkpoint"
+        )
+    record["scheduler"]["lr_lambdas"] = [None] * len(parts["scheduler"].lr_lambdas)
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(record[name])
+    except (RuntimeError, KeyError) as error:
+        first = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is from a run of another network ({first})") from error
+    torch.set_rng_state(record["rng"])
+    return [Epoch(**entry) for entry in record["history"]]
+
+
+def _bar(show: bool, total: int, done: int) -> AbstractContextManager[Any]:
+    if not show:
+        return nullcontext(lambda epoch, loss: None)
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    @contextmanager
+    def shown() -> Any:
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("fine-tuning", total=total, completed=done)
+
+            def advance(epoch: int, loss: float) -> None:
+                bar.update(task, advance=1, description=f"epoch {epoch}, loss {loss:.3f}")
+
+            yield advance
+
+    return shown()

@@ -1,0 +1,275 @@
+"""Multiply-adds and parameters as arithmetic on shapes.
+
+One hooked forward pass records what each layer costs; every later question ("and with 17 of its
+64 filters?") is answered from these records without running the network again.
+
+Counted are convolutions and linear layers, by small registered rules. Matrix products a model
+calls as functions (the inside of attention) are not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from epruner.pruning.network.tree import tensors_in
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Size of a whole network.
+
+    Parameters
+    ----------
+    macs : int
+        Multiply-adds of convolutions and linear layers for the example inputs.
+    params : int
+        Parameters.
+    macs_with_norm : int
+        ``macs`` plus four per element of every BatchNorm output: the convention behind the
+        figures published for this method.
+    """
+
+    macs: int
+    params: int
+    macs_with_norm: int
+
+
+# Multiply-adds of one call of a module, from the shapes of its input and output.
+MacRule = Callable[[Any, torch.Size, torch.Size], int]
+
+_MAC_RULES: dict[type[nn.Module], MacRule] = {}
+
+
+def mac_rule(*kinds: type[nn.Module]) -> Callable[[MacRule], MacRule]:
+    """Register the function that counts the multiply-adds of these layer types."""
+
+    def register(rule: MacRule) -> MacRule:
+        _MAC_RULES.update(dict.fromkeys(kinds, rule))
+        return rule
+
+    return register
+
+
+@mac_rule(_ConvNd)
+def _conv(module: _ConvNd, shape_in: torch.Size, shape_out: torch.Size) -> int:
+    # a transposed convolution spreads every input element, the other kind gathers every output
+    positions, channels = (
+        (shape_in, module.out_channels) if module.transposed else (shape_out, module.in_channels)
+    )
+    return int(positions.numel() * math.prod(module.kernel_size) * channels // module.groups)
+
+
+@mac_rule(nn.Linear)
+def _linear(module: nn.Linear, shape_in: torch.Size, shape_out: torch.Size) -> int:
+    return shape_out.numel() * module.in_features
+
+
+@mac_rule(nn.MultiheadAttention)
+def _attention(module: nn.MultiheadAttention, shape_in: torch.Size, shape_out: torch.Size) -> int:
+    # in-projections of query, key and value and the out-projection, for self-attention
+    return int(4 * shape_out.numel() * module.embed_dim)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one module costs at full size.
+
+    Parameters
+    ----------
+    macs : int
+        Multiply-adds over all its calls in the recorded pass.
+    norm : int
+        Elements that it writes if it is a BatchNorm, else 0.
+    weights : int
+        Parameters that scale with both sides (a weight matrix).
+    per_output : int
+        Parameters that scale with the output side alone (biases, BatchNorm rows).
+    outputs, inputs : int
+        Channels of the two sides; 0 inputs where they are the outputs (BatchNorm, depthwise).
+    calls : int
+        How often the recorded pass ran it.
+    """
+
+    macs: int
+    norm: int
+    weights: int
+    per_output: int
+    outputs: int
+    inputs: int
+    calls: int = 1
+
+    def macs_at(self, outputs: int, inputs: int) -> int:
+        """Multiply-adds with so many channels kept; exact, as the cost is bilinear in them."""
+        return self._scale(self.macs, outputs, inputs)
+
+    def norm_at(self, outputs: int) -> int:
+        """BatchNorm output elements with so many channels kept."""
+        return self.norm * outputs // self.outputs if self.norm else 0
+
+    def params_at(self, outputs: int, inputs: int) -> int:
+        """Parameters with so many channels kept."""
+        scaled = self.per_output * outputs // self.outputs if self.outputs else self.per_output
+        return scaled + self._scale(self.weights, outputs, inputs)
+
+    def _scale(self, amount: int, outputs: int, inputs: int) -> int:
+        if not self.outputs:
+            return amount
+        if not self.inputs:
+            return amount * outputs // self.outputs
+        return amount * outputs * inputs // (self.outputs * self.inputs)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs of a network: per module, and the parameters that no rule knows."""
+
+    modules: Mapping[str, Cost]
+    other_params: int
+
+    def totals(self, sizes: Mapping[str, tuple[int, int]] | None = None) -> Totals:
+        """Size of the whole network.
+
+        Parameters
+        ----------
+        sizes : mapping of str to (outputs, inputs), optional
+            Channels of the modules that are not at full size.
+        """
+        sizes = sizes or {}
+        macs = norm = 0
+        params = self.other_params
+        for name, cost in self.modules.items():
+            outputs, inputs = sizes.get(name, (cost.outputs, cost.inputs))
+            macs += cost.macs_at(outputs, inputs)
+            norm += cost.norm_at(outputs)
+            params += cost.params_at(outputs, inputs)
+        return Totals(macs=macs, params=params, macs_with_norm=macs + 4 * norm)
+
+
+class Recorder:
+    """Counts the multiply-adds of every forward pass made inside ``with recorder.recording():``.
+
+    ``running`` lists the modules entered and not left: after an exception its last entry is the
+    innermost module at fault.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._names = {module: name for name, module in model.named_modules()}
+        self.macs: dict[str, int] = {}
+        self.norm: dict[str, int] = {}
+        self.calls: dict[str, int] = {}
+        self.running: list[str] = []
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Hook the model for the length of a with statement."""
+        hooks = []
+        for module in self._names:
+            hooks.append(module.register_forward_pre_hook(self._enter))
+            hooks.append(module.register_forward_hook(self._leave))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def costs(self) -> Costs:
+        """What was recorded, with the parameters of every module."""
+        seen: set[int] = set()
+        modules = {}
+        other = 0
+        for module, name in self._names.items():
+            own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+            seen.update(map(id, own))  # a tied parameter counts once
+            params = sum(p.numel() for p in own)
+            outputs, inputs = sides(module)
+            if name in self.macs or name in self.norm or outputs:
+                biases = sum(p.numel() for p in own if p.dim() <= 1)
+                modules[name] = Cost(
+                    macs=self.macs.get(name, 0),
+                    norm=self.norm.get(name, 0),
+                    weights=params - biases if outputs else 0,
+                    per_output=biases if outputs else params,
+                    outputs=outputs,
+                    inputs=inputs,
+                    calls=self.calls.get(name, 0),
+                )
+            else:
+                other += params
+        return Costs(modules, other)
+
+    def _enter(self, module: nn.Module, _: object) -> None:
+        self.running.append(self._names[module])
+
+    def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        name = self.running.pop()
+        self.calls[name] = self.calls.get(name, 0) + 1
+        tensors = tensors_in(output)
+        if not tensors:
+            return
+        written = tensors[0]
+        if isinstance(module, _BatchNorm):
+            self.norm[name] = self.norm.get(name, 0) + written.numel()
+        rule = next((_MAC_RULES[k] for k in type(module).__mro__ if k in _MAC_RULES), None)
+        if rule is not None:
+            shape_in = next((t.shape for t in tensors_in(inputs)), written.shape)
+            self.macs[name] = self.macs.get(name, 0) + rule(module, shape_in, written.shape)
+
+
+def sides(module: nn.Module) -> tuple[int, int]:
+    """(output, input) channels of a module; inputs 0 where they are the outputs, (0, 0) unknown."""
+    if isinstance(module, _ConvNd):
+        depthwise = module.groups == module.in_channels == module.out_channels != 1
+        return module.out_channels, 0 if depthwise else module.in_channels
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    if isinstance(module, _BatchNorm) and module.affine:
+        return module.num_features, 0
+    if isinstance(module, nn.PReLU) and module.num_parameters > 1:
+        return module.num_parameters, 0
+    return 0, 0
+
+
+def measure(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+) -> Totals:
+    """Multiply-adds and parameters of a network for given inputs.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Run once in eval mode; its mode is put back.
+    args, kwargs
+        Arguments of its forward.
+
+    Returns
+    -------
+    Totals
+        Multiply-adds of convolutions and linear layers; parameters; and multiply-adds in the
+        convention of the published tables, plus four per element of every BatchNorm output.
+    """
+    recorder = Recorder(model)
+    with eval_mode(model), torch.no_grad(), recorder.recording():
+        model(*args, **(kwargs or {}))
+    return recorder.costs().totals()
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode, and every module back into its own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,261 @@
+"""Tracing with Torch-Pruning: its dependency graph, kept from guessing."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from epruner.pruning.errors import TraceError
+from epruner.pruning.graph.costs import Recorder
+from epruner.pruning.graph.operations import flattens, parts, shapes
+from epruner.pruning.network.tree import tensors_in
+
+
+def trace(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    recorder: Recorder,
+    outputs: list[Tensor],
+) -> Any:
+    """The library's dependency graph of a model.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    args, kwargs
+        Arguments of its forward.
+    recorder : Recorder
+        Records the forward pass.
+    outputs : list of Tensor
+        Filled with the model's outputs that depend on its parameters.
+
+    Raises
+    ------
+    TraceError
+        The forward pass or the analysis failed.
+    """
+    import torch_pruning as tp  # here, because it takes long to import
+
+    made: list[Tensor] = []  # by the layers, in the order of their calls
+
+    def forward(traced: nn.Module, _: object) -> Any:
+        try:
+            with recorder.recording(), _collected(traced, made):
+                return traced(*args, **kwargs)
+        except Exception as error:
+            at = recorder.running[-1] if recorder.running else ""
+            where = f"in module {at!r}" if at else "in the model's own forward"
+            line = str(error).partition("\n")[0]
+            raise TraceError(
+                f"the forward pass failed {where}: {type(error).__name__}: {line}. Check "
+                "example_inputs: a tensor, a shape, a tuple of arguments or a dict of keyword "
+                "arguments"
+            ) from error
+
+    def with_gradient(output: Any) -> list[Tensor]:
+        outputs.extend(t for t in tensors_in(output) if t.grad_fn is not None)
+        if not outputs:
+            raise TraceError(
+                "no output of the model depends on its parameters in a differentiable way (is its "
+                "forward under torch.no_grad, or does it return integers?); nothing can be traced"
+            )
+        return [*outputs, *_dead_ends(outputs, made)]
+
+    try:
+        # a caller's no_grad must not reach the tracing, which follows gradients
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _tolerant(tp)().build_dependency(
+                model,
+                example_inputs=None,
+                forward_fn=forward,
+                output_transform=with_gradient,
+                verbose=False,
+            )
+    except TraceError:
+        raise
+    except Exception as error:
+        raise TraceError(
+            f"the structure of {type(model).__name__} could not be analysed: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+class Place(NamedTuple):
+    """A channel of a node and the channel of the layer it goes with, as the library names them."""
+
+    idx: int
+    root_idx: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One side of one node that channels of a layer reach.
+
+    Parameters
+    ----------
+    node
+        The library's.
+    reads : bool
+        The channels are those that the node reads, not those that it makes.
+    roots : dict of int to int
+        Channel of the layer by channel of this node.
+    """
+
+    node: Any
+    reads: bool
+    roots: dict[int, int]
+
+
+def follow(graph: Any, module: nn.Module) -> list[Entry]:
+    """All that the output channels of a layer hang together with, the layer itself first.
+
+    The library's own way visits every path, which are too many where a module is used again and
+    again; here each channel passes each node once.
+
+    Raises
+    ------
+    ValueError
+        Two channels of the layer reach the same channel of a node.
+    """
+    pruner = graph.get_pruner_of_module(module)
+    found: dict[tuple[Any, Any], dict[int, int]] = {}
+    last: dict[tuple[Any, Any], Sequence[Place]] = {}
+    start = [Place(i, i) for i in range(pruner.get_out_channels(module))]
+    stack = [(graph.module2node[module], pruner.prune_out_channels, start)]
+    while stack:
+        node, side, places = stack.pop()
+        if last.get((node, side)) is places:
+            continue  # back along an edge; most arrivals are
+        last[node, side] = places
+        roots = found.setdefault((node, side), {})
+        fresh = [place for place in places if place.idx not in roots] if roots else places
+        expected = len(roots) + len(places)
+        roots.update(fresh)
+        if len(roots) < expected and any(roots[idx] != root for idx, root in places):
+            raise ValueError(f"two of them meet in one channel of {node.name}")
+        for dep in node.dependencies if fresh else ():
+            if not dep.is_triggered_by(side):
+                continue
+            reached = fresh
+            for mapping in dep.index_mapping:
+                reached = mapping(reached) if mapping is not None and reached else reached
+            stack.append((dep.target, dep.handler, reached))
+    return [
+        Entry(node, side.__name__ == "prune_in_channels", roots)
+        for (node, side), roots in found.items()
+        if roots
+    ]
+
+
+@contextmanager
+def _collected(model: nn.Module, made: list[Tensor]) -> Iterator[None]:
+    def collect(_: nn.Module, __: object, output: Any) -> None:
+        made.extend(t for t in tensors_in(output) if t.grad_fn is not None)
+
+    layers = [m for m in model.modules() if isinstance(m, (_ConvNd, nn.Linear))]
+    hooks = [layer.register_forward_hook(collect) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _dead_ends(outputs: Sequence[Tensor], made: Sequence[Tensor]) -> list[Tensor]:
+    """What layers made that nothing returned comes of.
+
+    Such branches (heads that are computed and thrown away) must be known, too: they run, and so
+    must fit the channels that they read.
+    """
+    seen: set[Any] = set()
+
+    def follow(tensor: Tensor) -> None:
+        frontier = [tensor.grad_fn]
+        while frontier:
+            function = frontier.pop()
+            if function is not None and function not in seen:
+                seen.add(function)
+                frontier.extend(source for source, _ in function.next_functions)
+
+    ends = []
+    for tensor in outputs:
+        follow(tensor)
+    for tensor in reversed(made):
+        if tensor.grad_fn not in seen:
+            ends.append(tensor)
+            follow(tensor)
+    return ends
+
+
+def _tolerant(tp: Any) -> Any:
+    """The library's graph, kept from guessing.
+
+    It reads every reshape as a flattening and divides by zero on others (channel shuffles). All
+    that matters of those here is that their groups are left alone. It infers where the parts of a
+    concatenation lie from the layers around, and fails where it cannot; autograd knows.
+    """
+
+    class Graph(tp.DependencyGraph):  # type: ignore[misc]
+        def _trace(self, *args: Any, **kwargs: Any) -> Any:
+            nodes = super()._trace(*args, **kwargs)
+            for node in nodes.values():
+                if node.type == tp.ops.OPTYPE.RESHAPE and not flattens(node.grad_fn):
+                    node.type = tp.ops.OPTYPE.ELEMENTWISE
+                if node.type == tp.ops.OPTYPE.CONCAT:
+                    sizes = [size for _, size in parts(node.grad_fn)]
+                    _, after = shapes(node.grad_fn)
+                    if after is None or not sizes or sum(sizes) < after[1]:
+                        sizes = [0] * len(node.inputs)  # which keeps it from mapping anything
+                    node.module.concat_sizes = sizes
+            self._2d_4d = True  # a linear layer on sequences elsewhere must not stop flattenings
+            return nodes
+
+        def build_dependency(self, *args: Any, **kwargs: Any) -> Any:
+            super().build_dependency(*args, **kwargs)
+            for node in self.module2node.values():
+                if node.type == tp.ops.OPTYPE.CONCAT and not any(node.module.concat_sizes):
+                    _place_parts(node)  # some depend on no parameter
+            return self
+
+    return Graph
+
+
+def _place_parts(node: Any) -> None:
+    """Map the parts of a concatenation with an input of the model among them."""
+    placed = parts(node.grad_fn)
+    sources = list(dict.fromkeys(node.inputs))
+    # in three dimensions the second may be channels or tokens
+    if len(sources) != len(placed) or len(shapes(node.grad_fn)[1] or ()) == 3:
+        return
+    for source, (start, size) in zip(sources, placed, strict=True):
+        for dep in node.dependencies:
+            if dep.target is source:
+                dep.index_mapping[1] = _Part(start, size, inwards=True)
+        for dep in source.dependencies:
+            if dep.target is node:
+                dep.index_mapping[1] = _Part(start, size, inwards=False)
+
+
+class _Part:
+    """From channels of one part of a concatenation to those of the whole, or inwards."""
+
+    def __init__(self, start: int, size: int, *, inwards: bool) -> None:
+        self._start, self._size, self._inwards = start, size, inwards
+
+    def __call__(self, entries: Sequence[Any]) -> list[Any]:
+        if not self._inwards:
+            return [entry._replace(idx=entry.idx + self._start) for entry in entries]
+        return [
+            entry._replace(idx=entry.idx - self._start)
+            for entry in entries
+            if 0 <= entry.idx - self._start < self._size
+        ]

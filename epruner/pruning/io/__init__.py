@@ -1,0 +1,1 @@
+"""How does a network come in and go out? Checkpoints, saved files, exports."""

@@ -1,0 +1,131 @@
+"""Private copies of a network, in which what is shared stays shared."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def deep_copy(model: nn.Module) -> nn.Module:
+    """A deep copy of a network.
+
+    Raises
+    ------
+    ValueError
+        The network holds tensors that torch cannot copy.
+    """
+    try:
+        copied = copy.deepcopy(model)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the model cannot be copied ({error}); if it uses torch.nn.utils.weight_norm or "
+            "spectral_norm, remove them first (remove_weight_norm) or use "
+            "torch.nn.utils.parametrizations"
+        ) from error
+    tie(model, copied)
+    return copied
+
+
+def tracing_copy(model: nn.Module) -> tuple[nn.Module, frozenset[str]]:
+    """A private copy to trace: eval mode, at least float32, unfrozen, no parametrizations.
+
+    Frozen parameters would silently vanish from the graph, parametrizations break it, and half
+    precision is too coarse to verify with.
+
+    Returns
+    -------
+    copy : torch.nn.Module
+    parametrized : frozenset of str
+        Names of the modules whose weights are computed; these cannot be sliced.
+    """
+    traced = deep_copy(model)
+    parametrized = set()
+    for name, module in list(traced.named_modules()):
+        if parametrize.is_parametrized(module):
+            parametrized.add(name)
+            # removing edits the module's class, which a deep copy shares with the user's module
+            kind = type(module)
+            module.__class__ = type(kind.__name__, kind.__bases__, dict(kind.__dict__))
+            for tensor in list(module.parametrizations):
+                parametrize.remove_parametrizations(module, tensor)
+    for parameter in traced.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(True)
+    return _evaluated(model, traced), frozenset(parametrized)
+
+
+def working_copy(model: nn.Module) -> nn.Module:
+    """A copy in eval mode and at least float32."""
+    return _evaluated(model, deep_copy(model))
+
+
+def with_weights_of(model: nn.Module, other: nn.Module) -> nn.Module:
+    """A copy of a model with the weights and buffers of another, in its own data types."""
+    result = deep_copy(model)
+    with torch.no_grad():
+        for mine, theirs in (
+            (result.parameters(), other.parameters()),
+            (result.buffers(), other.buffers()),
+        ):
+            for target, source in zip(mine, theirs, strict=True):
+                target.copy_(source)
+    return result
+
+
+def _evaluated(model: nn.Module, copied: nn.Module) -> nn.Module:
+    copied.eval()
+    if any(t.dtype in HALVES for t in (*copied.parameters(), *copied.buffers())):
+        copied.float()
+        tie(model, copied)
+    return copied
+
+
+def tie(model: nn.Module, copied: nn.Module) -> None:
+    """Let tensors of a copy share memory where those of the model do.
+
+    torch's own copies keep one parameter in two places one, but not two parameters of one memory
+    (``a.weight.data = b.weight.data``).
+    """
+    theirs = dict(_tensors(copied))
+    first: dict[int, str] = {}
+    for name, tensor in _tensors(model):
+        if not (address := address_of(tensor)) or name not in theirs:
+            continue
+        source, target = theirs[first.setdefault(address, name)], theirs[name]
+        if source is not target and source.numel() == target.numel():
+            target.data = source.data.as_strided(tensor.shape, tensor.stride())
+
+
+def owners(model: nn.Module) -> dict[int, list[str]]:
+    """Names of the modules that hold each tensor, by the address of its memory.
+
+    A module that goes by two names counts once.
+    """
+    found: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for address in {address_of(tensor) for tensor in own_tensors(module)} - {0}:
+            found.setdefault(address, []).append(name)
+    return found
+
+
+def own_tensors(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers of a module without those of its children."""
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return chain(
+        model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    )
+
+
+def address_of(tensor: Tensor) -> int:
+    # 0 for empty tensors and those on the meta device, which share nothing
+    return tensor.data_ptr() if tensor.numel() else 0

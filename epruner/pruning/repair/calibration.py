@@ -1,0 +1,154 @@
+"""Calibration inputs: whatever holds a few hundred of them, made into batches of fixed sizes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from epruner.pruning.network.inputs import Arguments, in_float32
+from epruner.pruning.network.tree import tensors_in
+
+# Inputs of a batch. What the first layers of a network pass on is some twenty times an image, but
+# may be a thousand times a sequence of indices.
+_MOST, _MOST_IMAGES = 32, 128
+_MOST_ELEMENTS = 2**21
+_USUAL_KEYS = ("pixel_values", "image", "images", "img", "inputs", "input", "x", "data")
+
+
+def calibration_batches(
+    model: nn.Module, calibrate: Any, example: Arguments, *, size: int | None = None
+) -> list[Arguments]:
+    """Arguments of the model's forward, batch by batch.
+
+    The batches do not depend on those of a loader: the same inputs give the same bits.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Batches are put on its device.
+    calibrate : Tensor, mapping, or iterable of tensors, tuples or mappings
+        Tensors with the batch first. Of a tuple the first entries are taken, as many as the model
+        has inputs; of a mapping the entries with their names. Labels are not used.
+    example : (args, kwargs)
+        Example inputs: which tensors there are, and of what shape.
+    size : int, optional
+        Largest batch. Default: 128 images or 32 other inputs, fewer if they are large.
+
+    Returns
+    -------
+    list of (args, kwargs)
+        In at most two sizes; half precision becomes float32.
+
+    Raises
+    ------
+    TypeError
+        Not inputs, nor an iterable of them.
+    ValueError
+        No inputs, of another shape than the example's, or not finite.
+    """
+    names, likes = _slots(model, example)
+    if not likes:
+        raise ValueError("calibrate needs example inputs with at least one tensor")
+    if isinstance(calibrate, (Tensor, Mapping)):
+        calibrate = [calibrate]
+    if isinstance(calibrate, (str, bytes)) or not isinstance(calibrate, Iterable):
+        raise TypeError(
+            "calibrate must be a tensor of inputs or an iterable (a DataLoader) of tensors, tuples "
+            f"or dicts, got {type(calibrate).__name__}"
+        )
+    parts: list[list[Tensor]] = [[] for _ in likes]
+    for number, item in enumerate(calibrate):
+        for column, tensor, like in zip(parts, _pick(item, names, number), likes, strict=True):
+            _check(tensor, like, number)
+            column.append(in_float32(tensor.detach()).cpu())
+    if not parts[0]:
+        raise ValueError("calibrate is empty: it must give at least one batch of inputs")
+    whole = [torch.cat(column) for column in parts]
+    count = len(whole[0])
+    if any(len(tensor) != count for tensor in whole):
+        raise ValueError(
+            f"calibrate: the inputs differ in number: {[len(tensor) for tensor in whole]}"
+        )
+    for tensor in whole:
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor.flatten(1))).any(1).sum())
+            raise ValueError(f"calibrate: {bad} of {count} inputs hold NaN or infinity")
+    if size is None:
+        elements = max(1, sum(tensor[0].numel() for tensor in whole))
+        most = _MOST_IMAGES if all(tensor.dim() >= 4 for tensor in whole) else _MOST
+        size = min(most, max(1, _MOST_ELEMENTS // elements))
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    parts_wanted = -(-count // size)
+    # all of one size, if a few more batches are enough for that
+    even = range(parts_wanted, 2 * parts_wanted)
+    parts_wanted = next((n for n in even if count % n == 0), parts_wanted)
+    chunks = [tensor.tensor_split(parts_wanted) for tensor in whole]
+    return [
+        _fill(example, [tensor.to(device) for tensor in batch])
+        for batch in zip(*chunks, strict=True)
+    ]
+
+
+def _slots(model: nn.Module, example: Arguments) -> tuple[list[str], list[Tensor]]:
+    """Name and example of each tensor argument."""
+    args, kwargs = example
+    parameters = list(inspect.signature(model.forward).parameters)
+    parameters += [f"argument {i}" for i in range(len(parameters), len(args))]
+    named = [*zip(parameters, args, strict=False), *kwargs.items()]
+    found = [(name, value) for name, value in named if isinstance(value, Tensor)]
+    if len(tensors_in(example)) != len(found):
+        raise ValueError("calibrate takes no nested inputs; every argument must be a tensor")
+    return [name for name, _ in found], [value for _, value in found]
+
+
+def _pick(item: Any, names: Sequence[str], number: int) -> list[Tensor]:
+    if isinstance(item, Tensor):
+        item = (item,)
+    if isinstance(item, Mapping):
+        keys = list(names)
+        if len(names) == 1 and names[0] not in item:
+            keys = [key for key in _USUAL_KEYS if key in item][:1]
+        if not keys or any(key not in item for key in keys):
+            raise ValueError(
+                f"calibrate: batch {number} is a dict with the keys {list(item)}; the model's "
+                f"inputs are {list(names)}"
+            )
+        item = [item[key] for key in keys]
+    if not isinstance(item, Sequence) or not all(
+        isinstance(value, Tensor) for value in item[: len(names)]
+    ):
+        raise TypeError(
+            f"calibrate: batch {number} must be a tensor, a tuple that starts with the inputs or a "
+            f"dict of them, got {type(item).__name__}"
+        )
+    if len(item) < len(names):
+        raise ValueError(
+            f"calibrate: batch {number} holds {len(item)} tensors, the model takes {len(names)}"
+        )
+    return list(item[: len(names)])
+
+
+def _check(tensor: Tensor, like: Tensor, number: int) -> None:
+    if tensor.dim() != like.dim() or tensor.shape[1:] != like.shape[1:]:
+        raise ValueError(
+            f"calibrate: batch {number} has inputs of shape {tuple(tensor.shape)}; example_inputs "
+            f"has {tuple(like.shape)}, and only the first size may differ"
+        )
+    if tensor.is_floating_point() != like.is_floating_point():
+        raise TypeError(
+            f"calibrate: batch {number} is of {tensor.dtype}, example_inputs of {like.dtype}; "
+            "scale and normalise the inputs as for the model"
+        )
+
+
+def _fill(example: Arguments, batch: Sequence[Tensor]) -> Arguments:
+    tensors = iter(batch)
+    args, kwargs = example
+    return (
+        tuple(next(tensors) if isinstance(value, Tensor) else value for value in args),
+        {k: next(tensors) if isinstance(v, Tensor) else v for k, v in kwargs.items()},
+    )

@@ -1,0 +1,254 @@
+"""What is done for the filters that went: the layers that stay learn to do without them.
+
+Layer after layer, in the order of the network, weights are refit by least squares on a few hundred
+unlabelled inputs, so that each layer of the small network, reading what the small network gives
+it, comes as near as it can to what the full network computes at the same place. Where a layer's
+output is added to a shortcut, the target is the sum after the addition: what went wrong upstream
+and arrives through the shortcut is made good here. Elsewhere it is the layer's own output.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from epruner.pruning.errors import RepairWarning
+from epruner.pruning.network.batchnorm import scale_shift
+from epruner.pruning.network.copies import deep_copy, with_weights_of, working_copy
+from epruner.pruning.network.inputs import Arguments
+from epruner.pruning.network.tree import tensors_in
+from epruner.pruning.plan.plan import Plan
+from epruner.pruning.report.report import LayerRepair, Repair
+from epruner.pruning.trace.normal import (
+    EXACT,
+    Normal,
+    as_rows,
+    at_positions,
+    input_rows,
+    positions,
+    stacked,
+    unknowns,
+    unstack,
+)
+from epruner.pruning.trace.record import record_all
+from epruner.pruning.trace.replay import Replay
+from epruner.pruning.trace.targets import Site, find_sites
+from epruner.pruning.trace.trace import Value
+
+
+def refit(
+    full: nn.Module, small: nn.Module, plan: Plan, batches: Sequence[Arguments]
+) -> tuple[nn.Module, Repair | None, list[str]]:
+    """Refit the layers of a pruned network by least squares.
+
+    Parameters
+    ----------
+    full, small : torch.nn.Module
+        The original and what `plan` makes of it; neither is modified.
+    plan : Plan
+    batches : sequence of (args, kwargs)
+        See `epruner.pruning.repair.calibration.calibration_batches`.
+
+    Returns
+    -------
+    model : torch.nn.Module
+        A copy of `small` with other weights, of the same data types.
+    repair : Repair or None
+        None if the repair was left off.
+    notes : list of str
+
+    Raises
+    ------
+    ValueError
+        Activations are NaN or infinite on the calibration inputs.
+    TraceError
+        The forward pass cannot be followed op by op.
+    """
+    reference, work = working_copy(full), working_copy(small)
+    full_traces, traces = record_all(reference, batches), record_all(work, batches)
+    if [s.label for s in full_traces[0].ops] != [s.label for s in traces[0].ops]:
+        note = "least squares left off: the pruned network takes another course than the original"
+        warnings.warn(RepairWarning(note), stacklevel=3)
+        return deep_copy(small), None, [note]
+    sites, notes = find_sites(traces[0])
+    sliced = _outputs(work, batches)
+    keep: dict[Value, int] = {}
+    for site in sites:  # in ascending order of `at`: of several that read one value the last counts
+        keep[traces[0].ops[site.op].reads[0]] = site.at
+    pair = _Pair(reference, work, plan, Replay(full_traces, batches), Replay(traces, batches, keep))
+    done = [found for site in sites if (found := pair.repair(site)) is not None]
+    original, repaired = zip(*(pair.finish(batch) for batch in range(len(batches))), strict=True)
+    before, after = output_error(sliced, original), output_error(repaired, original)
+    if after > before:  # each layer gained, the network did not: rather leave it as it was
+        notes.append(
+            "least squares left off: the output's error would grow from "
+            f"{before:.3g} to {after:.3g}"
+        )
+        warnings.warn(RepairWarning(notes[-1]), stacklevel=3)
+        return deep_copy(small), None, notes
+    if pair.poor:
+        notes.append(
+            "too few calibration inputs: they give fewer equations than weights per output in "
+            f"{len(pair.poor)} of the layers refit (the first is {pair.poor[0]}); the ridge keeps "
+            "them near the sliced weights, more inputs would repair more"
+        )
+        warnings.warn(RepairWarning(notes[-1]), stacklevel=3)
+    return with_weights_of(small, work), Repair(tuple(done), before, after), notes
+
+
+def reestimate(small: nn.Module, batches: Sequence[Arguments]) -> nn.Module:
+    """A copy whose BatchNorm statistics are those of the calibration inputs."""
+    work = working_copy(small)
+    norms = [m for m in work.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain average of all batches
+        norm.train()
+    with torch.no_grad():
+        for args, kwargs in batches:
+            work(*args, **kwargs)
+    for norm in norms:
+        for tensor in (norm.running_mean, norm.running_var):
+            if tensor is not None and not torch.isfinite(tensor).all():
+                raise ValueError(_not_finite("a BatchNorm layer"))
+    return with_weights_of(small, work)
+
+
+def outputs(model: nn.Module, batches: Sequence[Arguments]) -> list[list[Tensor]]:
+    """What a model returns in eval mode, per batch."""
+    return _outputs(working_copy(model), batches)
+
+
+def _outputs(work: nn.Module, batches: Sequence[Arguments]) -> list[list[Tensor]]:
+    with torch.no_grad():
+        return [tensors_in(work(*args, **kwargs)) for args, kwargs in batches]
+
+
+def output_error(got: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]]) -> float:
+    """Squared error over the variance, of all floating outputs of all batches."""
+    error = spread = 0.0
+    for parts in zip(zip(*got, strict=True), zip(*expected, strict=True), strict=True):
+        a, b = (torch.cat([t.double().flatten(1) for t in part]) for part in parts)
+        if parts[1][0].is_floating_point():
+            error += float((a - b).square().sum())
+            spread += float((b - b.mean(0)).square().sum())
+    return error / spread if spread > 0 else error
+
+
+class _Pair:
+    """The full and the small network on the same inputs, op by op."""
+
+    def __init__(
+        self, reference: nn.Module, work: nn.Module, plan: Plan, full: Replay, small: Replay
+    ) -> None:
+        self._reference, self._modules = reference, dict(work.named_modules())
+        self._plan, self._full, self.small = plan, full, small
+        self.poor: list[str] = []
+
+    def finish(self, batch: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Outputs of the full and the small network."""
+        ops = len(self.small.traces[batch].ops)
+        self._full.advance(batch, ops)
+        self.small.advance(batch, ops)
+        return self._full.outputs(batch), self.small.outputs(batch)
+
+    def repair(self, site: Site) -> LayerRepair | None:
+        """Refit one layer; None where there was nothing to gain."""
+        module = self._modules[site.name]
+        norm = self._modules.get(site.norm or "")
+        count, batches = unknowns(module), len(self.small.traces)
+        shape = self.small.traces[0].ops[site.op].shapes[0]
+        spatial = shape[1:-1] if isinstance(module, nn.Linear) else shape[2:]
+        images = sum(trace.ops[site.op].shapes[0][0] for trace in self.small.traces)
+        chosen = positions(spatial, images, count)
+        normal = Normal.empty(module)
+        # what the layer gives is of use with the repaired weights only
+        branch = [s for s in (site.op, site.norm_op) if s >= 0 and site.other is not None]
+        for batch in range(batches):
+            self._full.advance(batch, site.at + 1)
+            self.small.advance(batch, site.at, branch)
+            read = self.small.traces[batch].ops[site.op].reads[0]
+            rows = input_rows(self.small.value(batch, read), module, chosen)
+            normal.add(rows, self._target(batch, site, module, norm, chosen))
+        if not normal.finite():
+            raise ValueError(_not_finite(f"layer {site.name!r}"))
+        start = stacked(module)
+        before = normal.error(start)
+        spread = normal.spread()
+        if not spread > 0 or float(before.sum()) <= EXACT * spread:
+            return None
+        if normal.rows < count:
+            self.poor.append(site.name)
+        bias = norm is not None or module.bias is not None
+        solved = normal.solve(start, bias=bias)
+        # as the layer will hold it, so that the comparison is one of what comes to be
+        solved = solved.to(module.weight.dtype).double()
+        better = normal.error(solved) < before
+        weights = torch.where(better[:, None], solved, start)
+        offset = unstack(module, weights)
+        if isinstance(norm, _BatchNorm):
+            plain = module.bias is None
+            _settle(norm, normal, weights, offset if plain else None)
+        return LayerRepair(
+            site.name,
+            "output" if site.other is None else "stream",
+            float(before.sum()) / spread,
+            float(normal.error(weights).sum()) / spread,
+        )
+
+    def _target(
+        self, batch: int, site: Site, module: nn.Module, norm: nn.Module | None, chosen: Any
+    ) -> Tensor:
+        """What the layer should give: (groups, rows, o)."""
+        at = self._full.traces[batch].ops[site.at].writes[0]
+        wanted = at_positions(self._full.value(batch, at), module, chosen)
+        part = self._plan.modules.get(site.name)
+        dim = -1 if isinstance(module, nn.Linear) else 1
+        if part is not None and part.out is not None:
+            wanted = wanted.index_select(dim, torch.tensor(part.out, device=wanted.device))
+        if site.other is not None:
+            wanted = wanted - at_positions(self.small.value(batch, site.other), module, chosen)
+            if isinstance(norm, _BatchNorm):
+                scale, shift = scale_shift(norm)
+                alive = scale.abs() > 1e-12
+                view = (1, -1) + (1,) * (wanted.dim() - 2)
+                undone = (wanted.double() - shift.view(view)) / torch.where(alive, scale, 1).view(
+                    view
+                )
+                wanted = undone * alive.view(view)
+        return as_rows(wanted, module)
+
+
+def _settle(norm: _BatchNorm, normal: Normal, weights: Tensor, offset: Tensor | None) -> None:
+    """Give a BatchNorm the statistics of what it now reads, and the offset its layer cannot hold.
+
+    What it computes in eval mode stays the same but for the offset; in training mode, where the
+    batch's statistics replace these, it then computes nearly the same too, so that fine-tuning
+    starts from the repaired network.
+    """
+    scale, shift = scale_shift(norm)
+    if offset is not None:
+        shift = shift + scale * offset
+        weights = torch.cat([weights[:, :-1], torch.zeros_like(weights[:, -1:])], 1)
+    if norm.weight is None or norm.bias is None:
+        if offset is not None:
+            norm.running_mean.sub_(offset)
+        return
+    mean, variance = (moment.reshape(-1) for moment in normal.moments(weights))
+    with torch.no_grad():
+        norm.running_mean.copy_(mean)  # type: ignore[union-attr]
+        norm.running_var.copy_(variance)  # type: ignore[union-attr]
+        norm.weight.copy_(scale * (variance + norm.eps).sqrt())
+        norm.bias.copy_(shift + scale * mean)
+
+
+def _not_finite(where: str) -> str:
+    return (
+        f"activations of {where} are NaN or infinite on the calibration inputs; check that they "
+        "are scaled and normalised as in training"
+    )

@@ -1,0 +1,128 @@
+"""The options of `prune` that repair: checked at the door, carried out on the pruned network."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from epruner.pruning.errors import RepairWarning, TraceError
+from epruner.pruning.graph.groups import Group
+from epruner.pruning.network.inputs import Arguments
+from epruner.pruning.plan.apply import is_depthwise
+from epruner.pruning.plan.plan import Plan
+from epruner.pruning.repair.least_squares import (
+    output_error,
+    outputs,
+    reestimate,
+    refit,
+)
+from epruner.pruning.repair.merge import merge
+from epruner.pruning.report.report import Repair
+from epruner.pruning.select.importance import Indices
+
+COMPENSATIONS = ("none", "merge", "batchnorm", "least_squares")
+NEEDS_DATA = ("batchnorm", "least_squares")
+
+
+def check_compensation(
+    compensate: str | None, *, calibrated: bool, init: str, bn: str, needs: Sequence[str]
+) -> str:
+    """The repair that will be made: by default least squares if there is something to fit to.
+
+    Parameters
+    ----------
+    compensate : str or None
+    calibrated : bool
+        Whether there are calibration inputs.
+    init, bn : str
+        A network that starts anew has nothing to repair.
+    needs : sequence of str
+        Other options that need calibration inputs, as the user wrote them.
+    """
+    if compensate is not None and compensate not in COMPENSATIONS:
+        raise ValueError(
+            f"compensate must be one of {', '.join(map(repr, COMPENSATIONS))}, got {compensate!r}"
+        )
+    fresh = init != "exemplar" or bn == "reset"
+    if compensate not in (None, "none") and fresh:
+        raise ValueError(
+            f"compensate={compensate!r} repairs trained weights; it goes with init='exemplar' and "
+            "bn='slice' only"
+        )
+    wanting = [*needs, *([f"compensate={compensate!r}"] if compensate in NEEDS_DATA else [])]
+    if wanting and not calibrated:
+        raise ValueError(f"{wanting[0]} needs calibrate=, a few hundred inputs without labels")
+    if compensate is None:
+        return "least_squares" if calibrated and not fresh else "none"
+    return compensate
+
+
+def compensate_for(
+    kind: str,
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    groups: Sequence[Group],
+    kept: Mapping[str, Indices],
+    batches: Sequence[Arguments],
+) -> tuple[nn.Module, Repair | None, list[str]]:
+    """A repaired copy of the pruned network, what was done, and notes.
+
+    Parameters
+    ----------
+    kind : one of `COMPENSATIONS`
+    model, small : torch.nn.Module
+        The original, and what `plan` made of it.
+    plan : Plan
+    groups : sequence of Group
+    kept : mapping of str to ndarray of int
+        By group name.
+    batches : sequence of (args, kwargs)
+        Calibration inputs, where the repair needs them.
+    """
+    if kind == "none":
+        return small, None, []
+    if kind == "merge":
+        modules = dict(model.named_modules())
+        between = [
+            g.name
+            for g in groups
+            if any(is_depthwise(modules[m.module]) for m in g.followers if m.module in modules)
+        ]
+        notes = []
+        if between:
+            notes.append(
+                f"merge left off for {len(between)} layers (the first is {between[0]}): a "
+                "depthwise convolution filters their channels one by one"
+            )
+        repaired = copy.deepcopy(small)
+        notes += merge(model, repaired, groups, kept, leave=between)
+        return repaired, None, notes
+    if kind == "batchnorm":
+        return _reestimated(model, small, batches)
+    try:
+        return refit(model, small, plan, batches)
+    except TraceError as error:
+        note = f"least squares left off: {error}"
+        warnings.warn(RepairWarning(note), stacklevel=3)
+        return small, None, [note]
+
+
+def _reestimated(
+    model: nn.Module, small: nn.Module, batches: Sequence[Arguments]
+) -> tuple[nn.Module, Repair | None, list[str]]:
+    """BatchNorm statistics anew, if that brings the outputs nearer to the original's."""
+    repaired = reestimate(small, batches)
+    expected, sliced, got = (outputs(network, batches) for network in (model, small, repaired))
+    before, after = output_error(sliced, expected), output_error(got, expected)
+    if not after <= before:
+        note = (
+            "BatchNorm re-estimation left off: the output's error would grow from "
+            f"{before:.3g} to {after:.3g} of its variance"
+        )
+        warnings.warn(RepairWarning(note), stacklevel=4)
+        return small, None, [note]
+    return repaired, Repair((), before, after), []

@@ -1,0 +1,1 @@
+"""What was done? Tables, pictures and progress, of pure data."""

@@ -1,0 +1,239 @@
+"""Pictures of a pruning run. matplotlib is imported when one is drawn (extra ``plot``)."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from epruner import _install
+from epruner._files import check_target, write_atomically
+from epruner.pruning.report.report import amount, change
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from epruner.pruning.report.report import Report
+
+# Okabe and Ito's palette: told apart under every common colour-vision deficiency
+_KEPT, _GONE, _MARK, _GREY = "#0072B2", "#E69F00", "#D55E00", "#595959"
+_ROW = 0.22  # inches a layer
+_SMALL = 7.5
+
+
+def draw_report(report: Report) -> Figure:
+    """Filters, multiply-adds saved and preference of every layer, one row a layer.
+
+    Raises
+    ------
+    ImportError
+        When matplotlib is absent.
+    ValueError
+        When the report has no layer.
+    """
+    layers = report.layers
+    if not layers:
+        raise ValueError("nothing to plot: no layer was pruned")
+    has_betas = any(layer.preference is not None for layer in layers)
+    rows = np.arange(len(layers))
+    widths = [3, 3, 1.4] if has_betas else [3, 3]
+    figure, axes = _figure(
+        10.5 if has_betas else 9, 1.7 + _ROW * (len(layers) + 1), widths, share_rows=True
+    )
+
+    filters, saved = axes[:2]
+    before = np.array([layer.before for layer in layers])
+    after = np.array([layer.after for layer in layers])
+    filters.barh(rows, before, color=_GONE, height=0.8, label="removed")
+    filters.barh(rows, after, color=_KEPT, height=0.8, label="kept")
+    for row, layer in zip(rows, layers, strict=True):
+        mark = "  floor" if layer.floor else ""
+        filters.text(layer.before, row, f" {layer.after}/{layer.before}{mark}", **_text())
+    filters.set_yticks(rows, [layer.name for layer in layers], fontsize=_SMALL)
+    filters.set_xlim(0, before.max() * 1.32)
+    filters.set_xlabel("filters")
+    filters.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8)
+
+    total = report.before.macs or 1
+    cut = np.array([layer.macs_before - layer.macs_after for layer in layers]) / total
+    rest = (report.before.macs - report.after.macs) / total - cut.sum()
+    saved.barh(rows, 100 * cut, color=_GONE, height=0.8)
+    for row, share in zip(rows, cut, strict=True):
+        saved.text(100 * max(share, 0), row, f" {100 * share:.1f}", **_text())
+    elsewhere = rest > 5e-4
+    if elsewhere:
+        text = f" and {100 * rest:.1f} in other layers, which get fewer input channels"
+        saved.text(0, len(layers), text, **(_text() | {"style": "italic"}))
+    saved.set_xlim(0, 100 * max(cut.max(), 1e-3) * 1.18)
+    saved.locator_params(axis="x", nbins=5)
+    saved.set_xlabel("multiply-adds saved (% of the whole network's)")
+
+    if has_betas:
+        betas = axes[2]
+        points = [(layer.preference, row) for row, layer in zip(rows, layers, strict=True)]
+        known = [(beta, row) for beta, row in points if beta is not None]
+        betas.plot(*zip(*known, strict=True), "o", color=_MARK, markersize=4)
+        low, high = min(known)[0], max(known)[0]
+        pad = max(0.05, 0.25 * (high - low))
+        betas.set_xlim(low - pad, high + 2 * pad)
+        for layer, (beta, row) in zip(layers, points, strict=True):
+            if beta is not None:
+                betas.text(high + 1.3 * pad, row, str(layer.after), **(_text() | {"ha": "center"}))
+        betas.set_xlabel("preference β\n(right: filters kept)")
+
+    filters.set_ylim(len(layers) + elsewhere - 0.4, -0.6)
+    figure.suptitle(
+        f"multiply-adds {amount(report.before.macs)} → {amount(report.after.macs)} "
+        f"({change(report.before.macs, report.after.macs)}),  "
+        f"parameters {amount(report.before.params)} → {amount(report.after.params)} "
+        f"({change(report.before.params, report.after.params)})",
+        fontsize=10,
+    )
+    return figure
+
+
+def draw_similarity(
+    similarities: npt.NDArray[Any],
+    labels: npt.NDArray[Any],
+    kept: Sequence[int] | npt.NDArray[Any],
+    *,
+    name: str,
+) -> Figure:
+    """Heat map of one layer's filter similarities, filters of a cluster side by side.
+
+    Parameters
+    ----------
+    similarities : ndarray, shape (n, n)
+        Negative squared distances.
+    labels : ndarray of int, shape (n,)
+        Cluster of every filter; -1 for none.
+    kept : sequence of int
+        The filters that stay, marked on the diagonal.
+    name : str
+        Of the layer, for the title.
+
+    Raises
+    ------
+    ImportError
+        When matplotlib is absent.
+    """
+    n = len(labels)
+    stays = np.zeros(n, bool)
+    stays[np.asarray(kept, int)] = True
+    # large clusters first, what stays of a cluster at its head, then the others by distance to it
+    sizes = {label: int((labels == label).sum()) for label in np.unique(labels)}
+    heads = {labels[i]: i for i in np.flatnonzero(stays)[::-1]}
+    order = sorted(
+        range(n),
+        key=lambda i: (
+            -sizes[labels[i]],
+            labels[i],
+            not stays[i],
+            -similarities[i, heads.get(labels[i], i)],
+            i,
+        ),
+    )
+    distances = np.sqrt(np.maximum(-similarities[np.ix_(order, order)], 0))
+    # the zeros of the diagonal would take up most of the colours
+    apart = distances[~np.eye(n, dtype=bool)]
+    low, high = np.quantile(apart, [0.01, 0.99]) if n > 1 else (0.0, 1.0)
+
+    figure, (axes,) = _figure(6.4, 5.6, [1])
+    image = axes.imshow(distances, cmap="cividis_r", interpolation="nearest", vmin=low, vmax=high)
+    ordered = labels[order]
+    starts = [0, *(np.flatnonzero(np.diff(ordered)) + 1), n]
+    for first, last in pairwise(starts):
+        if last - first > 1:
+            corners = (first - 0.5, last - 0.5)
+            axes.plot(
+                [corners[0], corners[1], corners[1], corners[0], corners[0]],
+                [corners[0], corners[0], corners[1], corners[1], corners[0]],
+                color=_MARK,
+                linewidth=1.2,
+            )
+    on_diagonal = np.flatnonzero(stays[order])
+    size = float(np.clip(220 / n, 1.2, 5))
+    axes.plot(
+        on_diagonal, on_diagonal, "o", color=_MARK, markersize=size, label="filter that stays"
+    )
+    if n <= 64:
+        small = {"fontsize": float(np.clip(300 / n, 4, 8))}
+        axes.set_xticks(range(n), [str(i) for i in order], rotation=90, **small)
+        axes.set_yticks(range(n), [str(i) for i in order], **small)
+    axes.set_xlabel("filter, ordered by cluster")
+    axes.set_ylabel("filter, ordered by cluster")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=8)
+    figure.colorbar(
+        image, ax=axes, label="distance between filters (Euclidean)", shrink=0.85, extend="both"
+    )
+    title = f"{name}: {n} filters, {len(starts) - 1} clusters, {stays.sum()} filters stay"
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def write_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure in the format of the path's suffix, e.g. png, svg or pdf.
+
+    Raises
+    ------
+    OSError
+        When the file cannot be written.
+    ValueError
+        When the suffix names no format.
+    """
+    suffix = check_format(path)
+    target = check_target(path)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=suffix, dpi=150)
+    write_atomically(target, buffer.getvalue())
+
+
+def check_format(path: str | os.PathLike[str]) -> str:
+    """The format that a path's suffix names.
+
+    Raises
+    ------
+    ImportError
+        When matplotlib is absent.
+    ValueError
+        When the suffix names no format.
+    """
+    suffix = Path(path).suffix.removeprefix(".").lower()
+    formats = sorted(_figure_type()().canvas.get_supported_filetypes())
+    if suffix not in formats:
+        message = f"cannot plot to {os.fspath(path)!r}: its suffix must be one of {formats}"
+        raise ValueError(message)
+    return suffix
+
+
+def _figure_type() -> type[Figure]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        message = f"plots need matplotlib: {_install.command('plot')}"
+        raise ImportError(message) from error
+    return Figure
+
+
+def _figure(
+    width: float, height: float, ratios: Sequence[float], *, share_rows: bool = False
+) -> tuple[Figure, list[Any]]:
+    """A figure that no window system or global state knows of, and its axes side by side."""
+    figure = _figure_type()(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False, sharey=share_rows)[0]
+    for each in axes if share_rows else []:
+        each.spines[["top", "right"]].set_visible(False)
+        each.tick_params(axis="y", length=0)
+        each.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+        each.set_axisbelow(True)
+    return figure, list(axes)
+
+
+def _text() -> dict[str, Any]:
+    return {"va": "center", "fontsize": _SMALL, "color": _GREY, "clip_on": False}

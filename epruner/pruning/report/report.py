@@ -1,0 +1,318 @@
+"""What a pruning run did, layer by layer: pure data that renders itself."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from epruner.pruning.graph.costs import Totals
+from epruner.pruning.graph.groups import Skipped
+from epruner.pruning.report.tables import Table
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+_NAMES_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What happened to the filters of one layer.
+
+    Parameters
+    ----------
+    name : str
+        Dotted module name.
+    kind : str
+        Class of the module, e.g. ``"Conv2d"``.
+    before, after : int
+        Number of filters (output channels or neurons).
+    preference : float or None
+        The beta that the layer was clustered with; None where exemplars did not set the number.
+    n_iter : int or None
+        Message-passing iterations.
+    converged : bool or None
+    floor : bool
+        Whether a floor (``min_keep``, ``round_to``) raised the number of filters kept.
+    macs_before, macs_after : int
+        Multiply-adds of this layer for the example inputs.
+    params_before, params_after : int
+        Parameters of this layer, bias included.
+    """
+
+    name: str
+    kind: str
+    before: int
+    after: int
+    preference: float | None = None
+    n_iter: int | None = None
+    converged: bool | None = None
+    floor: bool = False
+    macs_before: int = 0
+    macs_after: int = 0
+    params_before: int = 0
+    params_after: int = 0
+
+    @property
+    def kept(self) -> float:
+        """Share of the filters kept, in [0, 1]."""
+        return self.after / self.before if self.before else 1.0
+
+
+@dataclass(frozen=True)
+class LayerRepair:
+    """What the refit of one layer did.
+
+    Parameters
+    ----------
+    name : str
+    target : {"stream", "output"}
+        What it was fit to: the residual stream after the addition, or its own output.
+    before, after : float
+        Squared error on the calibration inputs over the variance of the target, with the sliced
+        and with the refit weights.
+    """
+
+    name: str
+    target: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What a repair from calibration inputs did to a pruned network.
+
+    Parameters
+    ----------
+    layers : tuple of LayerRepair
+        Layers that least squares refit, in the order of the network; none if only BatchNorm
+        statistics were estimated anew.
+    before, after : float
+        Squared error of the network's outputs on the calibration inputs, over their variance.
+    """
+
+    layers: tuple[LayerRepair, ...]
+    before: float
+    after: float
+
+    def __str__(self) -> str:
+        """One line."""
+        streams = sum(layer.target == "stream" for layer in self.layers)
+        what = (
+            f"{len(self.layers)} layers refit ({streams} to the residual stream, "
+            f"{len(self.layers) - streams} to their own outputs)"
+            if self.layers
+            else "BatchNorm statistics re-estimated"
+        )
+        return f"{what}; error of the output {self.before:.3g} -> {self.after:.3g} of its variance"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a pruning run did.
+
+    Printing it gives a table; in a notebook it shows itself.
+
+    Parameters
+    ----------
+    layers : tuple of LayerReport
+        Layers whose filters were clustered, in the order of the network.
+    skipped : tuple of Skipped
+        Layers left alone, each with its reason.
+    before, after : Totals
+    settings : mapping of str to plain JSON values
+        What was asked: beta, budget, criterion, scope and so on.
+    notes : tuple of str
+        What the user should know, e.g. a budget that could not be met.
+    seconds : mapping of str to float
+        Wall time by stage.
+    repair : Repair, optional
+        What calibration inputs were used for, if there were any.
+    """
+
+    layers: tuple[LayerReport, ...]
+    skipped: tuple[Skipped, ...]
+    before: Totals
+    after: Totals
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    repair: Repair | None = None
+
+    def table(self) -> Table:
+        """One row a pruned layer."""
+        rows: list[tuple[str, ...]] = [
+            (
+                layer.name,
+                layer.kind,
+                str(layer.before),
+                str(layer.after),
+                percent(layer.kept),
+                "-" if layer.preference is None else f"{layer.preference:.3g}",
+                amount(layer.macs_before),
+                amount(layer.macs_after),
+                amount(layer.params_before),
+                amount(layer.params_after),
+                _remark(layer),
+            )
+            for layer in self.layers
+        ]
+        header: tuple[str, ...] = (
+            "layer", "kind", "filters", "kept", "share", "beta",
+            "MACs", "after", "params", "after", "remark",
+        )  # fmt: skip
+        if not any(row[-1] for row in rows):
+            header, rows = header[:-1], [row[:-1] for row in rows]
+        return Table(header, rows, left=frozenset({0, 1, 10}))
+
+    def totals(self) -> Table:
+        """Three rows: multiply-adds, parameters, multiply-adds counted with BatchNorm."""
+        rows = [
+            (label, amount(old), amount(new), change(old, new))
+            for label, old, new in (
+                ("multiply-adds (MACs)", self.before.macs, self.after.macs),
+                ("parameters", self.before.params, self.after.params),
+                (
+                    "MACs + 4 x BatchNorm elements",
+                    self.before.macs_with_norm,
+                    self.after.macs_with_norm,
+                ),
+            )
+        ]
+        return Table(("whole network", "before", "after", "change"), rows)
+
+    def remarks(self) -> list[str]:
+        """The notes, the layers left alone by reason, the time taken; one line each."""
+        by_reason: dict[str, list[str]] = {}
+        for skipped in self.skipped:
+            by_reason.setdefault(skipped.reason, []).append(skipped.name)
+        lines = [f"repair: {self.repair}"] if self.repair else []
+        lines += [f"note: {note}" for note in self.notes]
+        for reason, names in by_reason.items():
+            more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+            lines.append(f"left alone ({reason}): {', '.join(names[:_NAMES_SHOWN])}{more}")
+        if self.seconds:
+            stages = ", ".join(f"{stage} {time:.1f}" for stage, time in self.seconds.items())
+            lines.append(f"took {sum(self.seconds.values()):.1f} s ({stages})")
+        return lines
+
+    def __str__(self) -> str:
+        """Plain text: the layers, the totals, the remarks."""
+        blocks = [self.table().to_text()] if self.layers else ["no layer was pruned"]
+        blocks.append(self.totals().to_text())
+        if lines := self.remarks():
+            blocks.append("\n".join(lines))
+        return "\n\n".join(blocks)
+
+    def to_markdown(self) -> str:
+        """The same content as Markdown."""
+        blocks = [self.totals().to_markdown()]
+        if self.layers:
+            blocks.append(self.table().to_markdown())
+        if lines := self.remarks():
+            blocks.append("\n".join(f"- {line}" for line in lines))
+        return "\n\n".join(blocks) + "\n"
+
+    def _repr_html_(self) -> str:
+        remarks = "".join(f"<li>{html.escape(line)}</li>" for line in self.remarks())
+        layers = (
+            f"<details><summary>{len(self.layers)} layers pruned</summary>"
+            f"{self.table().to_html()}</details>"
+            if self.layers
+            else "<p>no layer was pruned</p>"
+        )
+        return f"<div>{self.totals().to_html()}{layers}<ul>{remarks}</ul></div>"
+
+    def plot(self, path: str | PathLike[str]) -> None:
+        """Draw filters, multiply-adds saved and preference of every layer.
+
+        Parameters
+        ----------
+        path : path-like
+            The suffix chooses the format: png, svg, pdf and what else matplotlib writes.
+
+        Raises
+        ------
+        ImportError
+            When matplotlib (extra ``plot``) is absent.
+        ValueError
+            When no layer was pruned or the suffix names no format.
+        """
+        from epruner.pruning.report.plots import draw_report, write_figure
+
+        write_figure(draw_report(self), path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values only; ``Report.from_dict`` gives an equal report back."""
+        return {
+            "layers": [asdict(layer) for layer in self.layers],
+            "skipped": [asdict(skipped) for skipped in self.skipped],
+            "before": asdict(self.before),
+            "after": asdict(self.after),
+            "settings": dict(self.settings),
+            "notes": list(self.notes),
+            "seconds": dict(self.seconds),
+            "repair": self.repair
+            and asdict(self.repair) | {"layers": [asdict(layer) for layer in self.repair.layers]},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Report:
+        """Rebuild a report from ``to_dict``.
+
+        Raises
+        ------
+        ValueError
+            When a field is missing, unknown or of the wrong shape.
+        """
+        try:
+            return cls(
+                layers=tuple(LayerReport(**layer) for layer in data["layers"]),
+                skipped=tuple(Skipped(**skipped) for skipped in data["skipped"]),
+                before=Totals(**data["before"]),
+                after=Totals(**data["after"]),
+                settings=dict(data.get("settings", {})),
+                notes=tuple(data.get("notes", ())),
+                seconds=dict(data.get("seconds", {})),
+                repair=_repair(data.get("repair")),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            message = f"not a pruning report: {type(error).__name__}: {error}"
+            raise ValueError(message) from error
+
+
+def _repair(data: Mapping[str, Any] | None) -> Repair | None:
+    if data is None:
+        return None
+    layers = tuple(LayerRepair(**layer) for layer in data["layers"])
+    return Repair(layers, data["before"], data["after"])
+
+
+def amount(value: float) -> str:
+    """A count with three or four digits and a unit: 49360 -> '49.36 k'."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= size:
+            return f"{value / size:.2f}{unit}"
+    return f"{value:g}"
+
+
+def percent(share: float) -> str:
+    """0.5625 -> '56.2 %'."""
+    return f"{100 * share:.1f} %"
+
+
+def change(old: float, new: float) -> str:
+    """Relative change with its sign: (4, 1) -> '-75.0 %'."""
+    return f"{100 * (new / old - 1):+.1f} %" if old else "-"
+
+
+def _remark(layer: LayerReport) -> str:
+    remarks = []
+    if layer.floor:
+        remarks.append("floor")
+    if layer.converged is False:
+        remarks.append(f"not converged ({layer.n_iter} iterations)")
+    return ", ".join(remarks)

@@ -1,0 +1,1 @@
+"""How many filters stay in each layer, and which?"""

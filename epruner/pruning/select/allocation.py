@@ -1,0 +1,366 @@
+"""How many filters each layer keeps so that the whole network costs what was asked.
+
+The number of exemplars is a step function of beta, and not even a monotone one. So a budget is met
+in three steps, each deterministic: search one beta for all layers; between the two nearest answers
+(one above the budget, one below) move all layers proportionally; fill what is left one filter at a
+time, the dearest layer that still fits first. Nothing runs the network: costs are arithmetic on
+shapes, and only messages are solved again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from epruner.pruning.graph.costs import Costs, Totals
+from epruner.pruning.graph.groups import Group
+from epruner.pruning.select.problems import Clusterings, Layer, cluster
+
+Counts = dict[str, int]
+Measure = Callable[[Counts], float]
+
+TOLERANCE = 0.01
+# beta = 0.02 keeps practically everything that differs at all; beyond 64 a layer has practically
+# collapsed. Searched is -log(beta), which grows with what is kept.
+WEAKNESS_RANGE = (-math.log(64.0), -math.log(0.02))
+FIRST_WEAKNESS = -math.log(0.7)
+CHEAPNESS_RANGE = (-16.0, 16.0)  # -log of what a share of the network is worth in lost variance
+TRIALS = 9
+UNIFORM_TRIALS = 20
+CLOSE = 0.03  # an answer this close to what is wanted needs no better beta
+
+
+class Sizes:
+    """Totals of the network when groups keep so many channels, by arithmetic."""
+
+    def __init__(self, costs: Costs, groups: Sequence[Group]) -> None:
+        self._costs = costs
+        # (module, 0 for outputs and 1 for inputs, entries per channel, group, its channels)
+        self._uses = [
+            (member.module, side, member.fold, group.name, group.channels)
+            for group in groups
+            for side, members in enumerate(((*group.producers, *group.followers), group.consumers))
+            for member in members
+            if member.module in costs.modules
+        ]
+
+    def totals(self, counts: Mapping[str, int]) -> Totals:
+        """Size of the whole network; groups that are not in `counts` are whole."""
+        return self._costs.totals(self.sizes(counts))
+
+    def sizes(self, counts: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+        """(outputs, inputs) of every module that a group touches."""
+        sizes: dict[str, list[int]] = {}
+        for module, side, fold, group, channels in self._uses:
+            cost = self._costs.modules[module]
+            size = sizes.setdefault(module, [cost.outputs, cost.inputs])
+            size[side] -= (channels - counts.get(group, channels)) * fold
+        return {module: (size[0], size[1]) for module, size in sizes.items()}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Numbers of filters, and the clusterings they came from.
+
+    Parameters
+    ----------
+    counts : dict of str to int
+        Filters that stay, by layer.
+    clusterings : dict of str to Clusterings
+    betas : dict of str to float
+        Empty where exemplars did not set the numbers.
+    notes : tuple of str
+    """
+
+    counts: Counts
+    clusterings: dict[str, Clusterings]
+    betas: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+
+class Search:
+    """Searches over one strength for all layers; clusterings once made are kept.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+    fixed : dict of str to int
+        Layers whose number of filters is given.
+    errors : mapping of str to ndarray of shape (n + 1,), optional
+        Per layer, what is lost when k of its filters are left.
+    exemplars : bool
+        Whether the members will be exemplars, so that layers of a given number need them.
+    seed, n_threads
+        Of the clustering.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        *,
+        fixed: Counts,
+        errors: Mapping[str, npt.NDArray[np.float64]] | None = None,
+        exemplars: bool,
+        seed: int,
+        n_threads: int | None,
+    ) -> None:
+        self._layers = layers
+        self._exemplars = exemplars
+        self._errors = errors or {}
+        self._free = [layer for layer in layers if layer.name not in fixed]
+        self._fixed = fixed
+        self._seed = seed
+        self._n_threads = n_threads
+        self._seen: dict[float, dict[str, Clusterings]] = {}  # by weakness
+
+    def at_weakness(self, weakness: float) -> Counts:
+        """Numbers of exemplars at beta = exp(-weakness), floors and rounding applied.
+
+        The larger the weakness the more filters stay, as with a share.
+        """
+        if weakness not in self._seen:
+            beta = math.exp(-weakness)
+            self._seen[weakness] = self._cluster(self._free, {x.name: beta for x in self._free})
+        found = self._seen[weakness]
+        return self._fixed | {x.name: x.fit(x.exemplar_count(found[x.name])) for x in self._free}
+
+    def at_share(self, share: float) -> Counts:
+        """The same share of every layer."""
+        return self._fixed | {x.name: x.fit(share * x.channels) for x in self._free}
+
+    def exact(self, layers: Sequence[Layer], counts: Counts) -> dict[str, Clusterings]:
+        """Clusterings with nearly `counts` exemplars, each layer at a beta of its own.
+
+        Empty if the members will not be exemplars.
+        """
+        if not self._exemplars:
+            return {}
+        brackets = {x.name: _Bracket(*WEAKNESS_RANGE, FIRST_WEAKNESS) for x in layers}
+        best: dict[str, Clusterings] = {}
+        misses: dict[str, int] = {}
+        searched = list(layers)
+        for _ in range(TRIALS):
+            if not searched:
+                break
+            tried = {x.name: brackets[x.name].next(counts[x.name]) for x in searched}
+            found = self._cluster(searched, {name: math.exp(-w) for name, w in tried.items()})
+            for layer in searched:
+                name, wanted = layer.name, counts[layer.name]
+                count = sum(len(c.exemplars) for c in found[name])
+                brackets[name].set(tried[name], count, wanted)
+                if name not in misses or abs(count - wanted) < misses[name]:
+                    best[name], misses[name] = found[name], abs(count - wanted)
+            searched = [x for x in searched if misses[x.name] > CLOSE / 2 * counts[x.name]]
+        return best
+
+    def meet(
+        self, measure: Measure, target: float, *, widths: str, proxy: Measure, patience: int
+    ) -> Choice:
+        """Numbers of filters whose measure is just not above `target`.
+
+        Parameters
+        ----------
+        measure : callable
+            Cost of a network with these numbers of filters; larger with more of them.
+        target : float
+        widths : {"exemplar", "uniform", "reconstruction"}
+            The number of exemplars at the same beta, the same share of every layer, or the least
+            loss at the same price per unit of `proxy`.
+        proxy : callable
+            A cheap measure, to order the layers by what a filter of theirs costs.
+        patience : int
+            How many single filters to try at most.
+
+        Returns
+        -------
+        Choice
+            Its notes say if the target could not be met within 1 %, and why.
+        """
+        whole = self._fixed | {x.name: x.channels for x in self._free}
+        least = self._fixed | {x.name: x.fit(1) for x in self._free}
+        over, under = whole, least
+        over_cost, under_cost = measure(whole), measure(least)
+        nearest: float | None = None  # strength of the answer whose cost is closest to the target
+        miss = math.inf
+        if under_cost <= target < over_cost:
+            at, bracket, trials = self._way(widths, proxy)
+            for _ in range(trials):
+                strength = bracket.next(target)
+                counts = at(strength)
+                cost = measure(counts)
+                bracket.set(strength, cost, target)
+                if under_cost <= cost <= target:
+                    under, under_cost = counts, cost
+                elif target < cost <= over_cost:
+                    over, over_cost = counts, cost
+                if abs(cost - target) < miss:
+                    nearest, miss = strength, abs(cost - target)
+                if miss <= CLOSE * target:
+                    break
+        if over_cost <= target:
+            counts = whole
+        elif under_cost > target:
+            counts = least
+        else:
+            counts = self._between(under, over, measure, target)
+            counts = self._fill(counts, measure, target, proxy, patience)
+        notes = _shortfall(self._free, counts, measure(counts), target, measure(whole))
+        if widths != "exemplar" or nearest is None:  # no beta for all
+            return Choice(counts, self.exact(self._layers, counts), {}, notes)
+        beta = math.exp(-nearest)
+        clusterings = self._seen[nearest] | self._clusterings_of_fixed(counts)
+        return Choice(counts, clusterings, {x.name: beta for x in self._free}, notes)
+
+    def _way(self, widths: str, proxy: Measure) -> tuple[Callable[[float], Counts], _Bracket, int]:
+        """What to search over, where, and how often to try."""
+        if widths == "uniform":
+            return self.at_share, _Bracket(0.0, 1.0), UNIFORM_TRIALS
+        if widths == "exemplar":
+            return self.at_weakness, _Bracket(*WEAKNESS_RANGE, FIRST_WEAKNESS), TRIALS
+        whole = self._fixed | {x.name: x.channels for x in self._free}
+        full = proxy(whole)
+        prices = {  # of one filter, as a share of the network
+            x.name: (full - proxy(whole | {x.name: x.channels - x.unit})) / (x.unit * full)
+            for x in self._free
+        }
+        return (
+            lambda cheapness: self._at_price(math.exp(-cheapness), prices),
+            _Bracket(*CHEAPNESS_RANGE),
+            UNIFORM_TRIALS,
+        )
+
+    def _at_price(self, price: float, prices: Mapping[str, float]) -> Counts:
+        """The numbers of filters of least loss plus price."""
+        counts = dict(self._fixed)
+        for x in self._free:
+            allowed = sorted({x.fit(k) for k in range(1, x.channels + 1)})
+            loss = self._errors.get(x.name)
+            if loss is None:  # not ranked: as many as there are
+                counts[x.name] = x.channels
+                continue
+            counts[x.name] = min(allowed, key=lambda k: float(loss[k]) + price * prices[x.name] * k)
+        return counts
+
+    def _clusterings_of_fixed(self, counts: Counts) -> dict[str, Clusterings]:
+        return self.exact([x for x in self._layers if x.name in self._fixed], counts)
+
+    def _between(self, under: Counts, over: Counts, measure: Measure, target: float) -> Counts:
+        """The farthest that fits on the straight way from `under` to `over`."""
+        low, high = 0.0, 1.0
+        best = under
+        for _ in range(12):
+            middle = (low + high) / 2
+            counts = dict(under)
+            for layer in self._free:
+                a, b = under[layer.name], over[layer.name]
+                steps = (b - a) / layer.unit * middle
+                counts[layer.name] = min(a + int(steps) * layer.unit, layer.channels)
+            if measure(counts) <= target:
+                best, low = counts, middle
+            else:
+                high = middle
+        return best
+
+    def _fill(
+        self, counts: Counts, measure: Measure, target: float, proxy: Measure, patience: int
+    ) -> Counts:
+        """Add filters while they fit: in each round one a layer, the dearest layer first.
+
+        No layer gains more than a twentieth of its channels (or one step), unless the budget is
+        missed without.
+        """
+        start, cost = counts, measure(counts)
+
+        def one_more(layer: Layer) -> Counts:
+            more = min(counts[layer.name] + layer.unit, layer.channels)
+            return counts | {layer.name: more}
+
+        # the sort is stable: of layers that cost the same the first in the network comes first
+        order = sorted(self._free, key=lambda x: -proxy(one_more(x)))
+        for enough, share in ((target * (1 - TOLERANCE / 10), 0.05), (target * (1 - TOLERANCE), 1)):
+            grew = True
+            while grew and cost < enough:
+                grew = False
+                for layer in order:
+                    trial = one_more(layer)
+                    gain = trial[layer.name] - start[layer.name]
+                    whole = counts[layer.name] == layer.channels
+                    if whole or gain > max(layer.unit, share * layer.channels):
+                        continue
+                    if cost >= enough or patience <= 0:
+                        return counts
+                    patience -= 1
+                    if (trial_cost := measure(trial)) <= target:
+                        counts, cost, grew = trial, trial_cost, True
+        return counts
+
+    def _cluster(
+        self, layers: Sequence[Layer], betas: Mapping[str, float]
+    ) -> dict[str, Clusterings]:
+        return cluster(layers, betas, seed=self._seed, n_threads=self._n_threads)
+
+
+class _Bracket:
+    """Where to look next for the strength whose cost is the target.
+
+    Interpolates where both ends were measured (never closer than a tenth to an end). Where only
+    one was, it follows the last two measurements to the target, but never by more than a step
+    that widens.
+    """
+
+    def __init__(self, low: float, high: float, first: float | None = None) -> None:
+        self._low, self._high = low, high
+        self._next = (low + high) / 2 if first is None else first
+        self._below: tuple[float, float] | None = None
+        self._above: tuple[float, float] | None = None
+        self._slope = 0.0
+        self._step = 1 / 6
+
+    def set(self, strength: float, cost: float, target: float) -> None:
+        """Note a measurement."""
+        last = self._below if cost <= target else self._above
+        if last is not None and strength != last[0]:
+            self._slope = (cost - last[1]) / (strength - last[0])
+        if cost <= target:
+            self._low, self._below = strength, (strength, cost)
+        else:
+            self._high, self._above = strength, (strength, cost)
+
+    def next(self, target: float) -> float:
+        """The strength to measure next."""
+        if self._below and self._above:
+            (x0, y0), (x1, y1) = self._below, self._above
+            share = (target - y0) / (y1 - y0) if y1 > y0 else 0.5
+            return x0 + min(max(share, 0.1), 0.9) * (x1 - x0)
+        known = self._below or self._above
+        if known is None:
+            return self._next
+        self._step *= 1.5
+        step = self._step
+        if self._slope > 0:  # a little farther, so as to come out on the other side
+            step = min(step, max(1.1 * abs(target - known[1]) / self._slope, 0.05))
+        if self._below:
+            return min(self._low + step, (self._low + self._high) / 2)
+        return max(self._high - step, (self._low + self._high) / 2)
+
+
+def _shortfall(
+    layers: Sequence[Layer], counts: Counts, cost: float, target: float, whole: float
+) -> tuple[str, ...]:
+    if abs(cost - target) <= TOLERANCE * target:
+        return ()
+    note = (
+        f"the budget is {target / whole:.4g} of the network; the closest met is {cost / whole:.4g}"
+    )
+    if cost > target:
+        bound = [x.name for x in layers if counts[x.name] == x.fit(1)]
+        shown = ", ".join(bound[:3]) + (f" and {len(bound) - 3} more" if len(bound) > 3 else "")
+        note += f", with these layers at their floors: {shown or 'none'}"
+        note += "; a lower min_keep, more layers or scope='all' allow less"
+    else:
+        note += "; single filters are too coarse to come closer"
+    return (note,)

@@ -1,0 +1,175 @@
+"""Filter matrices to exemplars: one clustering problem a layer, similarities computed once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from epruner.cluster import Clustering
+from epruner.pruning.graph.groups import Group
+from epruner.pruning.network.filters import joint_rows
+from epruner.pruning.select.importance import Candidates, Criterion, Indices, Matrix
+from epruner.pruning.select.similarities import Comparison, compare
+
+Clusterings = tuple[Clustering, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A group of channels with what choosing among them needs.
+
+    Parameters
+    ----------
+    group : Group
+    comparison : Comparison
+        Of all layers' filters, those of each block of channels (see `Group.blocks`) with each
+        other.
+    blocks : range
+        Numbers in the comparison of this layer's blocks.
+    unit : int
+        The number of channels kept is a multiple of this.
+    floor : int
+        At least this many channels stay.
+    """
+
+    group: Group
+    comparison: Comparison
+    blocks: range
+    unit: int
+    floor: int
+
+    @property
+    def name(self) -> str:
+        """Name of the group."""
+        return self.group.name
+
+    @property
+    def channels(self) -> int:
+        """Channels before pruning."""
+        return self.group.channels
+
+    @property
+    def features(self) -> tuple[Matrix, ...]:
+        """Filter matrix (n, d) of each block."""
+        return tuple(self.comparison.features(block) for block in self.blocks)
+
+    def fit(self, count: float) -> int:
+        """The nearest number of channels that is allowed."""
+        steps = max(1, math.floor(count / self.unit + 0.5)) * self.unit
+        if steps < self.floor:
+            steps = -(-self.floor // self.unit) * self.unit
+        return min(steps, self.channels)
+
+    def exemplar_count(self, clusterings: Clusterings) -> int:
+        """Channels that exemplars stand for, before floors and rounding; never none.
+
+        All blocks keep the same number, the rounded mean of theirs.
+        """
+        blocks = self.group.blocks
+        found = sum(len(clustering.exemplars) for clustering in clusterings)
+        return max(1, math.floor(found / blocks + 0.5)) * blocks
+
+    def members(
+        self, criterion: Criterion, clusterings: Clusterings | None, count: int, seed: int
+    ) -> Indices:
+        """Which `count` channels stay, ascending."""
+        width = self.channels // self.group.blocks
+        parts = []
+        for place, block in enumerate(self.blocks):
+            candidates = Candidates(
+                features=self.comparison.features(block),
+                similarities=self.comparison.similarities(block),
+                exemplars=clusterings[place].exemplars if clusterings else np.empty(0, np.intp),
+                seed=seed,
+                layer=self.name,
+            )
+            chosen = criterion(candidates, count // self.group.blocks)
+            parts.append(chosen + place * width)
+        return np.concatenate(parts)
+
+
+def make_layers(
+    modules: Mapping[str, nn.Module],
+    groups: Sequence[Group],
+    *,
+    min_keep: float | None,
+    round_to: int,
+    described: Mapping[str, Matrix],
+    n_threads: int | None,
+) -> tuple[list[Layer], list[str]]:
+    """Read the filters of all groups and compare them, where the weights are.
+
+    Parameters
+    ----------
+    modules : mapping of str to torch.nn.Module
+    groups : sequence of Group
+    min_keep : int, float or None
+        Channels (int) or share of them (float) that stay at least; None is the larger of 1 and
+        5 %.
+    round_to : int
+        The number kept is a multiple of this, if the layer has so many.
+    described : mapping of str to ndarray of shape (channels, d)
+        By group name, what to compare the filters by instead of their weights.
+    n_threads : int or None
+
+    Returns
+    -------
+    layers : list of Layer
+    notes : list of str
+        Where the filters were compared, if not where one would think.
+    """
+    filters: list[Tensor | Matrix] = []
+    places = []
+    for group in groups:
+        rows: Tensor | Matrix
+        if group.name in described:
+            rows = described[group.name]
+        else:
+            rows = joint_rows(modules[member.module] for member in group.producers)
+        places.append(range(len(filters), len(filters) + group.blocks))
+        filters += list(rows.reshape(group.blocks, -1, rows.shape[1]))
+    comparison, notes = compare(filters, n_threads=n_threads)
+    layers = []
+    for group, blocks in zip(groups, places, strict=True):
+        unit = math.lcm(group.blocks, round_to)
+        if unit > group.channels:
+            unit = group.channels
+        share = 0.05 if min_keep is None else min_keep if isinstance(min_keep, float) else 0.0
+        absolute = min_keep if isinstance(min_keep, int) else 1
+        floor = min(max(1, absolute, math.ceil(share * group.channels)), group.channels)
+        layers.append(Layer(group, comparison, blocks, unit, floor))
+    return layers, notes
+
+
+def cluster(
+    layers: Sequence[Layer], betas: Mapping[str, float], *, seed: int, n_threads: int | None
+) -> dict[str, Clusterings]:
+    """Cluster all layers at once, each at its own beta.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        Of one network.
+    betas : mapping of str to float
+        By layer name; the preference of filter k is beta times the median of column k.
+    seed : int
+        Of the tie-breaking.
+    n_threads : int or None
+
+    Returns
+    -------
+    dict of str to tuple of Clustering
+        One per block of channels.
+    """
+    if not layers:
+        return {}
+    found = layers[0].comparison.cluster(
+        {block: betas[layer.name] for layer in layers for block in layer.blocks},
+        seed=seed,
+        n_threads=n_threads,
+    )
+    return {layer.name: tuple(found[block] for block in layer.blocks) for layer in layers}

@@ -1,0 +1,203 @@
+"""Writing down the ops of a forward pass."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from epruner.pruning.errors import TraceError
+from epruner.pruning.network.inputs import Arguments
+from epruner.pruning.network.tree import mapped, tensors_in
+from epruner.pruning.trace.trace import Op, Trace, Value
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LEAVES = (_ConvNd, nn.Linear, _BatchNorm)  # run as a whole, with the parameters they then have
+_FORWARDS = {
+    kind.forward
+    for kind in (
+        nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
+        nn.ConvTranspose3d, nn.Linear, _BatchNorm, nn.SyncBatchNorm,
+    )
+}  # fmt: skip
+# what a op reads off the values of one batch would be taken for all others
+_READS_VALUES = frozenset({"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"})
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a leaf computes what its class in torch does: no forward of a subclass."""
+    own = "forward" in vars(module) or type(module).forward not in _FORWARDS
+    kind: Any = type(module)
+    return not own and not (
+        isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        and all(kind._conv_forward is not base._conv_forward for base in _CONVS)
+    )
+
+
+def record(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Trace:
+    """Replay a forward pass and write down its ops.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In eval mode.
+    args, kwargs
+        Of its forward. Sizes of the batch are fixed in the trace.
+
+    Raises
+    ------
+    TraceError
+        The pass fails, or its course depends on the values of its inputs.
+    """
+    recorder = _Recorder()
+    # a copy, because a forward pass may write into its inputs
+    args, kwargs = mapped(
+        (tuple(args), dict(kwargs)), lambda x: x.clone() if isinstance(x, Tensor) else x
+    )
+    inputs = tuple(recorder.value(tensor) for tensor in tensors_in((args, kwargs)))
+    hooks = [
+        hook
+        for name, module in model.named_modules()
+        if isinstance(module, LEAVES)
+        for hook in recorder.hooks(name, module)
+    ]
+    try:
+        with torch.no_grad(), recorder:
+            output = model(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    outputs = tuple(recorder.values[id(t)] for t in tensors_in(output) if id(t) in recorder.values)
+    return Trace(tuple(recorder.ops), inputs, outputs)
+
+
+def record_all(model: nn.Module, batches: Sequence[Arguments]) -> list[Trace]:
+    """A trace per batch; batches of the same shapes share one."""
+    by_size: dict[Any, Trace] = {}
+    traces = []
+    for args, kwargs in batches:
+        tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+        key = tuple(t.shape for t in tensors)
+        if key not in by_size:
+            by_size[key] = record(model, args, kwargs)
+        traces.append(by_size[key])
+    return traces
+
+
+class _Recording:
+    """What a recorder does, apart from the mode that makes torch call it.
+
+    A mode that itself defines ``__torch_dispatch__`` makes torch import its compiler, which takes
+    seconds and 150 MB.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[Op] = []
+        # by identity, as long as the tensor lives: holding on to all that a pass computes would
+        # take many times the memory of the pass
+        self.values: dict[int, Value] = {}
+        self._watched: dict[int, weakref.ref[Tensor]] = {}
+        self._count = 0
+        self._inside: list[Any] = []  # what the running leaf modules read
+        self._around: list[tuple[str, _ConvNd]] = []  # running convolutions with own forwards
+
+    def value(self, tensor: Tensor) -> Value:
+        key = id(tensor)
+        if key not in self.values:
+            self.values[key] = Value(self._count)
+            self._count += 1
+
+            def gone(_: Any) -> None:
+                del self.values[key], self._watched[key]
+
+            self._watched[key] = weakref.ref(tensor, gone)
+        return self.values[key]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._inside:
+            return func(*args, **kwargs)
+        name = func._schema.name
+        if name in _READS_VALUES:
+            raise TraceError(
+                f"the forward pass depends on values of its inputs ({name}), so that it cannot be "
+                "followed layer by layer"
+            )
+        read = self._references((args, kwargs))
+        result = func(*args, **kwargs)
+        plain = self._convolution(name, args)
+        if plain is not None:
+            read = ((read[0][0],), {})
+            self._add(f"module {self._around[-1][0]}", self._around[-1][0], plain, read, result)
+        else:
+            self._add(name, None, func, read, result)
+        return result
+
+    def _convolution(self, name: str, args: Any) -> _ConvNd | None:
+        """The plain convolution with the module's weights, if that is what its forward calls."""
+        if name != "aten::convolution" or not self._around:
+            return None
+        module = self._around[-1][1]
+        if args[1] is not module.weight or args[2] is not module.bias:
+            return None
+        given = [tuple(args[3]), tuple(args[4]), tuple(args[5]), args[6], args[8]]
+        own = [module.stride, module.padding, module.dilation, module.transposed, module.groups]
+        if given != own:
+            return None
+        plain = next(kind for kind in _CONVS if isinstance(module, kind))(
+            module.in_channels,
+            module.out_channels,
+            module.kernel_size,  # type: ignore[arg-type]
+            module.stride,  # type: ignore[arg-type]
+            module.padding,  # type: ignore[arg-type]
+            module.dilation,  # type: ignore[arg-type]
+            module.groups,
+            module.bias is not None,
+            device="meta",
+        ).eval()
+        plain.weight, plain.bias = module.weight, module.bias
+        return plain
+
+    def hooks(self, name: str, module: nn.Module) -> list[Any]:
+        if isinstance(module, _CONVS) and not is_plain(module):
+            return [
+                module.register_forward_pre_hook(lambda *_: self._around.append((name, module))),
+                module.register_forward_hook(lambda *_: _nothing(self._around.pop())),
+            ]
+
+        def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
+            self._inside.append(self._references((args, kwargs)))
+
+        def leave(_: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+            read = self._inside.pop()
+            if not self._inside:
+                self._add(f"module {name}", name, module, read, result)
+
+        return [
+            module.register_forward_pre_hook(enter, with_kwargs=True),
+            module.register_forward_hook(leave, with_kwargs=True),
+        ]
+
+    def _add(self, label: str, module: str | None, function: Any, read: Any, result: Any) -> None:
+        written = mapped(result, lambda x: self.value(x) if isinstance(x, Tensor) else x)
+        shapes = tuple(tuple(t.shape) for t in tensors_in(result))
+        args, kwargs = read
+        self.ops.append(Op(label, module, function, args, kwargs, written, shapes))
+
+    def _references(self, value: Any) -> Any:
+        return mapped(value, lambda t: self.values.get(id(t), t) if isinstance(t, Tensor) else t)
+
+
+class _Recorder(_Recording, TorchDispatchMode):  # type: ignore[no-untyped-call]
+    pass
+
+
+def _nothing(_: Any) -> None:
+    """A hook's result that leaves the module's as it is."""

@@ -1,0 +1,82 @@
+"""A forward pass as a list of operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from epruner.pruning.network.tree import leaves
+
+
+class Value(int):
+    """Number of a tensor that a forward pass reads or makes: the same in all traces of a model."""
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation or one call of a leaf module.
+
+    Parameters
+    ----------
+    label : str
+        Name of the operator, or of the module behind ``"module "``.
+    module : str or None
+        Dotted name, for calls of leaf modules.
+    function : callable
+    args, kwargs
+        With a `Value` for every tensor that the pass computes; parameters as they are.
+    result
+        Of the same structure as what the function returns, with values for tensors.
+    shapes : tuple of tuple of int
+        Of the tensors in `result`.
+    """
+
+    label: str
+    module: str | None
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    result: Any
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def reads(self) -> list[Value]:
+        """Slots among the arguments, in order."""
+        return values_in((self.args, self.kwargs))
+
+    @property
+    def writes(self) -> list[Value]:
+        """Slots of the result."""
+        return values_in(self.result)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Steps of one forward pass.
+
+    Parameters
+    ----------
+    ops : tuple of Op
+    inputs : tuple of Value
+        Of the tensors in the arguments, in order.
+    outputs : tuple of Value
+        Of the tensors in what the model returns.
+    """
+
+    ops: tuple[Op, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+    def readers(self) -> dict[Value, list[int]]:
+        """Indices of the ops that read each value."""
+        found: dict[Value, list[int]] = {}
+        for index, op in enumerate(self.ops):
+            for value in dict.fromkeys(op.reads):
+                found.setdefault(value, []).append(index)
+        return found
+
+
+def values_in(structure: Any) -> list[Value]:
+    """The values in a nested structure, in order."""
+    return [leaf for leaf in leaves(structure) if isinstance(leaf, Value)]
