@@ -25,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.cifar import accuracy, lossless, network
-from epruner.pruning.prune import prune
+from epruner.pruning.pipeline import prune
 from epruner.pruning.repair.calibration import calibration_batches
 from epruner.pruning.repair.least_squares import reestimate, refit
 from epruner.pruning.repair.merge import merge

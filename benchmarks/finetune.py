@@ -23,7 +23,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.cifar import accuracy, jpeg, network
 from epruner.pruning.finetune import finetune
-from epruner.pruning.prune import prune
+from epruner.pruning.pipeline import prune
 
 RESULTS = Path(__file__).parent / "results"
 VARIANTS = {

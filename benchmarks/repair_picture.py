@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.cifar import accuracy, lossless, network
-from epruner.pruning.prune import prune
+from epruner.pruning.pipeline import prune
 
 PICTURE = Path(__file__).parents[1] / "docs" / "repair.png"
 

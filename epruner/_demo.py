@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from epruner.pruning.pipeline import prune
 from epruner.pruning.plan.plan import Plan
-from epruner.pruning.prune import prune
 from epruner.pruning.report.report import Report, Totals, amount, change, percent
 from epruner.pruning.report.tables import Table
 from epruner.pruning.threads import torch_threads

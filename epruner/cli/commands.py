@@ -283,7 +283,7 @@ def _prune(
     args: argparse.Namespace, model: nn.Module, inputs: Any, how_much: Mapping[str, Any]
 ) -> PruningResult:
     from epruner.pruning.errors import BudgetWarning, TraceError
-    from epruner.pruning.prune import prune
+    from epruner.pruning.pipeline import prune
 
     given = {name: getattr(args, name) for name in options.PRUNING}
     given = {name: value for name, value in given.items() if value is not None}

@@ -14,8 +14,8 @@ if _missing:
 
 from epruner.pruning.errors import BudgetWarning, RepairWarning, TraceError
 from epruner.pruning.io.checkpoint import load, save
+from epruner.pruning.pipeline import prune
 from epruner.pruning.plan.plan import Plan
-from epruner.pruning.prune import prune
 from epruner.pruning.result import PruningResult
 from epruner.pruning.select import recipes
 

@@ -19,7 +19,7 @@ from processes import in_a_process
 from epruner.cli import main
 from epruner.pruning.io.checkpoint import load, read
 from epruner.pruning.io.weights import load_weights
-from epruner.pruning.prune import prune
+from epruner.pruning.pipeline import prune
 from examples.cifar_resnet import CifarResNet, resnet56
 
 if TYPE_CHECKING:
@@ -332,7 +332,7 @@ def test_an_unforeseen_failure_is_one_line(run: Run, monkeypatch: pytest.MonkeyP
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr("epruner.pruning.prune.prune", broken)
+    monkeypatch.setattr("epruner.pruning.pipeline.prune", broken)
     code, _, err = run(*PRUNE)
     assert code == 1
     assert err == "epruner prune: error: RuntimeError: two lines (--traceback shows where)\n"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from epruner.pruning.graph.costs import measure
-from epruner.pruning.prune import prune
+from epruner.pruning.pipeline import prune
 
 
 class Vgg16(nn.Module):

@@ -13,7 +13,7 @@ from networks import stirred
 from torch import Tensor, nn
 
 from epruner.pruning.io.export import export_onnx, export_program
-from epruner.pruning.prune import prune
+from epruner.pruning.pipeline import prune
 from examples.cifar_resnet import CifarResNet
 
 ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime (extra test)")

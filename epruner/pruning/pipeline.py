@@ -115,7 +115,7 @@ def prune(
         Which filters stay once their number is set; "reconstruction" keeps those that the layers
         reading them can least do without (needs `calibrate`). A callable gets a layer's
         `epruner.pruning.select.importance.Candidates` and the number that stays, and returns their
-        indices, ascending: ``criterion(candidates, count) -> ndarray of int, shape (count,)``. It is called
+        indices, ascending: ``criterion(candidates, count) -> ndarray of int, shape (count,)``, called
         once for each group of a grouped convolution.
     descriptor : {"weights", "folded", "activations"} or callable
         What filters are compared by: their weights, weights and bias with BatchNorm folded in,
