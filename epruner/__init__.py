@@ -19,21 +19,42 @@ if TYPE_CHECKING:
         affinity_propagation_many,
         preference_range,
     )
-    from epruner.pruning import BudgetWarning, Plan, PruningResult, load, prune, recipes, save
+    from epruner.pruning import (
+        Budget,
+        BudgetWarning,
+        Constraints,
+        Method,
+        Plan,
+        PruningResult,
+        RepairWarning,
+        TraceError,
+        analyse,
+        load,
+        prune,
+        recipes,
+        save,
+    )
     from epruner.pruning.finetune import finetune
     from epruner.pruning.io.export import export_onnx, export_program
     from epruner.pruning.io.weights import load_weights
+    from epruner.pruning.pipeline import repair
 
     __version__: str
 
 _HOME = {
     "AffinityPropagation": "epruner.cluster",
+    "Budget": "epruner.pruning",
     "BudgetWarning": "epruner.pruning",
     "Clustering": "epruner.cluster",
+    "Constraints": "epruner.pruning",
+    "Method": "epruner.pruning",
     "Plan": "epruner.pruning",
     "PruningResult": "epruner.pruning",
+    "RepairWarning": "epruner.pruning",
+    "TraceError": "epruner.pruning",
     "affinity_propagation": "epruner.cluster",
     "affinity_propagation_many": "epruner.cluster",
+    "analyse": "epruner.pruning",
     "export_onnx": "epruner.pruning.io.export",
     "export_program": "epruner.pruning.io.export",
     "finetune": "epruner.pruning.finetune",
@@ -42,17 +63,24 @@ _HOME = {
     "preference_range": "epruner.cluster",
     "prune": "epruner.pruning",
     "recipes": "epruner.pruning",
+    "repair": "epruner.pruning.pipeline",
     "save": "epruner.pruning",
 }
 
 __all__ = [
     "AffinityPropagation",
+    "Budget",
     "BudgetWarning",
     "Clustering",
+    "Constraints",
+    "Method",
     "Plan",
     "PruningResult",
+    "RepairWarning",
+    "TraceError",
     "affinity_propagation",
     "affinity_propagation_many",
+    "analyse",
     "export_onnx",
     "export_program",
     "finetune",
@@ -61,6 +89,7 @@ __all__ = [
     "preference_range",
     "prune",
     "recipes",
+    "repair",
     "save",
 ]
 

@@ -59,8 +59,7 @@ def compare(args: argparse.Namespace) -> None:
     """Prune by several budgets and criteria and print them side by side."""
     from epruner.cli.images import InOrder
     from epruner.pruning.finetune import evaluate
-    from epruner.pruning.report.report import amount, change, percent
-    from epruner.pruning.report.tables import Table
+    from epruner.pruning.report.tables import Table, amount, change, percent
 
     budgets = [(name, value) for name in options.COST for value in getattr(args, name)]
     if not budgets:
@@ -346,6 +345,6 @@ def _say(line: str) -> None:
 
 
 def _bytes(size: int) -> str:
-    from epruner.pruning.report.report import amount
+    from epruner.pruning.report.tables import amount
 
     return f"{amount(size)}B" if size >= 1000 else f"{size} B"

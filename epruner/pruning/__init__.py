@@ -12,19 +12,26 @@ if _missing:
         f"pruning needs {', '.join(_missing)}, not installed here: {_install.command('prune')}"
     )
 
+from epruner.pruning.analysis import Analysis, analyse
 from epruner.pruning.errors import BudgetWarning, RepairWarning, TraceError
 from epruner.pruning.io.checkpoint import load, save
+from epruner.pruning.options import Budget, Constraints, Method
 from epruner.pruning.pipeline import prune
 from epruner.pruning.plan.plan import Plan
 from epruner.pruning.result import PruningResult
 from epruner.pruning.select import recipes
 
 __all__ = [
+    "Analysis",
+    "Budget",
     "BudgetWarning",
+    "Constraints",
+    "Method",
     "Plan",
     "PruningResult",
     "RepairWarning",
     "TraceError",
+    "analyse",
     "load",
     "prune",
     "recipes",

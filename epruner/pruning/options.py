@@ -1,37 +1,57 @@
-"""The options of `prune` that exclude or need each other, validated at the door."""
+"""What a user may ask for: how much, by which method, under which constraints.
+
+All are frozen, check themselves, print themselves as the code that makes them, and are what a
+report records.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from numbers import Integral
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
-DEFAULT_BETA = 0.73
+from epruner.cluster import threads
+from epruner.pruning.network.inputs import as_patterns
+from epruner.pruning.select.features import FEATURES, Features
+from epruner.pruning.select.importance import IMPORTANCE, Importance
+from epruner.pruning.select.recipes import Recipe, published
+
+ALLOCATIONS = ("exemplar", "uniform", "reconstruction")
+REPAIRS = ("none", "merge", "batchnorm", "least_squares")
+NEEDS_DATA = ("batchnorm", "least_squares")
 
 
-@dataclass(frozen=True)
-class Goal:
-    """What sets the numbers: "beta", "keep", "macs", "params" or "measure"."""
+def check_share(option: str, value: object) -> float:
+    """A share in (0, 1]."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value <= 1:  # type: ignore[operator]
+        raise ValueError(
+            f"{option} must be in (0, 1], the share of the network to get down to, got {value!r}"
+        )
+    return float(value)  # type: ignore[arg-type]
 
-    kind: str
-    value: float
-    measure: Callable[[nn.Module], float] | None = None
-    given: Any = None
 
-    def settings(self) -> dict[str, Any]:
-        """As the report states them, plain values."""
-        if self.measure is not None:
-            return {"measure": label_of(self.measure), "target": self.given}
-        plain = dict(self.given) if isinstance(self.given, Mapping) else self.given
-        return {self.kind: plain}
+def check_choice(
+    option: str, value: object, choices: Sequence[str], *, function: bool = False, noun: str = ""
+) -> None:
+    """One of some names, or a function where one may be given."""
+    if function and callable(value):
+        return
+    if not isinstance(value, str) or value not in choices:
+        more = " or a function" if function else f" or {noun}" if noun else ""
+        raise (ValueError if isinstance(value, str) else TypeError)(
+            f"{option} must be one of {', '.join(map(repr, choices))}{more}, got {value!r:.80}"
+        )
 
 
 def label_of(choice: object) -> str:
-    """A name for a choice of an option: itself, or what a function calls itself."""
+    """A name for a choice: itself, or what a function calls itself."""
     if isinstance(choice, str):
         return choice
     while isinstance(choice, partial):
@@ -39,82 +59,370 @@ def label_of(choice: object) -> str:
     return str(getattr(choice, "__name__", type(choice).__name__))
 
 
-def set_goal(
-    beta: float | Mapping[str, float] | None,
+@dataclass(frozen=True)
+class Method:
+    """How filters are chosen, and what is done for those that go.
+
+    Parameters
+    ----------
+    allocation : {"exemplar", "uniform", "reconstruction"}
+        How many filters each layer keeps under a budget: its number of exemplars at one beta for
+        all, the same share of every layer, or the numbers of least loss of reconstruction over
+        all layers (needs calibration inputs). `beta` and `recipe` always set exemplars.
+    importance : {"exemplar", "l1", "l2", "fpgm", "random", "reconstruction"} or callable
+        Which filters stay once their number is set; "reconstruction" keeps those that the layers
+        reading them can least do without (needs calibration inputs). A callable gets a layer's
+        `epruner.pruning.select.importance.Candidates` and the number that stays, and returns
+        their indices, ascending, shape (count,); once for each group of a grouped convolution.
+    features : {"weights", "folded", "activations"} or callable
+        What filters are compared by: their weights, weights and bias with BatchNorm folded in,
+        responses to the calibration inputs, or a function from a layer to a matrix with one row a
+        filter.
+    repair : {"auto", "none", "merge", "batchnorm", "least_squares"}
+        Add the outgoing weights of filters that go to those of the most similar that stays (no
+        data); estimate BatchNorm statistics anew; refit every layer by least squares. "auto" is
+        least squares with calibration inputs and merge without.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A part that is none of these.
+    """
+
+    allocation: str
+    importance: str | Importance
+    features: str | Features = "weights"
+    repair: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_choice("allocation", self.allocation, ALLOCATIONS)
+        check_choice("importance", self.importance, (*IMPORTANCE, "reconstruction"), function=True)
+        check_choice("features", self.features, FEATURES, function=True)
+        check_choice("repair", self.repair, ("auto", *REPAIRS))
+
+    def needs_data(self) -> str:
+        """The part that cannot do without calibration inputs, as it is written; empty if none."""
+        for name, needy in (
+            ("allocation", ("reconstruction",)),
+            ("importance", ("reconstruction",)),
+            ("features", ("activations",)),
+            ("repair", NEEDS_DATA),
+        ):
+            if (part := getattr(self, name)) in needy:
+                return f"{name}={part!r}"
+        return ""
+
+    def to_dict(self) -> dict[str, str]:
+        """Plain JSON values; functions go by their names."""
+        return {name: label_of(part) for name, part in vars(self).items()}
+
+
+# By name. benchmarks/results/methods.md is the table behind "auto".
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "exemplar": Method("exemplar", "exemplar"),
+        "paper": Method("exemplar", "exemplar", repair="none"),
+        "reconstruction": Method("reconstruction", "reconstruction"),
+        **{name: Method("uniform", name) for name in ("l1", "l2", "fpgm", "random")},
+    }
+)
+BEST_WITH_DATA, BEST_WITHOUT = "reconstruction", "l1"
+
+
+def resolve(
+    method: str | Method, repair: str | None, *, calibrated: bool, exemplars: bool
+) -> tuple[Method, str]:
+    """The method that will be used, in full, and why if that was not said.
+
+    Parameters
+    ----------
+    method : str or Method
+        "auto", the name of a preset, or a method.
+    repair : str or None
+        Takes the place of the method's last part.
+    calibrated : bool
+        Whether there are calibration inputs.
+    exemplars : bool
+        Whether the numbers are those of exemplars, at a beta that was given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        No method, or one that needs calibration inputs where there are none.
+    """
+    why = ""
+    if isinstance(method, Method):
+        found = method
+    else:
+        check_choice("method", method, ("auto", *METHODS), noun="a Method")
+        name = method
+        if method == "auto" and exemplars:
+            name, why = "exemplar", "beta and recipe are rules of exemplars"
+        elif method == "auto":
+            name = BEST_WITH_DATA if calibrated else BEST_WITHOUT
+            given = "with" if calibrated else "without"
+            why = f"best {given} calibration inputs over the networks of benchmarks/methods.py"
+        found = METHODS[name]
+    if repair is not None:
+        found = replace(found, repair=repair)
+    if exemplars:
+        found = replace(found, allocation="exemplar")
+    if not calibrated and (part := found.needs_data()):
+        raise ValueError(f"{part} needs calibrate=, a few hundred inputs without labels")
+    if found.repair == "auto":
+        found = replace(found, repair="least_squares" if calibrated else "merge")
+    return found, why
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What must hold of the number of filters, whatever the budget.
+
+    Parameters
+    ----------
+    min_filters : int, float or None
+        At least so many (int) or this share (float) of the filters of a layer stay. None is the
+        larger of 1 and 5 %. One always stays.
+    round_to : int
+        Keep a multiple of this many filters where the layer has so many.
+    n_filters : mapping of str to int or float
+        Number of filters (int) or share of them (float) for layers that match a pattern; the last
+        match counts. Without a budget only these layers are pruned.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Values of another kind.
+    """
+
+    min_filters: int | float | None = None
+    round_to: int = 1
+    n_filters: Mapping[str, int | float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        least = self.min_filters
+        whole = type(least) is int and least >= 0
+        if least is not None and not whole and not (isinstance(least, float) and 0 <= least <= 1):
+            raise ValueError(
+                "min_filters must be a number of filters (an integer) or a share in [0, 1], got "
+                f"{least!r}"
+            )
+        if type(self.round_to) is not int or self.round_to < 1:
+            raise ValueError(f"round_to must be an integer of at least 1, got {self.round_to!r}")
+        if not isinstance(self.n_filters, Mapping):
+            raise TypeError(
+                "n_filters must map patterns of layer names to numbers or shares of filters, got "
+                f'{self.n_filters!r}; for all layers write n_filters={{"*": ...}}'
+            )
+        for pattern, value in self.n_filters.items():
+            whole = type(value) is int and value >= 1
+            if not whole and not (isinstance(value, float) and 0 < value <= 1):
+                raise ValueError(
+                    f"n_filters[{pattern!r}] must be an integer of at least 1 or a share in "
+                    f"(0, 1], got {value!r}"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**vars(self), "n_filters": dict(self.n_filters)}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Any cost of a network, and how much of it may be left.
+
+    Parameters
+    ----------
+    measure : callable
+        From a network to a number, e.g. a size or a latency; called some fifty times.
+    share : float in (0, 1]
+        Of the whole network's value.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+
+    measure: Callable[[nn.Module], float]
+    share: float
+
+    def __post_init__(self) -> None:
+        if not callable(self.measure):
+            raise TypeError(
+                f"measure must be a function from a network to a number, got {self.measure!r}"
+            )
+        check_share("share", self.share)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What sets the numbers of filters, one of the ways to say it.
+
+    Parameters
+    ----------
+    kind : {"macs", "params", "budget", "beta", "n_filters"}
+    share : float
+        Of a budget.
+    measure : callable or None
+        Of a `Budget`.
+    beta : float or mapping of str to float
+        Where exemplars set the numbers.
+    """
+
+    kind: str
+    share: float = 1.0
+    measure: Callable[[nn.Module], float] | None = None
+    beta: float | Mapping[str, float] = 1.0
+
+    def settings(self) -> dict[str, Any]:
+        """As a report states it, plain values."""
+        if self.measure is not None:
+            return {"budget": label_of(self.measure), "share": self.share}
+        if self.kind == "beta":
+            return {"beta": dict(self.beta) if isinstance(self.beta, Mapping) else self.beta}
+        return {} if self.kind == "n_filters" else {self.kind: self.share}
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that was asked of a selection, checked and complete.
+
+    Parameters
+    ----------
+    goal : Goal
+    method : Method
+        Without "auto" in it.
+    why : str
+        Why this method, if it was not asked for by name.
+    constraints : Constraints
+    recipe : str or None
+        Name of the published row.
+    layers : tuple of str or None
+        Patterns; None is all that can be pruned.
+    ignore : tuple of str
+    scope : {"inner", "all"}
+    random_state : int
+    n_threads : int or None
+    """
+
+    goal: Goal
+    method: Method
+    why: str = ""
+    constraints: Constraints = Constraints()
+    recipe: str | None = None
+    layers: tuple[str, ...] | None = None
+    ignore: tuple[str, ...] = ()
+    scope: str = "inner"
+    random_state: int = 0
+    n_threads: int | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """As a report states it, plain JSON values."""
+        return {
+            **self.goal.settings(),
+            "recipe": self.recipe,
+            "method": self.method.to_dict(),
+            "why": self.why or None,
+            "constraints": self.constraints.to_dict(),
+            "layers": None if self.layers is None or self.recipe else list(self.layers),
+            "ignore": list(self.ignore) or None,
+            "scope": self.scope,
+            "random_state": self.random_state,
+        }
+
+
+def make_request(
+    model: nn.Module,
+    *,
     macs: float | None,
     params: float | None,
-    measure: Callable[[nn.Module], float] | None,
-    target: float | None,
-    keep: Mapping[str, int | float] | None,
-    widths: str,
+    beta: float | Mapping[str, float] | None,
+    budget: Budget | None,
+    recipe: str | Recipe | None,
+    method: str | Method,
+    repair: str | None,
+    calibrated: bool,
+    constraints: Constraints | None,
+    layers: Iterable[str | nn.Module] | None,
+    ignore: Iterable[str | nn.Module],
+    scope: str,
+    random_state: int,
+    n_threads: int | None,
+) -> Request:
+    """Check everything that can be checked before any work; see `epruner.prune`."""
+    name = None
+    if constraints is not None and not isinstance(constraints, Constraints):
+        raise TypeError(f"constraints must be an epruner.Constraints, got {constraints!r:.80}")
+    if recipe is not None:
+        numbers = constraints is not None and constraints.n_filters
+        if numbers or any(x is not None for x in (macs, params, beta, budget, layers)):
+            raise ValueError(
+                "recipe sets layers and beta itself; give it without macs, params, beta, budget, "
+                "layers and n_filters"
+            )
+        found = recipe if isinstance(recipe, Recipe) else published(recipe)
+        name, beta = found.name, found.betas(model)
+        layers = list(beta)
+        constraints = constraints or Constraints(min_filters=1)
+    constraints = constraints or Constraints()
+    goal = goal_of(macs=macs, params=params, beta=beta, budget=budget, constraints=constraints)
+    check_choice("scope", scope, ("inner", "all"))
+    chosen, why = resolve(method, repair, calibrated=calibrated, exemplars=goal.kind == "beta")
+    threads.resolve(n_threads)
+    if not isinstance(random_state, Integral) or random_state < 0:
+        raise ValueError(f"random_state must be an integer of at least 0, got {random_state!r}")
+    return Request(
+        goal,
+        chosen,
+        why,
+        constraints,
+        name,
+        None if layers is None else tuple(as_patterns(model, "layers", layers)),
+        tuple(as_patterns(model, "ignore", ignore)),
+        scope,
+        int(random_state),
+        n_threads,
+    )
+
+
+def goal_of(
+    *,
+    macs: float | None,
+    params: float | None,
+    beta: float | Mapping[str, float] | None,
+    budget: Budget | None,
+    constraints: Constraints,
 ) -> Goal:
-    if keep is not None and not isinstance(keep, Mapping):
-        raise TypeError(
-            f"keep must map patterns of layer names to numbers or shares of filters, got {keep!r}; "
-            'for all layers write keep={"*": ...}'
-        )
-    if measure is not None and not callable(measure):
-        raise TypeError(f"measure must be a function from a network to a number, got {measure!r}")
-    if (measure is None) != (target is None):
-        raise ValueError("measure and target go together: a function, and the share of its value")
-    budgets = [
-        (kind, value)
-        for kind, value in (("macs", macs), ("params", params), ("measure", target))
-        if value is not None
-    ]
-    if len(budgets) > 1 or (budgets and beta is not None):
-        given = [kind for kind, _ in budgets] + ["beta"] * (beta is not None)
-        raise ValueError(f"{' and '.join(given)} exclude each other; give one of them")
-    if widths in ("uniform", "reconstruction") and not budgets:
-        raise ValueError(
-            f"widths={widths!r} needs a budget: macs=, params= or measure= and target="
-        )
-    for pattern, value in (keep or {}).items():
-        whole = type(value) is int and value >= 1
-        share = isinstance(value, float) and 0 < value <= 1
-        if not whole and not share:
-            raise ValueError(
-                f"keep[{pattern!r}] must be an integer of at least 1 or a share in (0, 1], "
-                f"got {value!r}"
-            )
-    for kind, value in budgets:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not 0 < value <= 1:
-            raise ValueError(
-                f"{'target' if kind == 'measure' else kind} must be in (0, 1], the share of the "
-                f"network to get down to, got {value!r}"
-            )
-        return Goal(kind, float(value), measure, value)
-    if keep and beta is None:
-        return Goal("keep", DEFAULT_BETA, given=keep)
-    for each in beta.values() if isinstance(beta, Mapping) else [beta]:
-        if each is not None and not (isinstance(each, (int, float)) and 0 < each < math.inf):
-            raise ValueError(f"beta must be a positive number, got {each!r}")
-    if isinstance(beta, Mapping):
-        if not beta:
+    """The one way in which it was said how much goes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        None, more than one, or a value out of range.
+    """
+    given = {"macs": macs, "params": params, "beta": beta, "budget": budget}
+    said = [name for name, value in given.items() if value is not None]
+    if len(said) > 1:
+        raise ValueError(f"{' and '.join(said)} exclude each other; give one of them")
+    if macs is not None or params is not None:
+        share = check_share(said[0], macs if params is None else params)
+        return Goal(said[0], share)
+    if budget is not None:
+        if not isinstance(budget, Budget):
+            raise TypeError(f"budget must be an epruner.Budget(measure, share), got {budget!r}")
+        return Goal("budget", float(budget.share), budget.measure)
+    if beta is not None:
+        for each in beta.values() if isinstance(beta, Mapping) else [beta]:
+            number = isinstance(each, (int, float)) and not isinstance(each, bool)
+            if not number or not 0 < each < math.inf:
+                raise ValueError(f"beta must be a positive number, got {each!r}")
+        if beta == {}:
             raise ValueError("beta is an empty mapping; give a number or at least one pattern")
-        return Goal("beta", DEFAULT_BETA, given=beta)
-    scalar = DEFAULT_BETA if beta is None else beta
-    return Goal("beta", float(scalar), given=scalar)
-
-
-def check_choice(
-    option: str, value: object, choices: Sequence[str], *, or_function: bool = False
-) -> None:
-    if or_function and callable(value):
-        return
-    if not isinstance(value, str) or value not in choices:
-        more = " or a function" if or_function else ""
-        raise (ValueError if isinstance(value, str) else TypeError)(
-            f"{option} must be one of {', '.join(map(repr, choices))}{more}, got {value!r:.80}"
-        )
-
-
-def check_min_keep(min_keep: int | float | None) -> None:
-    whole = type(min_keep) is int and min_keep >= 0
-    share = isinstance(min_keep, float) and 0 <= min_keep <= 1
-    if min_keep is not None and not whole and not share:
-        raise ValueError(
-            f"min_keep must be a number of filters (an integer) or a share in [0, 1], "
-            f"got {min_keep!r}"
-        )
+        return Goal("beta", beta=beta if isinstance(beta, Mapping) else float(beta))
+    if constraints.n_filters:
+        return Goal("n_filters")
+    raise ValueError(
+        "how much should go? Give macs= or params= (the share of multiply-adds or parameters to "
+        "get down to, e.g. macs=0.5), budget=Budget(function, share), beta=, recipe=, or "
+        "constraints=Constraints(n_filters={...})"
+    )

@@ -1,142 +1,101 @@
-"""`prune`: the whole way from a network to a smaller one."""
+"""`prune`: the whole way from a network to a smaller one; and its last station, `repair`."""
 
 from __future__ import annotations
 
-import math
+import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Integral
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from epruner.cluster import threads
+from epruner.pruning.analysis import Analysis
 from epruner.pruning.errors import BudgetWarning, TraceError
 from epruner.pruning.graph.costs import eval_mode
-from epruner.pruning.graph.groups import Group, Skipped, analyse
-from epruner.pruning.graph.prunable import (
-    by_layer,
-    candidates,
-    chosen,
-    in_order,
-    layer_names,
-    nothing,
+from epruner.pruning.graph.groups import Group
+from epruner.pruning.network.inputs import Arguments, as_arguments, check_model
+from epruner.pruning.options import (
+    NEEDS_DATA,
+    REPAIRS,
+    Budget,
+    Constraints,
+    Method,
+    check_choice,
+    make_request,
 )
-from epruner.pruning.graph.trial import make_plan, sound_groups
-from epruner.pruning.network.copies import tracing_copy
-from epruner.pruning.network.inputs import (
-    Arguments,
-    as_arguments,
-    as_patterns,
-    check_model,
-    in_float32,
-)
-from epruner.pruning.options import Goal, check_choice, check_min_keep, label_of, set_goal
-from epruner.pruning.plan.apply import BN_MODES, INITS, apply_plan
+from epruner.pruning.plan.plan import Plan
 from epruner.pruning.repair.calibration import calibration_batches
-from epruner.pruning.repair.repair import check_compensation, compensate_for
+from epruner.pruning.repair.repair import repair_network
 from epruner.pruning.report.progress import Stages
-from epruner.pruning.report.report import Report
+from epruner.pruning.report.report import Repair, Report
 from epruner.pruning.result import PruningResult, layer_clusters, layer_reports, totals_of
-from epruner.pruning.select.allocation import Choice, Counts, Measure, Search, Sizes
-from epruner.pruning.select.elimination import Elimination, by_elimination, eliminations
-from epruner.pruning.select.features import DESCRIPTORS, Descriptor, describe
-from epruner.pruning.select.importance import CRITERIA, Criterion, Indices, checked
-from epruner.pruning.select.problems import Clusterings, Layer, cluster, make_layers
-from epruner.pruning.select.recipes import Recipe, published
+from epruner.pruning.select.allocation import Sizes
+from epruner.pruning.select.importance import Indices
+from epruner.pruning.select.recipes import Recipe
 
 
 def prune(
     model: nn.Module,
-    example_inputs: Any,
+    inputs: Any,
     *,
-    beta: float | Mapping[str, float] | None = None,
     macs: float | None = None,
     params: float | None = None,
-    measure: Callable[[nn.Module], float] | None = None,
-    target: float | None = None,
-    keep: Mapping[str, int | float] | None = None,
+    beta: float | Mapping[str, float] | None = None,
+    budget: Budget | None = None,
     recipe: str | Recipe | None = None,
+    calibrate: Any = None,
+    method: str | Method = "auto",
+    repair: str | None = None,
+    constraints: Constraints | None = None,
     layers: Iterable[str | nn.Module] | None = None,
     ignore: Iterable[str | nn.Module] = (),
     scope: str = "inner",
-    widths: str = "exemplar",
-    criterion: str | Criterion = "exemplar",
-    descriptor: str | Descriptor = "weights",
-    compensate: str | None = None,
-    calibrate: Any = None,
-    min_keep: int | float | None = None,
-    round_to: int = 1,
-    init: str = "exemplar",
-    bn: str = "slice",
     random_state: int = 0,
     n_threads: int | None = None,
     progress: bool = False,
 ) -> PruningResult:
-    """Make a smaller network of the filters that exemplify the others.
+    """Make a smaller network of the filters that matter.
 
-    Needs no data. The filters of each layer are clustered by affinity propagation on their
-    negative squared distances, with beta times the median similarity as preference; the exemplars
-    stay [1]_. How many that are is set by beta, or searched so that the network meets a budget.
+    Needs no data; with a few hundred inputs the smaller network is repaired by them. The same in
+    steps: `analyse`, its `select`, `Plan.apply` and `repair`.
 
     Parameters
     ----------
     model : torch.nn.Module
         Never modified.
-    example_inputs : Tensor, shape, tuple of arguments, or dict of keyword arguments
+    inputs : Tensor, shape, tuple of arguments, or dict of keyword arguments
         Of the model's forward. Used to trace the network and to count, not to choose filters.
-    beta : float or mapping of str to float, optional
-        Larger prunes more. Default 0.73 if nothing else sets the sizes. A mapping goes from layer
-        patterns to values; the last matching pattern counts, layers that match none stay whole.
     macs, params : float in (0, 1], optional
-        Share of the multiply-adds or parameters of the whole network to get down to; beta is
-        searched. Met within 1 %, from below, or a `BudgetWarning` says what was.
-    measure, target : callable and float in (0, 1], optional
-        Any other budget: a function from a network to a number, and the share of it to get down
-        to. The function is called some fifty times.
-    keep : mapping of str to int or float, optional
-        Number of filters (int) or share of them (float) for layers that match a pattern; the last
-        match counts. Alone it prunes only these layers; with a budget or `beta` the others too.
+        Share of the multiply-adds or parameters of the whole network to get down to. Met within
+        1 %, from below, or a `BudgetWarning` says what was.
+    beta : float or mapping of str to float, optional
+        The published rule: filters are clustered by affinity propagation on their negative squared
+        distances with beta times the median similarity as preference, and the exemplars stay [1]_.
+        Larger prunes more. A mapping goes from layer patterns to values; the last matching pattern
+        counts, layers that match none stay whole.
+    budget : Budget, optional
+        Any other cost, e.g. ``Budget(latency, 0.5)``.
     recipe : str or Recipe, optional
         A published row, by name or from `epruner.recipes.published`: it sets `layers` and `beta`,
-        and `min_keep` to 1 unless that is given.
+        and at least one filter a layer unless `constraints` are given.
+    calibrate : Tensor or iterable of tensors, tuples or dicts, optional
+        A few hundred inputs, without labels, shaped like `inputs` but for the first size. A part
+        of them is held back, to judge what is learnt from the others.
+    method : str or Method
+        "auto" (the best known, measured with and without calibration inputs), "exemplar", "paper"
+        (the same without repair), "reconstruction", "l1", "l2", "fpgm", "random", or a `Method`.
+    repair : {"auto", "none", "merge", "batchnorm", "least_squares"}, optional
+        Instead of the method's last part.
+    constraints : Constraints, optional
+        Least number of filters of a layer, multiples, given numbers.
     layers, ignore : iterable of str or torch.nn.Module
         Layers to prune (default: all that can be) and to leave alone, as names, names of parents,
         glob patterns or modules.
     scope : {"inner", "all"}
         "inner" prunes channels that one layer produces; "all" also channels that several layers
         add onto (residual streams), chosen by the filters of all of them side by side.
-    widths : {"exemplar", "uniform", "reconstruction"}
-        What sets the numbers under a budget: exemplars, the same share of every layer, or the
-        least loss of reconstruction over all layers (needs `calibrate`).
-    criterion : {"exemplar", "l1", "l2", "fpgm", "random", "reconstruction"} or callable
-        Which filters stay once their number is set; "reconstruction" keeps those that the layers
-        reading them can least do without (needs `calibrate`). A callable gets a layer's
-        `epruner.pruning.select.importance.Candidates` and the number that stays, and returns their
-        indices, ascending: ``criterion(candidates, count) -> ndarray of int, shape (count,)``, called
-        once for each group of a grouped convolution.
-    descriptor : {"weights", "folded", "activations"} or callable
-        What filters are compared by: their weights, weights and bias with BatchNorm folded in,
-        responses to the calibration inputs, or a function from a layer to a matrix with one row a
-        filter.
-    compensate : {"none", "merge", "batchnorm", "least_squares"}, optional
-        Repair of the pruned network: add the outgoing weights of dropped filters to those of the
-        most similar kept one (no data); estimate BatchNorm statistics anew; refit every layer by
-        least squares. Default: least squares with `calibrate`, none without.
-    calibrate : Tensor or iterable of tensors, tuples or dicts, optional
-        A few hundred inputs, without labels, shaped like `example_inputs` but for the first size.
-    min_keep : int, float or None
-        At least so many (int) or this share (float) of the filters of a layer stay. Default: the
-        larger of 1 and 5 %. One always stays.
-    round_to : int
-        Keep a multiple of this many filters where the layer has so many.
-    init : {"exemplar", "random", "random_projection"}
-        Weights of the small network: those of the filters that stay; drawn anew in every pruned
-        layer; or with the inputs of the consumers from a sparse random projection of all of them.
-    bn : {"slice", "reset"}
-        Keep the rows of pruned BatchNorm layers, or start these layers anew.
     random_state : int
         Seed of everything that draws.
     n_threads : int, optional
@@ -151,212 +110,152 @@ def prune(
     Raises
     ------
     TypeError, ValueError
-        An argument of the wrong type or value, options that exclude each other, patterns that
+        An argument of the wrong type or value, none or several that say how much, patterns that
         match nothing, a model in which nothing can be pruned.
     TraceError
-        The forward pass fails on `example_inputs`, or the model cannot be analysed.
+        The forward pass fails on `inputs`, or the model cannot be analysed.
+
+    Warns
+    -----
+    BudgetWarning, RepairWarning
 
     References
     ----------
     .. [1] Lin et al., "Network Pruning using Adaptive Exemplar Filters", arXiv 2101.07985.
     """
     check_model(model)
-    arguments = as_arguments(model, example_inputs)
-    found: Recipe | None = None
-    if recipe is not None:
-        if any(option is not None for option in (beta, macs, params, measure, keep, layers)):
-            raise ValueError(
-                "recipe sets layers and beta itself; give it without beta, macs, params, "
-                "measure, keep and layers"
-            )
-        found = recipe if isinstance(recipe, Recipe) else published(recipe)
-        beta = found.betas(model)
-        layers = list(beta)
-        min_keep = 1 if min_keep is None else min_keep
-    wanted = None if layers is None else as_patterns(model, "layers", layers)
-    unwanted = as_patterns(model, "ignore", ignore)
-    goal = set_goal(beta, macs, params, measure, target, keep, widths)
-    check_choice("scope", scope, ("inner", "all"))
-    check_choice("widths", widths, ("exemplar", "uniform", "reconstruction"))
-    check_choice("init", init, INITS)
-    check_choice("bn", bn, BN_MODES)
-    check_choice("criterion", criterion, (*CRITERIA, "reconstruction"), or_function=True)
-    check_choice("descriptor", descriptor, DESCRIPTORS, or_function=True)
-    needs = [f"criterion={criterion!r}"] * (criterion == "reconstruction")
-    needs += [f"widths={widths!r}"] * (widths == "reconstruction")
-    needs += [f"descriptor={descriptor!r}"] * (descriptor == "activations")
-    repairs = check_compensation(
-        compensate, calibrated=calibrate is not None, init=init, bn=bn, needs=needs
+    request = make_request(
+        model,
+        macs=macs,
+        params=params,
+        beta=beta,
+        budget=budget,
+        recipe=recipe,
+        method=method,
+        repair=repair,
+        calibrated=calibrate is not None,
+        constraints=constraints,
+        layers=layers,
+        ignore=ignore,
+        scope=scope,
+        random_state=random_state,
+        n_threads=n_threads,
     )
+    arguments = as_arguments(model, inputs)
     batches = [] if calibrate is None else calibration_batches(model, calibrate, arguments)
-    check_min_keep(min_keep)
-    threads.resolve(n_threads)
-    if not isinstance(random_state, Integral) or random_state < 0:
-        raise ValueError(f"random_state must be an integer of at least 0, got {random_state!r}")
-    if type(round_to) is not int or round_to < 1:
-        raise ValueError(f"round_to must be an integer of at least 1, got {round_to!r}")
-
     stages = Stages(progress)
-    with stages.run("analysis"):
-        traced, parametrized = tracing_copy(model)
-        args, kwargs = in_float32(arguments[0]), in_float32(arguments[1])
-        structure = analyse(traced, args, kwargs)
-        groups, skipped = candidates(model, structure, parametrized, wanted, unwanted, scope)
-    with stages.run("verification"):
-        groups, unsound = sound_groups(traced, args, kwargs, groups, random_state)
-        skipped += unsound
-        if not groups:
-            raise ValueError(nothing(skipped))
-    notes: list[str] = []
-    ranked: dict[str, Elimination] = {}
-    with stages.run("similarities"):
-        described = describe(descriptor, traced, groups, batches)
-        if "reconstruction" in (criterion, widths):
-            ranked, notes = eliminations(traced, groups, batches)
-        if criterion == "reconstruction":
-            choose = by_elimination(ranked)
-        else:
-            choose = CRITERIA[criterion] if isinstance(criterion, str) else checked(criterion)
-        names = layer_names(model)
-        betas = by_layer("beta", beta, names, groups) if isinstance(beta, Mapping) else {}
-        fixed_at = by_layer("keep", keep or {}, names, groups)
-        unnamed: list[Skipped] = []
-        if goal.kind == "keep":
-            groups, unnamed = chosen(groups, fixed_at, "keep")
-        elif isinstance(beta, Mapping):
-            groups, unnamed = chosen(groups, betas | fixed_at, "beta")
-        skipped += unnamed
-        modules = dict(traced.named_modules())
-        problems, placed = make_layers(
-            modules,
-            groups,
-            min_keep=min_keep,
-            round_to=round_to,
-            described=described,
-            n_threads=n_threads,
-        )
-        notes += placed
-    sizes = Sizes(structure.costs, groups)
-    with stages.run("selection"):
-        fixed = {x.name: _fixed_count(x, fixed_at[x.name]) for x in problems if x.name in fixed_at}
-        search = Search(
-            problems,
-            fixed=fixed,
-            errors={name: found.errors for name, found in ranked.items()},
-            exemplars=choose is CRITERIA["exemplar"],
-            seed=random_state,
-            n_threads=n_threads,
-        )
-
-        def members(counts: Counts, clusterings: Mapping[str, Clusterings]) -> dict[str, Indices]:
-            return {
-                x.name: x.members(choose, clusterings.get(x.name), counts[x.name], random_state)
-                for x in problems
-            }
-
-        if goal.kind in ("beta", "keep"):
-            free = [x for x in problems if x.name not in fixed]
-            at = {x.name: betas.get(x.name, goal.value) for x in free}
-            clusterings = cluster(free, at, seed=random_state, n_threads=n_threads)
-            counts = fixed | {x.name: x.fit(x.exemplar_count(clusterings[x.name])) for x in free}
-            exact = search.exact([x for x in problems if x.name in fixed], counts)
-            choice = Choice(counts, clusterings | exact, at)
-        else:
-            cost = _cost(goal, traced, sizes, groups)
-            whole = cost({group.name: group.channels for group in groups})
-            choice = search.meet(
-                cost,
-                goal.value * whole,
-                widths=widths,
-                proxy=lambda counts: sizes.totals(counts).macs,
-                patience=5000 if goal.measure is None else 40,
-            )
-        kept = members(choice.counts, choice.clusterings)
+    net = Analysis(model, inputs, stages)
+    chosen = net.choose(request, batches, stages)
     with stages.run("surgery"):
-        plan = make_plan(groups, kept, init=init, bn=bn, seed=random_state)
-        small = apply_plan(model, plan)
+        small = chosen.plan.apply(model)
         _dry_run(small, arguments)
     with stages.run("repair"):
-        small, repair, more = compensate_for(repairs, model, small, plan, groups, kept, batches)
+        small, repaired, more = repair_network(
+            request.method.repair, model, small, chosen.plan, chosen.groups, chosen.kept, batches
+        )
     stages.close()
-    notes = [*choice.notes, *notes, *more]
+    choice = chosen.choice
     for note in choice.notes:
         warnings.warn(BudgetWarning(note), stacklevel=2)
-    after = totals_of(small, sizes.totals(choice.counts))
-    settings: dict[str, Any] = {
-        **goal.settings(),
-        "keep": None if keep is None else dict(keep),
-        "recipe": None if found is None else found.name,
-        "layers": wanted if found is None else None,
-        "ignore": unwanted or None,
-        "scope": scope,
-        "widths": widths,
-        "criterion": label_of(criterion),
-        "descriptor": label_of(descriptor),
-        "compensate": repairs,
-        "init": init,
-        "bn": bn,
-        "min_keep": min_keep,
-        "round_to": round_to,
-        "random_state": random_state,
-    }
+    sizes = Sizes(net.costs, chosen.groups)
     report = Report(
-        layers=layer_reports(model, structure, problems, choice, sizes),
-        skipped=in_order(skipped, names),
-        before=totals_of(model, structure.costs.totals()),
-        after=after,
-        settings=settings,
-        notes=tuple(notes),
-        repair=repair,
+        layers=layer_reports(model, net.costs, chosen.layers, choice, sizes),
+        skipped=chosen.skipped,
+        before=totals_of(model, net.costs.totals()),
+        after=totals_of(small, sizes.totals(choice.counts)),
+        settings=request.settings(),
+        notes=(*choice.notes, *chosen.notes, *more),
+        repair=repaired,
         seconds=stages.seconds,
     )
     clusters = {
-        x.name: layer_clusters(x, choice.clusterings[x.name], kept[x.name])
-        for x in problems
+        x.name: layer_clusters(x, choice.clusterings[x.name], chosen.kept[x.name])
+        for x in chosen.layers
         if x.name in choice.clusterings
     }
-    return PruningResult(small, plan, report, clusters, tuple(groups), kept)
+    return PruningResult(small, chosen.plan, report, clusters, chosen.groups, chosen.kept)
 
 
-def _fixed_count(layer: Layer, value: int | float) -> int:
-    if isinstance(value, int) and value > layer.channels:
-        raise ValueError(
-            f"keep: {value} filters of {layer.name!r} asked for, which has {layer.channels}"
-        )
-    return layer.fit(value if isinstance(value, int) else value * layer.channels)
-
-
-def _cost(
-    goal: Goal,
+def repair(
     model: nn.Module,
-    sizes: Sizes,
-    groups: Sequence[Group],
-) -> Measure:
-    """The measure of a budget as a function of the numbers of filters."""
-    if goal.kind == "macs":
-        return lambda counts: sizes.totals(counts).macs
-    if goal.kind == "params":
-        return lambda counts: sizes.totals(counts).params
-    function = goal.measure
+    small: nn.Module,
+    plan: Plan,
+    *,
+    calibrate: Any = None,
+    repair: str = "auto",
+    inputs: Any = None,
+) -> tuple[nn.Module, Repair | None]:
+    """Let the layers of a pruned network learn to do without what went.
 
-    def measured(counts: Counts) -> float:
-        # which filters stay is all the same to a size or a latency; how many is not
-        kept = {
-            g.name: np.concatenate(
-                [
-                    np.arange(counts[g.name] // g.blocks) + block * (g.channels // g.blocks)
-                    for block in range(g.blocks)
-                ]
-            )
-            for g in groups
-        }
-        small = apply_plan(model, make_plan(groups, kept))
-        value = function(small)  # type: ignore[misc]
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ValueError(f"measure must return a finite number, got {value!r}")
-        return float(value)
+    Parameters
+    ----------
+    model, small : torch.nn.Module
+        The original, and what `plan` makes of it; neither is modified.
+    plan : Plan
+    calibrate : Tensor or iterable of tensors, tuples or dicts, optional
+        A few hundred inputs, without labels.
+    repair : {"auto", "merge", "batchnorm", "least_squares"}
+        See `Method`. "auto" is least squares with calibration inputs and merge without.
+    inputs : Tensor, shape, tuple of arguments, or dict of keyword arguments, optional
+        Example inputs. Needed for merge, and where the model has arguments that are no tensors.
 
-    return measured
+    Returns
+    -------
+    model : torch.nn.Module
+        A repaired copy of `small`.
+    repair : Repair or None
+        What was done, if it was done from calibration inputs.
+
+    Raises
+    ------
+    TypeError, ValueError
+
+    Warns
+    -----
+    RepairWarning
+        It was left off, or rests on too little data.
+    """
+    check_model(model)
+    check_choice("repair", repair, ("auto", *REPAIRS))
+    if repair == "auto":
+        repair = "merge" if calibrate is None else "least_squares"
+    if repair in NEEDS_DATA and calibrate is None:
+        raise ValueError(f"repair={repair!r} needs calibrate=, a few hundred inputs without labels")
+    if repair == "merge" and inputs is None:
+        raise ValueError("repair='merge' needs inputs=, as given to analyse")
+    groups: tuple[Group, ...] = ()
+    kept: dict[str, Indices] = {}
+    if repair == "merge":
+        groups = Analysis(model, inputs, Stages(show=False)).groups
+        for group in groups:
+            part = plan.modules.get(group.name)
+            if part is not None and part.out is not None:
+                kept[group.name] = np.asarray(part.out, np.intp)
+    batches: list[Arguments] = []
+    if calibrate is not None:
+        if inputs is None:
+            calibrate, inputs = _with_example(model, calibrate)
+        batches = calibration_batches(model, calibrate, as_arguments(model, inputs))
+    repaired, done, _ = repair_network(repair, model, small, plan, groups, kept, batches)
+    return repaired, done
+
+
+def _with_example(model: nn.Module, calibrate: Any) -> tuple[Any, Any]:
+    """Calibration inputs, and one of them as example input."""
+    if isinstance(calibrate, (str, bytes)) or not isinstance(calibrate, Iterable):
+        raise TypeError(
+            "calibrate must be a tensor of inputs or an iterable (a DataLoader) of tensors, tuples "
+            f"or dicts, got {type(calibrate).__name__}"
+        )
+    whole = calibrate if isinstance(calibrate, (Tensor, Mapping)) else list(calibrate)
+    first = whole[0] if isinstance(whole, list) and whole else whole
+    if isinstance(first, Mapping):
+        return whole, {name: value[:1] for name, value in first.items()}
+    if isinstance(first, Tensor):
+        return whole, first[:1]
+    empty = inspect.Parameter.empty
+    taken = [p for p in inspect.signature(model.forward).parameters.values() if p.default is empty]
+    return whole, tuple(value[:1] for value in first[: len(taken)])
 
 
 def _dry_run(small: nn.Module, arguments: Arguments) -> None:
@@ -365,6 +264,6 @@ def _dry_run(small: nn.Module, arguments: Arguments) -> None:
             small(*arguments[0], **arguments[1])
         except Exception as error:
             raise TraceError(
-                f"the pruned network does not run on example_inputs ({error}); please report this "
-                "with the model's class"
+                f"the pruned network does not run on its example inputs ({error}); please report "
+                "this with the model's class"
             ) from error

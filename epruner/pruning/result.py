@@ -11,8 +11,8 @@ import numpy as np
 from torch import nn
 
 from epruner.cluster.similarity import negative_squared_distances
-from epruner.pruning.graph.costs import Totals
-from epruner.pruning.graph.groups import Group, Structure
+from epruner.pruning.graph.costs import Costs, Totals
+from epruner.pruning.graph.groups import Group
 from epruner.pruning.plan.plan import Plan
 from epruner.pruning.report.report import LayerReport, Report
 from epruner.pruning.select.allocation import Choice, Sizes
@@ -112,7 +112,7 @@ def totals_of(model: nn.Module, counted: Totals) -> Totals:
 
 
 def layer_reports(
-    model: nn.Module, structure: Structure, problems: Sequence[Layer], choice: Choice, sizes: Sizes
+    model: nn.Module, costs: Costs, problems: Sequence[Layer], choice: Choice, sizes: Sizes
 ) -> tuple[LayerReport, ...]:
     after = sizes.sizes(choice.counts)
     rows = {}
@@ -121,7 +121,7 @@ def layer_reports(
         beta = choice.betas.get(layer.name)
         count = choice.counts[layer.name]
         for member in layer.group.producers:
-            cost = structure.costs.modules[member.module]
+            cost = costs.modules[member.module]
             small = after[member.module]
             rows[member.module] = LayerReport(
                 name=member.module,

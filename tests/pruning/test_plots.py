@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from epruner.pruning.report.report import LayerReport, Report, Totals
+from epruner.pruning.graph.costs import Totals
+from epruner.pruning.report.report import LayerReport, Report
 
 pytest.importorskip("matplotlib", reason="needs matplotlib (extra plot)")
 from epruner.pruning.report.plots import draw_report, draw_similarity, write_figure

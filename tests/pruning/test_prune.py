@@ -22,7 +22,7 @@ from epruner.pruning import PruningResult, prune
 from epruner.pruning.network.filters import filter_matrix
 from epruner.pruning.report.progress import STAGES
 from epruner.pruning.report.report import Report
-from epruner.pruning.select.importance import CRITERIA, Candidates, Indices, resize_exemplars
+from epruner.pruning.select.importance import IMPORTANCE, Candidates, Indices, resize_exemplars
 
 IMAGE = (1, 3, 16, 16)
 
@@ -182,7 +182,7 @@ def test_scope_all_prunes_the_stream_of_a_residual_network() -> None:
     assert counts(everything)["stem"] == counts(everything)["expand"] < 16
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", IMPORTANCE)
 def test_criteria_choose_members_and_exemplars_the_number(criterion: str) -> None:
     model = stirred(networks.Vgg())
     exemplars = prune(model, IMAGE, beta=1.0)
@@ -277,14 +277,14 @@ def test_criteria_on_filters_made_for_them() -> None:
     rows = np.array([[9.0, 0], [0, 1], [0, 1.1], [3, 3], [-4, -4]], np.float32)
     s = -((rows[:, None] - rows[None]) ** 2).sum(-1)
     candidates = Candidates(rows, s, np.array([0, 3]), 0, "layer")
-    assert CRITERIA["l1"](candidates, 2).tolist() == [0, 4]
-    assert CRITERIA["l2"](candidates, 2).tolist() == [0, 4]
-    assert CRITERIA["fpgm"](candidates, 2).tolist() == [0, 4]
-    assert CRITERIA["exemplar"](candidates, 2).tolist() == [0, 3]
-    assert CRITERIA["exemplar"](candidates, 3).tolist() == [0, 3, 4]
-    assert CRITERIA["exemplar"](candidates, 1).tolist() == [3]
-    assert sorted(CRITERIA["random"](candidates, 5)) == list(range(5))
-    assert len(CRITERIA["exemplar"](Candidates(rows, s, np.empty(0, np.intp), 0, ""), 5)) == 5
+    assert IMPORTANCE["l1"](candidates, 2).tolist() == [0, 4]
+    assert IMPORTANCE["l2"](candidates, 2).tolist() == [0, 4]
+    assert IMPORTANCE["fpgm"](candidates, 2).tolist() == [0, 4]
+    assert IMPORTANCE["exemplar"](candidates, 2).tolist() == [0, 3]
+    assert IMPORTANCE["exemplar"](candidates, 3).tolist() == [0, 3, 4]
+    assert IMPORTANCE["exemplar"](candidates, 1).tolist() == [3]
+    assert sorted(IMPORTANCE["random"](candidates, 5)) == list(range(5))
+    assert len(IMPORTANCE["exemplar"](Candidates(rows, s, np.empty(0, np.intp), 0, ""), 5)) == 5
 
 
 def naive_resize(s: np.ndarray[Any, Any], exemplars: list[int], count: int) -> list[int]:

@@ -7,7 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from epruner.pruning.report.report import LayerReport, Report, Skipped, Totals, amount, change
+from epruner.pruning.graph.costs import Totals
+from epruner.pruning.graph.groups import Skipped
+from epruner.pruning.report.report import LayerReport, Report
+from epruner.pruning.report.tables import amount, change
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ class Structure:
     costs: Costs
 
 
-def analyse(
+def find_groups(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
 ) -> Structure:
     """Find the groups of coupled channels.

@@ -5,80 +5,111 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
-from torch.nn.modules.conv import _ConvNd
-
-from epruner.pruning.graph.groups import Group, Skipped, Structure
+from epruner.pruning.graph.groups import Group, Skipped
 from epruner.pruning.network.inputs import check_patterns, matches
 
 
-def layer_names(model: nn.Module) -> list[str]:
-    """Names of the convolutions and linear layers."""
-    return [name for name, m in model.named_modules() if isinstance(m, (_ConvNd, nn.Linear))]
+def resizable(
+    groups: Sequence[Group], parametrized: frozenset[str]
+) -> tuple[list[Group], list[Skipped]]:
+    """Groups that have something to give, and the layers of the others with their reasons."""
+    found = []
+    skipped = []
+    for group in groups:
+        members = (*group.producers, *group.followers, *group.consumers)
+        computed = [m.module for m in members if m.module in parametrized]
+        if computed:
+            skipped += _skipped(
+                group,
+                f"the weights of {computed[0]!r} are computed (a parametrization such as "
+                "weight_norm); remove it first (torch.nn.utils.parametrize."
+                "remove_parametrizations)",
+            )
+        elif group.channels < 2:
+            skipped += _skipped(group, "it has one channel")
+        else:
+            found.append(group)
+    return found, skipped
 
 
-def candidates(
-    model: nn.Module,
-    structure: Structure,
-    parametrized: frozenset[str],
-    wanted: Sequence[str] | None,
-    unwanted: Sequence[str],
+def wanted_groups(
+    groups: Sequence[Group],
+    skipped: Sequence[Skipped],
+    names: Sequence[str],
+    *,
+    layers: Sequence[str] | None,
+    ignore: Sequence[str],
     scope: str,
 ) -> tuple[list[Group], list[Skipped]]:
-    """Groups to prune, and everything else with its reason.
+    """Of the groups that can be pruned those that shall be, and all that stays with its reason.
+
+    Parameters
+    ----------
+    groups, skipped
+        What can be pruned and what cannot.
+    names : sequence of str
+        Of all convolutions and linear layers.
+    layers, ignore : sequence of str
+        Patterns; None of `layers` is all.
+    scope : {"inner", "all"}
 
     Raises
     ------
     ValueError
         A pattern that matches nothing, or of those wanted nothing that can be pruned.
     """
-    names = layer_names(model)
-    check_patterns("layers", wanted or [], names)
-    check_patterns("ignore", unwanted, names)
-    groups = []
-    skipped = list(structure.skipped)
-    for group in structure.groups:
+    check_patterns("layers", layers or [], names)
+    check_patterns("ignore", ignore, names)
+    found = []
+    left = list(skipped)
+    for group in groups:
         producers = [member.module for member in group.producers]
-        members = (*group.producers, *group.followers, *group.consumers)
-        computed = [m.module for m in members if m.module in parametrized]
-        if group.channels < 2:
-            skipped += [Skipped(name, "it has one channel") for name in producers]
-        elif computed:
-            reason = (
-                f"the weights of {computed[0]!r} are computed (a parametrization such as "
-                "weight_norm); remove it first (torch.nn.utils.parametrize."
-                "remove_parametrizations)"
-            )
-            skipped += [Skipped(name, reason) for name in producers]
-        elif any(matches(name, pattern) for name in producers for pattern in unwanted):
-            skipped += [Skipped(name, "ignored on request") for name in producers]
+        if any(matches(name, pattern) for name in producers for pattern in ignore):
+            left += _skipped(group, "ignored on request")
         elif group.stream and scope == "inner":
-            reason = "several layers add onto its channels; scope='all' prunes them together"
-            skipped += [Skipped(name, reason) for name in producers]
-        elif wanted is None or any(matches(n, p) for n in producers for p in wanted):
-            groups.append(group)
+            left += _skipped(
+                group, "several layers add onto its channels; scope='all' prunes them together"
+            )
+        elif layers is None or any(matches(n, p) for n in producers for p in layers):
+            found.append(group)
         else:
-            skipped += [Skipped(name, "not among layers") for name in producers]
-    reachable = [member.module for group in groups for member in group.producers]
-    for pattern in wanted or []:
+            left += _skipped(group, "not among layers")
+    reachable = [member.module for group in found for member in group.producers]
+    for pattern in layers or []:
         if not any(matches(name, pattern) for name in reachable):
-            lost = [f"{s.name}: {s.reason}" for s in skipped if matches(s.name, pattern)]
+            lost = [f"{s.name}: {s.reason}" for s in left if matches(s.name, pattern)]
             lost += ["depthwise convolutions go with the layer before them; name that"]
             raise ValueError(f"layers: {pattern!r} cannot be pruned: {lost[0]}")
-    return groups, skipped
+    return found, left
 
 
-def chosen(
+def with_values(
     groups: Sequence[Group], values: Mapping[str, Any], option: str
 ) -> tuple[list[Group], list[Skipped]]:
     """Groups that have a value, and the layers of all others."""
-    skipped = [
-        Skipped(member.module, f"no pattern of {option} matches it")
-        for group in groups
-        if group.name not in values
-        for member in group.producers
-    ]
+    without = [group for group in groups if group.name not in values]
+    skipped = [s for g in without for s in _skipped(g, f"no pattern of {option} matches it")]
     return [group for group in groups if group.name in values], skipped
+
+
+def by_group(
+    option: str, values: Mapping[str, Any], names: Sequence[str], groups: Sequence[Group]
+) -> dict[str, Any]:
+    """Value of the last pattern that matches a group's producers."""
+    check_patterns(option, values, names)
+    found = {}
+    for group in groups:
+        for pattern, value in values.items():
+            if any(matches(member.module, pattern) for member in group.producers):
+                found[group.name] = value
+    for pattern in values:
+        producers = (m.module for group in groups for m in group.producers)
+        if not any(matches(name, pattern) for name in producers):
+            raise ValueError(
+                f"{option}: {pattern!r} matches no layer that is pruned; print(epruner.analyse("
+                "model, inputs)) shows what is left alone and why"
+            )
+    return found
 
 
 def in_order(skipped: Iterable[Skipped], names: Sequence[str]) -> tuple[Skipped, ...]:
@@ -94,21 +125,5 @@ def nothing(skipped: Sequence[Skipped]) -> str:
     return f"nothing in this model can be pruned: {shown}{more}"
 
 
-def by_layer(
-    option: str, values: Mapping[str, Any], names: Sequence[str], groups: Sequence[Group]
-) -> dict[str, Any]:
-    """Value of the last pattern that matches a group's producers."""
-    check_patterns(option, values, names)
-    found = {}
-    for group in groups:
-        for pattern, value in values.items():
-            if any(matches(member.module, pattern) for member in group.producers):
-                found[group.name] = value
-    for pattern in values:
-        producers = (m.module for group in groups for m in group.producers)
-        if not any(matches(name, pattern) for name in producers):
-            raise ValueError(
-                f"{option}: {pattern!r} matches no layer that is pruned; see the report of a run "
-                "without it for what is skipped and why"
-            )
-    return found
+def _skipped(group: Group, reason: str) -> list[Skipped]:
+    return [Skipped(member.module, reason) for member in group.producers]

@@ -8,45 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from epruner.pruning.graph.groups import Group
-from epruner.pruning.network.batchnorm import scale_shift
-from epruner.pruning.network.filters import filter_matrix
+from epruner.pruning.select.features import folded_matrix
 from epruner.pruning.select.importance import Indices, Matrix
-
-
-def folded_matrix(modules: Mapping[str, nn.Module], group: Group) -> Matrix:
-    """Filters of a group as they act once BatchNorm has scaled and shifted them.
-
-    Parameters
-    ----------
-    modules : mapping of str to torch.nn.Module
-    group : Group
-
-    Returns
-    -------
-    ndarray of shape (n, d + 1), float64
-        Per producer, side by side: the filter times the scale of the BatchNorm that follows it,
-        and the shift. Without BatchNorm the filter and its bias.
-    """
-    norms = [
-        m for m in group.followers if isinstance(modules.get(m.module), _BatchNorm) and m.fold == 1
-    ]
-    parts = []
-    for producer in group.producers:
-        module = modules[producer.module]
-        rows = filter_matrix(module).astype(np.float64)
-        bias = np.zeros(len(rows))
-        if isinstance(module.bias, Tensor):
-            bias = module.bias.detach().double().cpu().numpy()
-        norm = next((m for m in norms if len(m.index) == len(rows)), None)
-        if norm is not None:
-            scale, shift = (x.cpu().numpy()[norm.index] for x in scale_shift(modules[norm.module]))
-            rows, bias = rows * scale[:, None], bias * scale + shift
-        parts += [rows, bias[:, None]]
-    return np.concatenate(parts, axis=1)
 
 
 def merge(

@@ -1,4 +1,4 @@
-"""The options of `prune` that repair: checked at the door, carried out on the pruned network."""
+"""Which repair is made, and what is left off with a note."""
 
 from __future__ import annotations
 
@@ -23,44 +23,8 @@ from epruner.pruning.repair.merge import merge
 from epruner.pruning.report.report import Repair
 from epruner.pruning.select.importance import Indices
 
-COMPENSATIONS = ("none", "merge", "batchnorm", "least_squares")
-NEEDS_DATA = ("batchnorm", "least_squares")
 
-
-def check_compensation(
-    compensate: str | None, *, calibrated: bool, init: str, bn: str, needs: Sequence[str]
-) -> str:
-    """The repair that will be made: by default least squares if there is something to fit to.
-
-    Parameters
-    ----------
-    compensate : str or None
-    calibrated : bool
-        Whether there are calibration inputs.
-    init, bn : str
-        A network that starts anew has nothing to repair.
-    needs : sequence of str
-        Other options that need calibration inputs, as the user wrote them.
-    """
-    if compensate is not None and compensate not in COMPENSATIONS:
-        raise ValueError(
-            f"compensate must be one of {', '.join(map(repr, COMPENSATIONS))}, got {compensate!r}"
-        )
-    fresh = init != "exemplar" or bn == "reset"
-    if compensate not in (None, "none") and fresh:
-        raise ValueError(
-            f"compensate={compensate!r} repairs trained weights; it goes with init='exemplar' and "
-            "bn='slice' only"
-        )
-    wanting = [*needs, *([f"compensate={compensate!r}"] if compensate in NEEDS_DATA else [])]
-    if wanting and not calibrated:
-        raise ValueError(f"{wanting[0]} needs calibrate=, a few hundred inputs without labels")
-    if compensate is None:
-        return "least_squares" if calibrated and not fresh else "none"
-    return compensate
-
-
-def compensate_for(
+def repair_network(
     kind: str,
     model: nn.Module,
     small: nn.Module,
@@ -73,7 +37,7 @@ def compensate_for(
 
     Parameters
     ----------
-    kind : one of `COMPENSATIONS`
+    kind : {"none", "merge", "batchnorm", "least_squares"}
     model, small : torch.nn.Module
         The original, and what `plan` made of it.
     plan : Plan

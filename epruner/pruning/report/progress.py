@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 # What a run goes through, whatever its options.
@@ -13,7 +13,7 @@ STAGES = ("analysis", "verification", "similarities", "selection", "surgery", "r
 class Stages:
     """Times the stages, and shows them if asked to."""
 
-    def __init__(self, show: bool) -> None:
+    def __init__(self, show: bool, stages: Sequence[str] = STAGES) -> None:
         self.seconds: dict[str, float] = {}
         self._bar = None
         if show:
@@ -21,7 +21,7 @@ class Stages:
             from rich.progress import Progress
 
             self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task("pruning", total=len(STAGES))
+            self._task = self._bar.add_task("pruning", total=len(stages))
             self._bar.start()
 
     @contextmanager
@@ -34,7 +34,7 @@ class Stages:
         except BaseException:
             self.close()
             raise
-        self.seconds[stage] = time.perf_counter() - start
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
         if self._bar:
             self._bar.advance(self._task)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from epruner.pruning.graph.costs import Totals
 from epruner.pruning.graph.groups import Skipped
-from epruner.pruning.report.tables import Table
+from epruner.pruning.report.tables import Table, amount, change, percent
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -160,13 +160,17 @@ class Report:
             )
             for layer in self.layers
         ]
-        header: tuple[str, ...] = (
+        header = (
             "layer", "kind", "filters", "kept", "share", "beta",
             "MACs", "after", "params", "after", "remark",
         )  # fmt: skip
-        if not any(row[-1] for row in rows):
-            header, rows = header[:-1], [row[:-1] for row in rows]
-        return Table(header, rows, left=frozenset({0, 1, 10}))
+        empty = {column for column in (5, 10) if all(row[column] in ("", "-") for row in rows)}
+        shown = [column for column in range(len(header)) if column not in empty]
+        return Table(
+            [header[column] for column in shown],
+            [[row[column] for column in shown] for row in rows],
+            left=frozenset({0, 1, shown.index(10) if 10 in shown else 0}),
+        )
 
     def totals(self) -> Table:
         """Three rows: multiply-adds, parameters, multiply-adds counted with BatchNorm."""
@@ -186,14 +190,10 @@ class Report:
 
     def remarks(self) -> list[str]:
         """The notes, the layers left alone by reason, the time taken; one line each."""
-        by_reason: dict[str, list[str]] = {}
-        for skipped in self.skipped:
-            by_reason.setdefault(skipped.reason, []).append(skipped.name)
-        lines = [f"repair: {self.repair}"] if self.repair else []
+        lines = [f"method: {self.method}"] if self.method else []
+        lines += [f"repair: {self.repair}"] if self.repair else []
         lines += [f"note: {note}" for note in self.notes]
-        for reason, names in by_reason.items():
-            more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-            lines.append(f"left alone ({reason}): {', '.join(names[:_NAMES_SHOWN])}{more}")
+        lines += left_alone(self.skipped)
         if self.seconds:
             stages = ", ".join(f"{stage} {time:.1f}" for stage, time in self.seconds.items())
             lines.append(f"took {sum(self.seconds.values()):.1f} s ({stages})")
@@ -259,6 +259,19 @@ class Report:
             and asdict(self.repair) | {"layers": [asdict(layer) for layer in self.repair.layers]},
         }
 
+    @property
+    def method(self) -> str:
+        """How filters were chosen and repaired, in one line."""
+        found = self.settings.get("method")
+        if not isinstance(found, Mapping):
+            return ""
+        line = (
+            f"{found['allocation']} numbers of filters, {found['importance']} members, "
+            f"{found['features']} compared, repair {found['repair']}"
+        )
+        why = self.settings.get("why")
+        return f"{line} ({why})" if why else line
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Report:
         """Rebuild a report from ``to_dict``.
@@ -291,22 +304,16 @@ def _repair(data: Mapping[str, Any] | None) -> Repair | None:
     return Repair(layers, data["before"], data["after"])
 
 
-def amount(value: float) -> str:
-    """A count with three or four digits and a unit: 49360 -> '49.36 k'."""
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(value) >= size:
-            return f"{value / size:.2f}{unit}"
-    return f"{value:g}"
-
-
-def percent(share: float) -> str:
-    """0.5625 -> '56.2 %'."""
-    return f"{100 * share:.1f} %"
-
-
-def change(old: float, new: float) -> str:
-    """Relative change with its sign: (4, 1) -> '-75.0 %'."""
-    return f"{100 * (new / old - 1):+.1f} %" if old else "-"
+def left_alone(skipped: Iterable[Skipped]) -> list[str]:
+    """Layers left alone, one line a reason."""
+    by_reason: dict[str, list[str]] = {}
+    for each in skipped:
+        by_reason.setdefault(each.reason, []).append(each.name)
+    return [
+        f"left alone ({reason}): {', '.join(names[:_NAMES_SHOWN])}"
+        + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "")
+        for reason, names in by_reason.items()
+    ]
 
 
 def _remark(layer: LayerReport) -> str:

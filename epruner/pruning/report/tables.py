@@ -1,4 +1,4 @@
-"""One small table type, rendered as plain text, Markdown or HTML."""
+"""Numbers and tables as people read them: plain text, Markdown or HTML."""
 
 from __future__ import annotations
 
@@ -55,3 +55,21 @@ class Table:
 
         body = "".join(line("td", row) for row in self.rows)
         return f"<table><thead>{line('th', self.header)}</thead><tbody>{body}</tbody></table>"
+
+
+def amount(value: float) -> str:
+    """A count with three or four digits and a unit: 49360 -> '49.36 k'."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= size:
+            return f"{value / size:.2f}{unit}"
+    return f"{value:g}"
+
+
+def percent(share: float) -> str:
+    """0.5625 -> '56.2 %'."""
+    return f"{100 * share:.1f} %"
+
+
+def change(old: float, new: float) -> str:
+    """Relative change with its sign: (4, 1) -> '-75.0 %'."""
+    return f"{100 * (new / old - 1):+.1f} %" if old else "-"

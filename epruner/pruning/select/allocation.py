@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 import numpy.typing as npt
@@ -132,7 +133,7 @@ class Search:
         """The same share of every layer."""
         return self._fixed | {x.name: x.fit(share * x.channels) for x in self._free}
 
-    def exact(self, layers: Sequence[Layer], counts: Counts) -> dict[str, Clusterings]:
+    def _exact(self, layers: Sequence[Layer], counts: Counts) -> dict[str, Clusterings]:
         """Clusterings with nearly `counts` exemplars, each layer at a beta of its own.
 
         Empty if the members will not be exemplars.
@@ -157,17 +158,26 @@ class Search:
             searched = [x for x in searched if misses[x.name] > CLOSE / 2 * counts[x.name]]
         return best
 
+    def at_betas(self, layers: Sequence[Layer], betas: Mapping[str, float]) -> Choice:
+        """The numbers of exemplars of some layers, each at its beta; of all others as given."""
+        clusterings = self._cluster(layers, betas)
+        counts = self._fixed | {
+            x.name: x.fit(x.exemplar_count(clusterings[x.name])) for x in layers
+        }
+        exact = self._clusterings_of_fixed(counts)
+        return Choice(counts, clusterings | exact, dict(betas))
+
     def meet(
-        self, measure: Measure, target: float, *, widths: str, proxy: Measure, patience: int
+        self, measure: Measure, share: float, *, allocation: str, proxy: Measure, patience: int
     ) -> Choice:
-        """Numbers of filters whose measure is just not above `target`.
+        """Numbers of filters that cost just not more than a share of the whole network.
 
         Parameters
         ----------
         measure : callable
             Cost of a network with these numbers of filters; larger with more of them.
-        target : float
-        widths : {"exemplar", "uniform", "reconstruction"}
+        share : float
+        allocation : {"exemplar", "uniform", "reconstruction"}
             The number of exemplars at the same beta, the same share of every layer, or the least
             loss at the same price per unit of `proxy`.
         proxy : callable
@@ -180,6 +190,8 @@ class Search:
         Choice
             Its notes say if the target could not be met within 1 %, and why.
         """
+        everything = measure({x.name: x.channels for x in self._layers})
+        target = share * everything
         whole = self._fixed | {x.name: x.channels for x in self._free}
         least = self._fixed | {x.name: x.fit(1) for x in self._free}
         over, under = whole, least
@@ -187,7 +199,7 @@ class Search:
         nearest: float | None = None  # strength of the answer whose cost is closest to the target
         miss = math.inf
         if under_cost <= target < over_cost:
-            at, bracket, trials = self._way(widths, proxy)
+            at, bracket, trials = self._way(allocation, proxy)
             for _ in range(trials):
                 strength = bracket.next(target)
                 counts = at(strength)
@@ -208,18 +220,21 @@ class Search:
         else:
             counts = self._between(under, over, measure, target)
             counts = self._fill(counts, measure, target, proxy, patience)
-        notes = _shortfall(self._free, counts, measure(counts), target, measure(whole))
-        if widths != "exemplar" or nearest is None:  # no beta for all
-            return Choice(counts, self.exact(self._layers, counts), {}, notes)
+            counts = self._exchange(counts, measure, target, patience)
+        notes = self._shortfall(counts, measure(counts), target, everything)
+        if allocation != "exemplar" or nearest is None:  # no beta for all
+            return Choice(counts, self._exact(self._layers, counts), {}, notes)
         beta = math.exp(-nearest)
         clusterings = self._seen[nearest] | self._clusterings_of_fixed(counts)
         return Choice(counts, clusterings, {x.name: beta for x in self._free}, notes)
 
-    def _way(self, widths: str, proxy: Measure) -> tuple[Callable[[float], Counts], _Bracket, int]:
+    def _way(
+        self, allocation: str, proxy: Measure
+    ) -> tuple[Callable[[float], Counts], _Bracket, int]:
         """What to search over, where, and how often to try."""
-        if widths == "uniform":
+        if allocation == "uniform":
             return self.at_share, _Bracket(0.0, 1.0), UNIFORM_TRIALS
-        if widths == "exemplar":
+        if allocation == "exemplar":
             return self.at_weakness, _Bracket(*WEAKNESS_RANGE, FIRST_WEAKNESS), TRIALS
         whole = self._fixed | {x.name: x.channels for x in self._free}
         full = proxy(whole)
@@ -235,18 +250,23 @@ class Search:
 
     def _at_price(self, price: float, prices: Mapping[str, float]) -> Counts:
         """The numbers of filters of least loss plus price."""
-        counts = dict(self._fixed)
-        for x in self._free:
+        counts = {}
+        ranked = [x for x in self._free if x.name in self._errors]
+        for x in ranked:
             allowed = sorted({x.fit(k) for k in range(1, x.channels + 1)})
-            loss = self._errors.get(x.name)
-            if loss is None:  # not ranked: as many as there are
-                counts[x.name] = x.channels
-                continue
-            counts[x.name] = min(allowed, key=lambda k: float(loss[k]) + price * prices[x.name] * k)
-        return counts
+            loss = self._errors[x.name] + price * prices[x.name] * np.arange(x.channels + 1)
+            counts[x.name] = min(allowed, key=loss.__getitem__)
+        # those that nothing is known of keep the share that the others keep
+        shares = [counts[x.name] / x.channels for x in ranked] or [1 / (1 + price)]
+        rest = [x for x in self._free if x.name not in counts]
+        return (
+            self._fixed
+            | counts
+            | {x.name: x.fit(float(np.mean(shares)) * x.channels) for x in rest}
+        )
 
     def _clusterings_of_fixed(self, counts: Counts) -> dict[str, Clusterings]:
-        return self.exact([x for x in self._layers if x.name in self._fixed], counts)
+        return self._exact([x for x in self._layers if x.name in self._fixed], counts)
 
     def _between(self, under: Counts, over: Counts, measure: Measure, target: float) -> Counts:
         """The farthest that fits on the straight way from `under` to `over`."""
@@ -298,6 +318,48 @@ class Search:
                         counts, cost, grew = trial, trial_cost, True
         return counts
 
+    def _exchange(self, counts: Counts, measure: Measure, target: float, patience: int) -> Counts:
+        """Where single filters are too coarse: fewer in one layer, so that more fit in another."""
+        cost = measure(counts)
+        grew = True
+        while grew and cost < target * (1 - TOLERANCE) and patience > 0:
+            grew = False
+            for giver, taker in permutations(self._free, 2):
+                trial = dict(counts)
+                for steps in range(1, 4):
+                    trial[giver.name] = giver.fit(counts[giver.name] - steps * giver.unit)
+                    while trial[taker.name] < taker.channels and patience > 0:
+                        more = min(trial[taker.name] + taker.unit, taker.channels)
+                        patience -= 1
+                        if (trial_cost := measure(trial | {taker.name: more})) > target:
+                            break
+                        trial[taker.name] = more
+                        if trial_cost > cost:
+                            counts, cost, grew = dict(trial), trial_cost, True
+                if grew or patience <= 0:
+                    break
+        return counts
+
+    def _shortfall(
+        self, counts: Counts, cost: float, target: float, whole: float
+    ) -> tuple[str, ...]:
+        if abs(cost - target) <= TOLERANCE * target:
+            return ()
+        note = (
+            f"the budget is {target / whole:.4g} of the network; the closest met is "
+            f"{cost / whole:.4g}"
+        )
+        if cost > target:
+            bound = [x.name for x in self._free if counts[x.name] == x.fit(1)]
+            more = f" and {len(bound) - 3} more" if len(bound) > 3 else ""
+            note += f", with these layers at their floors: {', '.join(bound[:3]) or 'none'}{more}"
+            note += "; fewer min_filters, more layers or scope='all' allow less"
+        elif all(counts[x.name] == x.channels for x in self._free):
+            note += ", with all that n_filters leaves free whole"
+        else:
+            note += "; the steps of single filters are too coarse to come closer"
+        return (note,)
+
     def _cluster(
         self, layers: Sequence[Layer], betas: Mapping[str, float]
     ) -> dict[str, Clusterings]:
@@ -346,21 +408,3 @@ class _Bracket:
         if self._below:
             return min(self._low + step, (self._low + self._high) / 2)
         return max(self._high - step, (self._low + self._high) / 2)
-
-
-def _shortfall(
-    layers: Sequence[Layer], counts: Counts, cost: float, target: float, whole: float
-) -> tuple[str, ...]:
-    if abs(cost - target) <= TOLERANCE * target:
-        return ()
-    note = (
-        f"the budget is {target / whole:.4g} of the network; the closest met is {cost / whole:.4g}"
-    )
-    if cost > target:
-        bound = [x.name for x in layers if counts[x.name] == x.fit(1)]
-        shown = ", ".join(bound[:3]) + (f" and {len(bound) - 3} more" if len(bound) > 3 else "")
-        note += f", with these layers at their floors: {shown or 'none'}"
-        note += "; a lower min_keep, more layers or scope='all' allow less"
-    else:
-        note += "; single filters are too coarse to come closer"
-    return (note,)

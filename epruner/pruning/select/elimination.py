@@ -23,7 +23,7 @@ from torch.nn.modules.conv import _ConvNd
 from epruner.pruning.graph.groups import Group, Member
 from epruner.pruning.network.batchnorm import scale_shift
 from epruner.pruning.network.inputs import Arguments
-from epruner.pruning.select.importance import Candidates, Criterion, Indices, l1
+from epruner.pruning.select.importance import Candidates, Importance, Indices, l1
 from epruner.pruning.trace.normal import RIDGE, inner, input_rows, positions, unknowns
 from epruner.pruning.trace.record import record_all
 from epruner.pruning.trace.replay import Replay
@@ -106,8 +106,8 @@ def eliminations(
     return ranked, notes
 
 
-def by_elimination(ranked: Mapping[str, Elimination]) -> Criterion:
-    """The criterion "reconstruction": the last to go stay."""
+def by_elimination(ranked: Mapping[str, Elimination]) -> Importance:
+    """The importance "reconstruction": the last to go stay."""
 
     def reconstruction(candidates: Candidates, count: int) -> Indices:
         if candidates.layer not in ranked:

@@ -6,23 +6,24 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from epruner.pruning.graph.groups import Group
-from epruner.pruning.network.filters import Matrix
+from epruner.pruning.network.batchnorm import scale_shift
+from epruner.pruning.network.filters import Matrix, filter_matrix
 from epruner.pruning.network.inputs import Arguments
-from epruner.pruning.repair.merge import folded_matrix
 from epruner.pruning.trace.record import record_all
 from epruner.pruning.trace.replay import Replay
 
 # A user's own: the layer to its matrix, one row a filter.
-Descriptor = Callable[[nn.Module], Matrix]
-DESCRIPTORS = ("weights", "folded", "activations")
+Features = Callable[[nn.Module], Matrix]
+FEATURES = ("weights", "folded", "activations")
 _SAMPLES = 2000  # responses per filter
 
 
-def describe(
-    descriptor: str | Descriptor,
+def features_of(
+    features: str | Features,
     model: nn.Module,
     groups: Sequence[Group],
     batches: Sequence[Arguments],
@@ -31,7 +32,7 @@ def describe(
 
     Parameters
     ----------
-    descriptor : {"weights", "folded", "activations"} or callable
+    features : {"weights", "folded", "activations"} or callable
     model : torch.nn.Module
         Full-size, in eval mode.
     groups : sequence of Group
@@ -49,34 +50,66 @@ def describe(
         The callable returns no matrix of finite numbers with one row a filter.
     """
     modules = dict(model.named_modules())
-    if descriptor == "weights":
+    if features == "weights":
         return {}
-    if descriptor == "folded":
+    if features == "folded":
         return {group.name: folded_matrix(modules, group) for group in groups}
-    if descriptor == "activations":
+    if features == "activations":
         return _responses(model, modules, groups, batches)
-    assert callable(descriptor)
+    assert callable(features)
     return {
         group.name: np.concatenate(
-            [_checked(descriptor, m.module, modules[m.module], group) for m in group.producers],
+            [_checked(features, m.module, modules[m.module], group) for m in group.producers],
             axis=1,
         )
         for group in groups
     }
 
 
-def _checked(function: Descriptor, name: str, layer: nn.Module, group: Group) -> Matrix:
+def _checked(function: Features, name: str, layer: nn.Module, group: Group) -> Matrix:
     matrix = np.asarray(function(layer))
     if matrix.ndim != 2 or len(matrix) != group.channels:
         raise ValueError(
-            f"descriptor returned an array of shape {matrix.shape} for {name!r}; it must have one "
+            f"features returned an array of shape {matrix.shape} for {name!r}; it must have one "
             f"row for each of its {group.channels} filters"
         )
     if not np.issubdtype(matrix.dtype, np.number) or np.iscomplexobj(matrix):
-        raise TypeError(f"descriptor returned an array of {matrix.dtype} for {name!r}")
+        raise TypeError(f"features returned an array of {matrix.dtype} for {name!r}")
     if not np.isfinite(matrix).all():
-        raise ValueError(f"descriptor returned NaN or infinity for {name!r}")
+        raise ValueError(f"features returned NaN or infinity for {name!r}")
     return matrix.astype(np.float64 if matrix.dtype.itemsize == 8 else np.float32)
+
+
+def folded_matrix(modules: Mapping[str, nn.Module], group: Group) -> Matrix:
+    """Filters of a group as they act once BatchNorm has scaled and shifted them.
+
+    Parameters
+    ----------
+    modules : mapping of str to torch.nn.Module
+    group : Group
+
+    Returns
+    -------
+    ndarray of shape (n, d + 1), float64
+        Per producer, side by side: the filter times the scale of the BatchNorm that follows it,
+        and the shift. Without BatchNorm the filter and its bias.
+    """
+    norms = [
+        m for m in group.followers if isinstance(modules.get(m.module), _BatchNorm) and m.fold == 1
+    ]
+    parts = []
+    for producer in group.producers:
+        module = modules[producer.module]
+        rows = filter_matrix(module).astype(np.float64)
+        bias = np.zeros(len(rows))
+        if isinstance(module.bias, Tensor):
+            bias = module.bias.detach().double().cpu().numpy()
+        norm = next((m for m in norms if len(m.index) == len(rows)), None)
+        if norm is not None:
+            scale, shift = (x.cpu().numpy()[norm.index] for x in scale_shift(modules[norm.module]))
+            rows, bias = rows * scale[:, None], bias * scale + shift
+        parts += [rows, bias[:, None]]
+    return np.concatenate(parts, axis=1)
 
 
 def _responses(
@@ -90,9 +123,7 @@ def _responses(
     run = Replay(traces, batches)
     norms = {
         group.name: {
-            m.module
-            for m in group.followers
-            if isinstance(modules.get(m.module), nn.modules.batchnorm._BatchNorm)
+            m.module for m in group.followers if isinstance(modules.get(m.module), _BatchNorm)
         }
         for group in groups
     }

@@ -1,8 +1,8 @@
 """Who stays: the members of a layer, once their number is set.
 
-A criterion is a function from the candidates of one layer (or one group of a grouped
+An importance is a function from the candidates of one layer (or one group of a grouped
 convolution) and a count to the indices that stay. New ones are one function and one line of
-`CRITERIA`.
+`IMPORTANCE`.
 """
 
 from __future__ import annotations
@@ -21,30 +21,35 @@ Matrix = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Candidates:
-    """The filters that a criterion chooses from.
+    """The filters that an importance chooses from.
 
     Parameters
     ----------
     features : ndarray of shape (n, d)
         Filter matrix.
-    similarities : ndarray of shape (n, n)
-        Negative squared distances between its rows.
     exemplars : ndarray of int
         Exemplars that affinity propagation found, as many as it found.
     seed : int
-        For criteria that draw.
+        For those that draw.
     layer : str
-        Name of the layer, for criteria that look up more about it than its weights.
+        Name of the layer, for those that look up more about it than its weights.
+    compare : callable
+        Gives `similarities`, which not all look at.
     """
 
     features: Matrix
-    similarities: Matrix
     exemplars: Indices
     seed: int
     layer: str
+    compare: Callable[[], Matrix]
+
+    @property
+    def similarities(self) -> Matrix:
+        """Negative squared distances between the rows of `features`, shape (n, n)."""
+        return self.compare()
 
 
-Criterion = Callable[[Candidates, int], Indices]
+Importance = Callable[[Candidates, int], Indices]
 
 
 def exemplar(candidates: Candidates, count: int) -> Indices:
@@ -79,7 +84,7 @@ def random(candidates: Candidates, count: int) -> Indices:
     return np.sort(chosen).astype(np.intp)
 
 
-CRITERIA: dict[str, Criterion] = {
+IMPORTANCE: dict[str, Importance] = {
     "exemplar": exemplar,
     "l1": l1,
     "l2": l2,
@@ -88,12 +93,12 @@ CRITERIA: dict[str, Criterion] = {
 }
 
 
-def checked(criterion: Criterion) -> Criterion:
-    """A user's criterion, held to what it must return."""
+def checked(importance: Importance) -> Importance:
+    """A user's importance, held to what it must return."""
 
     def held(candidates: Candidates, count: int) -> Indices:
         n = len(candidates.features)
-        found = np.asarray(criterion(candidates, count))
+        found = np.asarray(importance(candidates, count))
         if (
             found.shape != (count,)
             or not np.issubdtype(found.dtype, np.integer)
@@ -102,7 +107,7 @@ def checked(criterion: Criterion) -> Criterion:
             or found.max() >= n
         ):
             raise ValueError(
-                f"criterion must return {count} different indices of the {n} filters of "
+                f"importance must return {count} different indices of the {n} filters of "
                 f"{candidates.layer!r}, got {found!r:.80}"
             )
         return np.sort(found).astype(np.intp)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from epruner.cluster import Clustering
 from epruner.pruning.graph.groups import Group
 from epruner.pruning.network.filters import joint_rows
-from epruner.pruning.select.importance import Candidates, Criterion, Indices, Matrix
+from epruner.pruning.select.importance import Candidates, Importance, Indices, Matrix
 from epruner.pruning.select.similarities import Comparison, compare
 
 Clusterings = tuple[Clustering, ...]
@@ -74,7 +75,7 @@ class Layer:
         return max(1, math.floor(found / blocks + 0.5)) * blocks
 
     def members(
-        self, criterion: Criterion, clusterings: Clusterings | None, count: int, seed: int
+        self, importance: Importance, clusterings: Clusterings | None, count: int, seed: int
     ) -> Indices:
         """Which `count` channels stay, ascending."""
         width = self.channels // self.group.blocks
@@ -82,12 +83,12 @@ class Layer:
         for place, block in enumerate(self.blocks):
             candidates = Candidates(
                 features=self.comparison.features(block),
-                similarities=self.comparison.similarities(block),
                 exemplars=clusterings[place].exemplars if clusterings else np.empty(0, np.intp),
                 seed=seed,
                 layer=self.name,
+                compare=partial(self.comparison.similarities, block),
             )
-            chosen = criterion(candidates, count // self.group.blocks)
+            chosen = importance(candidates, count // self.group.blocks)
             parts.append(chosen + place * width)
         return np.concatenate(parts)
 
@@ -96,7 +97,7 @@ def make_layers(
     modules: Mapping[str, nn.Module],
     groups: Sequence[Group],
     *,
-    min_keep: float | None,
+    min_filters: float | None,
     round_to: int,
     described: Mapping[str, Matrix],
     n_threads: int | None,
@@ -107,7 +108,7 @@ def make_layers(
     ----------
     modules : mapping of str to torch.nn.Module
     groups : sequence of Group
-    min_keep : int, float or None
+    min_filters : int, float or None
         Channels (int) or share of them (float) that stay at least; None is the larger of 1 and
         5 %.
     round_to : int
@@ -138,8 +139,10 @@ def make_layers(
         unit = math.lcm(group.blocks, round_to)
         if unit > group.channels:
             unit = group.channels
-        share = 0.05 if min_keep is None else min_keep if isinstance(min_keep, float) else 0.0
-        absolute = min_keep if isinstance(min_keep, int) else 1
+        share = (
+            0.05 if min_filters is None else min_filters if isinstance(min_filters, float) else 0.0
+        )
+        absolute = min_filters if isinstance(min_filters, int) else 1
         floor = min(max(1, absolute, math.ceil(share * group.channels)), group.channels)
         layers.append(Layer(group, comparison, blocks, unit, floor))
     return layers, notes

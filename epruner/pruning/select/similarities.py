@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -80,25 +81,28 @@ class HostComparison:
 
     def __init__(self, filters: Sequence[Tensor | Matrix], n_threads: int | None) -> None:
         self._features = [_on_host(rows) for rows in filters]
-        compared = side_by_side(
-            _compared, self._features, lambda rows: len(rows) * rows.size, n_threads
+        self._n_threads = n_threads
+
+    @cached_property
+    def _compared(self) -> list[tuple[Matrix, Matrix]]:
+        """Similarities and medians of all sets; once any is asked for, and not before."""
+        return side_by_side(
+            _compared, self._features, lambda rows: len(rows) * rows.size, self._n_threads
         )
-        self._similarities = [s for s, _ in compared]
-        self._medians = [medians for _, medians in compared]
 
     def features(self, index: int) -> Matrix:
         return self._features[index]
 
     def similarities(self, index: int) -> Matrix:
-        return self._similarities[index]
+        return self._compared[index][0]
 
     def cluster(
         self, betas: Mapping[int, float], *, seed: int, n_threads: int | None
     ) -> dict[int, Clustering]:
-        medians = [self._medians[index] for index in betas]
+        medians = [self._compared[index][1] for index in betas]
         with _no_news():
             found = affinity_propagation_many(
-                [self._similarities[index] for index in betas],
+                [self._compared[index][0] for index in betas],
                 preference=[
                     m * m.dtype.type(beta) for m, beta in zip(medians, betas.values(), strict=True)
                 ],

@@ -1,0 +1,387 @@
+"""`analyse`: what can go from a network, what cannot and why; and what of it is chosen to go."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from epruner.pruning.errors import BudgetWarning
+from epruner.pruning.graph.groups import Group, Skipped, find_groups
+from epruner.pruning.graph.prunable import (
+    by_group,
+    in_order,
+    nothing,
+    resizable,
+    wanted_groups,
+    with_values,
+)
+from epruner.pruning.graph.trial import make_plan, sound_groups
+from epruner.pruning.network.copies import tracing_copy
+from epruner.pruning.network.inputs import (
+    Arguments,
+    as_arguments,
+    check_model,
+    in_float32,
+)
+from epruner.pruning.options import (
+    Budget,
+    Constraints,
+    Goal,
+    Method,
+    Request,
+    make_request,
+)
+from epruner.pruning.plan.plan import Plan
+from epruner.pruning.repair.calibration import calibration_batches
+from epruner.pruning.report.progress import Stages
+from epruner.pruning.report.report import left_alone
+from epruner.pruning.report.tables import Table, amount, percent
+from epruner.pruning.select.allocation import Choice, Counts, Measure, Search, Sizes
+from epruner.pruning.select.elimination import Elimination, by_elimination, eliminations
+from epruner.pruning.select.features import features_of
+from epruner.pruning.select.importance import IMPORTANCE, Indices, checked
+from epruner.pruning.select.problems import Layer, make_layers
+from epruner.pruning.select.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What goes and what stays, and how that came about.
+
+    Parameters
+    ----------
+    plan : Plan
+    groups : tuple of Group
+        That were pruned.
+    kept : mapping of str to ndarray of int
+        By group name, the channels that stay.
+    layers : tuple of Layer
+        Of the groups, with what was compared.
+    choice : Choice
+        Numbers of filters and the clusterings they came from.
+    skipped : tuple of Skipped
+        Layers left alone, each with its reason.
+    notes : tuple of str
+    """
+
+    plan: Plan
+    groups: tuple[Group, ...]
+    kept: Mapping[str, Indices]
+    layers: tuple[Layer, ...]
+    choice: Choice
+    skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...]
+
+
+class Analysis:
+    """What can go from a network, what cannot and why, and what everything costs.
+
+    Printing it gives a table. Made by `analyse`; the network itself is not kept, a private copy is.
+
+    Attributes
+    ----------
+    groups : tuple of Group
+        Channels that can be removed together, proved by trial, in the order of the network.
+    skipped : tuple of Skipped
+        Layers that must stay whole, each with its reason.
+    costs : Costs
+        Multiply-adds and parameters of every module for the example inputs.
+    arguments : (args, kwargs)
+        The example inputs.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Any, stages: Stages) -> None:
+        check_model(model)
+        self.arguments: Arguments = as_arguments(model, inputs)
+        with stages.run("analysis"):
+            self._model, parametrized = tracing_copy(model)
+            self._kind = type(model).__name__
+            args, kwargs = (in_float32(part) for part in self.arguments)
+            structure = find_groups(self._model, args, kwargs)
+            groups, computed = resizable(structure.groups, parametrized)
+        with stages.run("verification"):
+            groups, unsound = sound_groups(self._model, args, kwargs, groups, seed=0)
+        self.costs = structure.costs
+        self.groups = tuple(groups)
+        self._names = [
+            name for name, m in self._model.named_modules() if isinstance(m, (_ConvNd, nn.Linear))
+        ]
+        skipped = [*structure.skipped, *computed, *unsound]
+        self.skipped = in_order(skipped, self._names)
+
+    def __str__(self) -> str:
+        return f"{self.table().to_text()}\n\n{self._summary()}"
+
+    def table(self) -> Table:
+        """One row a layer whose channels can go: how many, what goes with them, what it costs."""
+        total = self.costs.totals()
+        rows = []
+        for group in self.groups:
+            for member in group.producers:
+                cost = self.costs.modules[member.module]
+                kind = type(self._model.get_submodule(member.module)).__name__
+                others = len(group.producers) - 1
+                together = f"{others} other layers" if others else ""
+                if group.stream:
+                    together += " (stream: scope='all')"
+                rows.append(
+                    (
+                        member.module,
+                        kind,
+                        str(group.channels),
+                        amount(cost.macs),
+                        percent(cost.macs / total.macs if total.macs else 0),
+                        amount(cost.params_at(cost.outputs, cost.inputs)),
+                        f"{len(group.consumers)}",
+                        together,
+                    )
+                )
+        header = ("layer", "kind", "filters", "MACs", "share", "params", "readers", "together with")
+        return Table(header, rows, left=frozenset({0, 1, 7}))
+
+    def _summary(self) -> str:
+        total = self.costs.totals()
+        lines = [
+            f"{self._kind}: {amount(total.macs)} multiply-adds, {amount(total.params)} parameters; "
+            f"{len(self.groups)} groups of channels can go"
+        ]
+        return "\n".join([*lines, *left_alone(self.skipped)])
+
+    def select(
+        self,
+        *,
+        macs: float | None = None,
+        params: float | None = None,
+        beta: float | Mapping[str, float] | None = None,
+        budget: Budget | None = None,
+        recipe: str | Recipe | None = None,
+        method: str | Method = "auto",
+        calibrate: Any = None,
+        constraints: Constraints | None = None,
+        layers: Iterable[str | nn.Module] | None = None,
+        ignore: Iterable[str | nn.Module] = (),
+        scope: str = "inner",
+        random_state: int = 0,
+        n_threads: int | None = None,
+    ) -> Plan:
+        """Choose what stays.
+
+        Parameters
+        ----------
+        macs, params, beta, budget, recipe, method, calibrate, constraints, layers, ignore, scope, \
+        random_state, n_threads
+            As for `epruner.prune`; of `method` all but the repair.
+
+        Returns
+        -------
+        Plan
+            Pure data; ``plan.apply(model)`` makes the smaller network.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `epruner.prune`.
+
+        Warns
+        -----
+        BudgetWarning
+            The budget could not be met.
+        """
+        request = make_request(
+            self._model,
+            macs=macs,
+            params=params,
+            beta=beta,
+            budget=budget,
+            recipe=recipe,
+            method=method,
+            repair=None,
+            calibrated=calibrate is not None,
+            constraints=constraints,
+            layers=layers,
+            ignore=ignore,
+            scope=scope,
+            random_state=random_state,
+            n_threads=n_threads,
+        )
+        batches = (
+            [] if calibrate is None else calibration_batches(self._model, calibrate, self.arguments)
+        )
+        chosen = self.choose(request, batches, Stages(show=False))
+        for note in chosen.choice.notes:
+            warnings.warn(BudgetWarning(note), stacklevel=2)
+        return chosen.plan
+
+    def choose(self, request: Request, batches: Sequence[Arguments], stages: Stages) -> Selection:
+        """What `select` does, with all that a report tells of it."""
+        method, constraints = request.method, request.constraints
+        groups, skipped = wanted_groups(
+            self.groups,
+            self.skipped,
+            self._names,
+            layers=request.layers,
+            ignore=request.ignore,
+            scope=request.scope,
+        )
+        if not groups:
+            raise ValueError(nothing(skipped))
+        goal = request.goal
+        betas: Mapping[str, float] = {}
+        if isinstance(goal.beta, Mapping):
+            betas = by_group("beta", goal.beta, self._names, groups)
+        fixed_at = by_group("n_filters", constraints.n_filters, self._names, groups)
+        if goal.kind == "n_filters":
+            groups, unnamed = with_values(groups, fixed_at, "n_filters")
+            skipped += unnamed
+        elif betas:
+            groups, unnamed = with_values(groups, {**betas, **fixed_at}, "beta")
+            skipped += unnamed
+        ranked: dict[str, Elimination] = {}
+        notes: list[str] = []
+        with stages.run("similarities"):
+            if "reconstruction" in (method.importance, method.allocation):
+                ranked, notes = eliminations(self._model, groups, batches)
+            layers, placed = make_layers(
+                dict(self._model.named_modules()),
+                groups,
+                min_filters=constraints.min_filters,
+                round_to=constraints.round_to,
+                described=features_of(method.features, self._model, groups, batches),
+                n_threads=request.n_threads,
+            )
+            notes += placed
+        if method.importance == "reconstruction":
+            choose = by_elimination(ranked)
+        elif isinstance(method.importance, str):
+            choose = IMPORTANCE[method.importance]
+        else:
+            choose = checked(method.importance)
+        with stages.run("selection"):
+            choice = self._allocate(request, layers, betas, fixed_at, ranked)
+            kept = {
+                x.name: x.members(
+                    choose,
+                    choice.clusterings.get(x.name),
+                    choice.counts[x.name],
+                    request.random_state,
+                )
+                for x in layers
+            }
+        return Selection(
+            make_plan(groups, kept),
+            tuple(groups),
+            kept,
+            tuple(layers),
+            choice,
+            in_order(skipped, self._names),
+            tuple(notes),
+        )
+
+    def _allocate(
+        self,
+        request: Request,
+        layers: Sequence[Layer],
+        betas: Mapping[str, float],
+        fixed_at: Mapping[str, int | float],
+        ranked: Mapping[str, Elimination],
+    ) -> Choice:
+        """How many filters every layer keeps."""
+        goal, method = request.goal, request.method
+        fixed = {x.name: _fixed_count(x, fixed_at[x.name]) for x in layers if x.name in fixed_at}
+        search = Search(
+            layers,
+            fixed=fixed,
+            errors={name: found.errors for name, found in ranked.items()},
+            exemplars=method.importance == "exemplar",
+            seed=request.random_state,
+            n_threads=request.n_threads,
+        )
+        if goal.kind in ("beta", "n_filters"):
+            free = [x for x in layers if x.name not in fixed]
+            at = {
+                x.name: betas[x.name] if betas else float(goal.beta)  # type: ignore[arg-type]
+                for x in free
+            }
+            return search.at_betas(free, at)
+        groups = [x.group for x in layers]
+        sizes = Sizes(self.costs, groups)
+        cost = self._cost(goal, sizes, groups)
+        return search.meet(
+            cost,
+            goal.share,
+            allocation=method.allocation,
+            proxy=lambda counts: sizes.totals(counts).macs,
+            patience=5000 if goal.measure is None else 40,
+        )
+
+    def _cost(self, goal: Goal, sizes: Sizes, groups: Sequence[Group]) -> Measure:
+        """The measure of a budget as a function of the numbers of filters."""
+        if goal.kind == "macs":
+            return lambda counts: sizes.totals(counts).macs
+        if goal.kind == "params":
+            return lambda counts: sizes.totals(counts).params
+        function = goal.measure
+        assert function is not None
+
+        def measured(counts: Counts) -> float:
+            # which filters stay is all the same to a size or a latency; how many is not
+            kept = {
+                g.name: np.concatenate(
+                    [
+                        np.arange(counts[g.name] // g.blocks) + block * (g.channels // g.blocks)
+                        for block in range(g.blocks)
+                    ]
+                )
+                for g in groups
+            }
+            value = function(make_plan(groups, kept).apply(self._model))
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"measure must return a finite number, got {value!r}")
+            return float(value)
+
+        return measured
+
+
+def analyse(model: nn.Module, inputs: Any, *, progress: bool = False) -> Analysis:
+    """Find out what can go from a network, what cannot and why, and what everything costs.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Never modified.
+    inputs : Tensor, shape, tuple of arguments, or dict of keyword arguments
+        Of the model's forward. Used to trace the network and to count.
+    progress : bool
+        Show a progress bar on standard error.
+
+    Returns
+    -------
+    Analysis
+        Prints as a table; its `select` chooses what stays.
+
+    Raises
+    ------
+    TypeError, ValueError
+        No model, no inputs, or no layer with filters in it.
+    TraceError
+        The forward pass fails on `inputs`, or the model cannot be analysed.
+    """
+    stages = Stages(progress, ("analysis", "verification"))
+    analysis = Analysis(model, inputs, stages)
+    stages.close()
+    return analysis
+
+
+def _fixed_count(layer: Layer, value: int | float) -> int:
+    if isinstance(value, int) and value > layer.channels:
+        raise ValueError(
+            f"n_filters: {value} filters of {layer.name!r} asked for, which has {layer.channels}"
+        )
+    return layer.fit(value if isinstance(value, int) else value * layer.channels)
