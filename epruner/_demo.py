@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epruner.pruning.graph.costs import Totals
-from epruner.pruning.pipeline import prune
+from epruner.pruning.pipeline import prune, repair
 from epruner.pruning.plan.plan import Plan
 from epruner.pruning.report.report import Report
 from epruner.pruning.report.tables import Table, amount, change, percent
@@ -140,26 +140,24 @@ def run_demo(
         trained = _accuracy(model, images[test], labels[test])
 
         say("pruning: the exemplar filters of every layer stay ...")
-        sliced = prune(model, images[:1], random_state=seed, n_threads=n_threads)
+        sliced = prune(
+            model, images[:1], beta=0.73, repair="none", random_state=seed, n_threads=n_threads
+        )
         pruned = _accuracy(sliced.model, images[test], labels[test])
 
         say(f"repairing it by least squares on {_CALIBRATION} images without their labels ...")
-        result = prune(
-            model,
-            images[:1],
-            calibrate=images[rest[:_CALIBRATION]],
-            random_state=seed,
-            n_threads=n_threads,
+        small, repair_report = repair(
+            model, sliced.model, sliced.plan, calibrate=images[rest[:_CALIBRATION]]
         )
-        repaired = _accuracy(result.model, images[test], labels[test])
+        repaired = _accuracy(small, images[test], labels[test])
 
         say("fine-tuning the pruned network ...")
-        _train(result.model, images[rest], labels[rest], epochs=_TUNE_EPOCHS, rate=1e-3)
-        tuned = _accuracy(result.model, images[test], labels[test])
-    report = result.report
+        _train(small, images[rest], labels[rest], epochs=_TUNE_EPOCHS, rate=1e-3)
+        tuned = _accuracy(small, images[test], labels[test])
+    report = replace(sliced.report, repair=repair_report)
     return Outcome(
-        model=result.model,
-        plan=result.plan,
+        model=small,
+        plan=sliced.plan,
         report=report,
         stages=(
             Stage("trained", trained, report.before),

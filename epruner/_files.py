@@ -25,11 +25,13 @@ def check_source(path: str | os.PathLike[str]) -> Path:
     return source
 
 
-def check_target(path: str | os.PathLike[str]) -> Path:
+def check_target(path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
     """Resolve a path to write to; raise now what would otherwise be raised after the work.
 
     Raises
     ------
+    FileExistsError
+        When there is a file and it must not be overwritten.
     FileNotFoundError
         When the folder does not exist.
     PermissionError
@@ -43,6 +45,8 @@ def check_target(path: str | os.PathLike[str]) -> Path:
         raise FileNotFoundError(message)
     if target.exists() and not target.is_file():
         raise ValueError(f"cannot write {path}: it exists and is not an ordinary file")
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{path} is there already; --force overwrites it")
     if not os.access(target.parent, os.W_OK):
         raise PermissionError(f"cannot write {path}: folder {target.parent} is not writable")
     return target

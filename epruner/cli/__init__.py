@@ -23,6 +23,7 @@ _INPUT_ERRORS = (
     ValueError,
     TypeError,
     ImportError,
+    FileExistsError,
     FileNotFoundError,
     PermissionError,
     IsADirectoryError,
@@ -85,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(
         prog="epruner",
         description="Make trained networks smaller: keep the exemplar filters of every layer.",
-        epilog="exit codes: 0 done, 2 bad arguments or input, 1 any other failure",
+        epilog="exit codes: 0 done, 2 bad arguments or input, 1 any other failure, 130 interrupted",
         allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"epruner {epruner.__version__}")

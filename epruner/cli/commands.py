@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,19 +26,18 @@ def prune(args: argparse.Namespace) -> None:
     from epruner._files import check_target
     from epruner.pruning.io.checkpoint import save
 
-    target = check_target(args.out)  # before the minutes of work
-    _check_pictures(args.plot, *dict(args.plot_layer).values())
+    target = check_target(args.out, overwrite=args.force)  # before the minutes of work
+    _check_pictures(args, args.plot, *dict(args.plot_layer).values())
     model, inputs = _network(args)
-    how_much = [
-        cost_arguments(name, getattr(args, name))
-        for name in options.COST
-        if getattr(args, name) is not None
-    ]
-    if args.criterion is not None:
-        how_much.append({"criterion": args.criterion})
-    if args.compensate is not None:
-        how_much.append({"compensate": args.compensate})
-    result = _prune(args, model, inputs, {key: v for part in how_much for key, v in part.items()})
+    budget: dict[str, Any] = {}
+    for name in options.COST:
+        if getattr(args, name) is not None:
+            budget |= cost_arguments(name, getattr(args, name))
+    if not budget and not args.n_filters:
+        raise ValueError(
+            "how much should go? Give --macs, --params, --beta, --recipe or --n-filters"
+        )
+    result = _prune(args, model, inputs, args.method, args.repair, budget)
     for layer, _ in args.plot_layer:
         result.clusters_of(layer)  # raise before anything is written
     save(result, target)
@@ -56,8 +55,9 @@ def prune(args: argparse.Namespace) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Prune by several budgets and criteria and print them side by side."""
+    """Prune by several budgets and methods and print them side by side."""
     from epruner.cli.images import InOrder
+    from epruner.pruning.analysis import analyse
     from epruner.pruning.finetune import evaluate
     from epruner.pruning.report.tables import Table, amount, change, percent
 
@@ -65,35 +65,33 @@ def compare(args: argparse.Namespace) -> None:
     if not budgets:
         raise ValueError("nothing to compare: give --beta, --macs, --params or --recipe values")
     model, inputs = _network(args)
+    net = analyse(model, inputs)
     test = None if args.labelled is None else InOrder(_images(args, args.labelled))
     whole = None if test is None else evaluate(model, test)
     runs = []
-    for (name, value), criterion, repair in product(
-        budgets, args.criterion or ["exemplar"], args.compensate or [None]
+    for (name, value), method, repair in product(
+        budgets, args.method or ["auto"], args.repair or [None]
     ):
-        how_much = cost_arguments(name, value) | {"criterion": criterion}
-        if repair is not None:
-            how_much["compensate"] = repair
-        result = _prune(args, model, inputs, how_much)
+        result = _prune(args, model, net, method, repair, cost_arguments(name, value))
         accuracy = None if test is None else evaluate(result.model, test)
-        repair = result.report.settings["compensate"]
-        runs.append((f"{name} {value}", criterion, repair, accuracy, result.report))
+        repair = result.report.settings["method"]["repair"]
+        runs.append((f"{name} {value}", method, repair, accuracy, result.report))
     if args.json:
         documents = [
-            {"budget": budget, "criterion": criterion, "accuracy": accuracy} | report.to_dict()
-            for budget, criterion, _, accuracy, report in runs
+            {"budget": budget, "method": method, "accuracy": accuracy} | report.to_dict()
+            for budget, method, _, accuracy, report in runs
         ]
         _print_json({"accuracy": whole, "runs": documents})
         return
     rows = []
-    for budget, criterion, repair, accuracy, report in runs:
+    for budget, method, repair, accuracy, report in runs:
         old, new = report.before, report.after
         before = sum(layer.before for layer in report.layers)
         after = sum(layer.after for layer in report.layers)
         rows.append(
             (
                 budget,
-                criterion,
+                method,
                 repair,
                 "-" if accuracy is None else percent(accuracy),
                 percent(after / before if before else 1.0),
@@ -106,15 +104,15 @@ def compare(args: argparse.Namespace) -> None:
             )
         )
     header = (
-        "budget", "criterion", "repair", "accuracy", "filters", "floors",
+        "budget", "method", "repair", "accuracy", "filters", "floors",
         "MACs", "", "params", "", "seconds",
     )  # fmt: skip
     print(Table(header, rows, left=frozenset({0, 1, 2})).to_text())
     if whole is not None:
         print(f"accuracy of the whole network: {percent(whole)}")
-    for budget, criterion, repair, _, report in runs:
+    for budget, method, repair, _, report in runs:
         for note in report.notes:
-            print(f"{budget}, {criterion}, {repair}: {note}")
+            print(f"{budget}, {method}, {repair}: {note}")
 
 
 def finetune(args: argparse.Namespace) -> None:
@@ -127,7 +125,7 @@ def finetune(args: argparse.Namespace) -> None:
     from epruner.pruning.io.checkpoint import load, save
     from epruner.pruning.io.checkpoint import read as read_file
 
-    target = check_target(args.out)
+    target = check_target(args.out, overwrite=args.force)
     distillation: dict[str, Any] = {}
     if args.distill is not None:
         distillation = {"teacher": build_model(args), "distill": args.distill}
@@ -175,7 +173,7 @@ def export(args: argparse.Namespace) -> None:
     if not args.onnx and not args.pt2:
         raise ValueError("nothing to write: give --onnx FILE, --pt2 FILE or both")
     for target in filter(None, (args.onnx, args.pt2)):
-        check_target(target)
+        check_target(target, overwrite=args.force)
     from epruner.cli.network import fresh_model, make_inputs
     from epruner.pruning.io.export import export_onnx, export_program
 
@@ -201,7 +199,7 @@ def inspect(args: argparse.Namespace) -> None:
     """Print what a saved file holds, without its network's code."""
     from epruner.pruning.io.checkpoint import read
 
-    _check_pictures(args.plot)
+    _check_pictures(args, args.plot)
     saved = read(args.file)
     if args.plot:
         if saved.report is None:
@@ -229,7 +227,9 @@ def inspect(args: argparse.Namespace) -> None:
         print(_plan_table(saved))
         return
     settings = ", ".join(
-        f"{key}={value}" for key, value in saved.report.settings.items() if value is not None
+        f"{key}={value}"
+        for key, value in saved.report.settings.items()
+        if value not in (None, {}) and key not in ("method", "why")
     )
     print(f"pruned with {settings}\n\n{saved.report}")
 
@@ -240,7 +240,7 @@ def demo(args: argparse.Namespace) -> None:
     from epruner._files import check_target
     from epruner.pruning.io.checkpoint import save
 
-    target = check_target(args.out) if args.out else None
+    target = check_target(args.out, overwrite=args.force) if args.out else None
     say: Callable[[str], None] = (lambda _: None) if args.json else _say
     outcome = run_demo(seed=args.seed, n_threads=args.threads, say=say)
     if target is not None:
@@ -279,31 +279,46 @@ def _network(args: argparse.Namespace) -> tuple[nn.Module, Any]:
 
 
 def _prune(
-    args: argparse.Namespace, model: nn.Module, inputs: Any, how_much: Mapping[str, Any]
+    args: argparse.Namespace,
+    model: nn.Module,
+    inputs: Any,
+    method: str | None,
+    repair: str | None,
+    budget: Mapping[str, Any],
 ) -> PruningResult:
-    from epruner.pruning.errors import BudgetWarning, TraceError
+    from epruner.pruning.errors import TraceError
+    from epruner.pruning.options import Constraints, preset
     from epruner.pruning.pipeline import prune
 
-    given = {name: getattr(args, name) for name in options.PRUNING}
-    given = {name: value for name, value in given.items() if value is not None}
+    given: dict[str, Any] = {**budget, **_given(args, options.PRUNING)}
+    if constraints := _given(args, options.CONSTRAINTS):
+        constraints["n_filters"] = dict(constraints.get("n_filters", ()))
+        given["constraints"] = Constraints(**constraints)
     if args.calibrate is not None:
         given["calibrate"] = _images(args, args.calibrate).spread(args.calibrate_images)
-    if "keep" in given:
-        given["keep"] = dict(given["keep"])
+    chosen: Any = method or "auto"
+    if parts := _given(args, options.PARTS):
+        exemplars = not {"beta", "recipe"}.isdisjoint(budget)
+        base, _ = preset(chosen, calibrated=args.calibrate is not None, exemplars=exemplars)
+        chosen = replace(base, **parts)
     try:
-        with warnings.catch_warnings():
-            # the same text is among the report's notes, which every command prints
-            warnings.simplefilter("ignore", BudgetWarning)
-            return prune(
-                model,
-                inputs,
-                random_state=args.seed,
-                n_threads=args.threads,
-                progress=sys.stderr.isatty() and not args.json,
-                **(dict(how_much) | given),
-            )
+        return prune(
+            model,
+            inputs,
+            method=chosen,
+            repair=repair,
+            random_state=args.seed,
+            n_threads=args.threads,
+            progress=sys.stderr.isatty() and not args.json,
+            **given,
+        )
     except TraceError as error:
         raise ValueError(str(error)) from error
+
+
+def _given(args: argparse.Namespace, table: Mapping[str, object]) -> dict[str, Any]:
+    """Of a table's options those that were given."""
+    return {name: value for name in table if (value := getattr(args, name)) is not None}
 
 
 def _images(args: argparse.Namespace, source: str) -> Images:
@@ -313,13 +328,13 @@ def _images(args: argparse.Namespace, source: str) -> Images:
     return Images(source, args.input_shape[0].sizes[1:], args.mean, args.std)
 
 
-def _check_pictures(*paths: str | None) -> None:
+def _check_pictures(args: argparse.Namespace, *paths: str | None) -> None:
     """Raise before the work what writing the pictures would raise after it."""
     for path in filter(None, paths):
         from epruner._files import check_target
         from epruner.pruning.report.plots import check_format
 
-        check_target(path)
+        check_target(path, overwrite=args.force)
         check_format(path)
 
 

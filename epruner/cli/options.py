@@ -18,8 +18,9 @@ from epruner.cli.values import (
     share,
 )
 
-# Options that become keyword arguments of `epruner.prune` under the same name. An option left out
-# on the command line is not passed, so each default is written down once, there.
+# Options that become keyword arguments of `epruner.prune`, or fields of `Constraints` and `Method`,
+# under the same name. One left out on the command line is not passed, so each default is written
+# down once, there.
 PRUNING: Mapping[str, Mapping[str, Any]] = {
     "layers": {
         "nargs": "+",
@@ -33,58 +34,59 @@ PRUNING: Mapping[str, Mapping[str, Any]] = {
         "metavar": "PATTERN",
         "help": "leave layers of these names alone",
     },
-    "min_keep": {
+    "scope": {
+        "choices": ("inner", "all"),
+        "help": "inner: channels with one producer (default); all: also channels that several "
+        "layers add onto, such as residual streams",
+    },
+}
+
+CONSTRAINTS: Mapping[str, Mapping[str, Any]] = {
+    "min_filters": {
         "type": count_or_share,
         "metavar": "N",
         "help": "filters that stay in every layer at least: a count or a share such as 5%% "
         "(default: the larger of 1 and 5%%; 1 for the published rule)",
-    },
-    "keep": {
-        "type": count_or_share_by_pattern,
-        "action": "append",
-        "metavar": "PATTERN=N",
-        "help": "filters (count or share) that the layers of these names keep, whatever the budget",
     },
     "round_to": {
         "type": positive,
         "metavar": "N",
         "help": "keep multiples of N filters, e.g. 8 for tensor cores (default: 1)",
     },
-    "scope": {
-        "choices": ("inner", "all"),
-        "help": "inner: channels with one producer (default); all: also channels that several "
-        "layers add onto, such as residual streams",
+    "n_filters": {
+        "type": count_or_share_by_pattern,
+        "action": "append",
+        "metavar": "PATTERN=N",
+        "help": "filters (count or share) that the layers of these names keep, whatever the budget",
     },
-    "widths": {
+}
+
+METHOD: Mapping[str, Any] = {
+    "metavar": "NAME",
+    "help": "auto (the best known, default), reconstruction (needs --calibrate), exemplar, paper, "
+    "l1, l2, fpgm or random",
+}
+
+REPAIR: Mapping[str, Any] = {
+    "choices": ("none", "merge", "batchnorm", "least_squares"),
+    "help": "of the pruned network (default: least_squares with --calibrate, else merge)",
+}
+
+# Fields of `Method`: parts of the method that are not as its name says.
+PARTS: Mapping[str, Mapping[str, Any]] = {
+    "allocation": {
         "choices": ("exemplar", "uniform", "reconstruction"),
-        "help": "number of filters a layer keeps: its exemplars (default); under a budget also the "
-        "same share of every layer, or the least loss over all layers (needs --calibrate)",
+        "help": "instead of the method's: how many filters a layer keeps under a budget",
     },
-    "descriptor": {
+    "importance": {
+        "choices": ("exemplar", "l1", "l2", "fpgm", "random", "reconstruction"),
+        "help": "instead of the method's: which filters stay, once their number is set",
+    },
+    "features": {
         "choices": ("weights", "folded", "activations"),
         "help": "what filters are compared by: weights (default), with BatchNorm folded in, or "
         "responses to the images of --calibrate",
     },
-    "init": {
-        "choices": ("exemplar", "random", "random_projection"),
-        "help": "where the weights of the smaller network come from (default: exemplar)",
-    },
-    "bn": {
-        "choices": ("slice", "reset"),
-        "help": "BatchNorm of pruned layers: keep the rows of the filters that stay (default), "
-        "or start afresh as the published runs did",
-    },
-}
-
-CRITERION: Mapping[str, Any] = {
-    "metavar": "NAME",
-    "help": "which filters stay, once their number is set: exemplar (default), l1, l2, fpgm, "
-    "random, reconstruction (needs --calibrate)",
-}
-
-COMPENSATE: Mapping[str, Any] = {
-    "choices": ("none", "merge", "batchnorm", "least_squares"),
-    "help": "repair of the pruned network (default: least_squares with --calibrate, else none)",
 }
 
 # Options that say how much to prune.
@@ -173,13 +175,13 @@ def example_inputs(sub: argparse.ArgumentParser) -> None:
 def pruning(sub: argparse.ArgumentParser) -> None:
     """What to prune and how, apart from how much."""
     group = sub.add_argument_group("pruning")
-    for name, settings in PRUNING.items():
+    for name, settings in {**PRUNING, **CONSTRAINTS, **PARTS}.items():
         group.add_argument("--" + name.replace("_", "-"), dest=name, **settings)
 
 
 def calibration(sub: argparse.ArgumentParser) -> None:
     """Images to repair with."""
-    group = sub.add_argument_group("repair")
+    group = sub.add_argument_group("calibration")
     group.add_argument(
         "--calibrate",
         metavar="SOURCE",
@@ -232,24 +234,26 @@ def training(sub: argparse.ArgumentParser) -> None:
 
 
 def cost(sub: argparse.ArgumentParser) -> None:
-    """How much to prune: one answer, and by which criterion."""
-    group = sub.add_argument_group("how much, one of").add_mutually_exclusive_group()
+    """How much to prune: one answer, and by which method."""
+    group = sub.add_argument_group(
+        "how much, one of (or --n-filters alone)"
+    ).add_mutually_exclusive_group()
     for name, settings in COST.items():
         group.add_argument("--" + name, **settings)
-    sub.add_argument("--criterion", **CRITERION)
-    sub.add_argument("--compensate", **COMPENSATE)
+    sub.add_argument("--method", **METHOD)
+    sub.add_argument("--repair", **REPAIR)
 
 
 def costs(sub: argparse.ArgumentParser) -> None:
     """How much to prune: several answers, each alone."""
-    group = sub.add_argument_group("how much, each with every criterion")
+    group = sub.add_argument_group("how much, each with every method")
     for name, settings in COST.items():
         settings = {key: value for key, value in settings.items() if key != "action"}
         if name == "beta":
             settings |= {"type": number, "metavar": "BETA", "help": "a preference for all layers"}
         group.add_argument("--" + name, nargs="+", action="extend", default=[], **settings)
-    group.add_argument("--criterion", nargs="+", action="extend", **CRITERION)
-    group.add_argument("--compensate", nargs="+", action="extend", **COMPENSATE)
+    group.add_argument("--method", nargs="+", action="extend", **METHOD)
+    group.add_argument("--repair", nargs="+", action="extend", **REPAIR)
 
 
 def run(sub: argparse.ArgumentParser) -> None:
@@ -268,6 +272,11 @@ def run(sub: argparse.ArgumentParser) -> None:
 def out(sub: argparse.ArgumentParser) -> None:
     """File of the pruned network."""
     sub.add_argument("--out", required=True, metavar="FILE", help="pruned network to write")
+
+
+def force(sub: argparse.ArgumentParser) -> None:
+    """Whether files that are there may be lost."""
+    sub.add_argument("--force", action="store_true", help="overwrite files that are there")
 
 
 def saved(sub: argparse.ArgumentParser) -> None:
@@ -323,6 +332,7 @@ GROUPS: Mapping[str, Sequence[Callable[[argparse.ArgumentParser], None]]] = {
         out,
         pictures,
         layer_pictures,
+        force,
         machine,
     ),
     "compare": (
@@ -347,9 +357,10 @@ GROUPS: Mapping[str, Sequence[Callable[[argparse.ArgumentParser], None]]] = {
         normalisation,
         run,
         out,
+        force,
         machine,
     ),
-    "inspect": (saved, pictures, machine),
-    "export": (saved, network, example_inputs, exported, run, machine),
-    "demo": (run, optional_out, machine),
+    "inspect": (saved, pictures, force, machine),
+    "export": (saved, network, example_inputs, exported, run, force, machine),
+    "demo": (run, optional_out, force, machine),
 }

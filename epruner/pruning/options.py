@@ -129,6 +129,24 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 BEST_WITH_DATA, BEST_WITHOUT = "reconstruction", "l1"
 
 
+def preset(name: str, *, calibrated: bool, exemplars: bool) -> tuple[Method, str]:
+    """The method of a name, and of "auto" why it is this one; see `resolve`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        No name of a method.
+    """
+    check_choice("method", name, ("auto", *METHODS), noun="a Method")
+    if name != "auto":
+        return METHODS[name], ""
+    if exemplars:
+        return METHODS["exemplar"], "beta and recipe are rules of exemplars"
+    given = "with" if calibrated else "without"
+    why = f"the best {given} calibration inputs in benchmarks/results/methods.md"
+    return METHODS[BEST_WITH_DATA if calibrated else BEST_WITHOUT], why
+
+
 def resolve(
     method: str | Method, repair: str | None, *, calibrated: bool, exemplars: bool
 ) -> tuple[Method, str]:
@@ -150,25 +168,16 @@ def resolve(
     TypeError, ValueError
         No method, or one that needs calibration inputs where there are none.
     """
-    why = ""
     if isinstance(method, Method):
-        found = method
+        found, why = method, ""
     else:
-        check_choice("method", method, ("auto", *METHODS), noun="a Method")
-        name = method
-        if method == "auto" and exemplars:
-            name, why = "exemplar", "beta and recipe are rules of exemplars"
-        elif method == "auto":
-            name = BEST_WITH_DATA if calibrated else BEST_WITHOUT
-            given = "with" if calibrated else "without"
-            why = f"best {given} calibration inputs over the networks of benchmarks/methods.py"
-        found = METHODS[name]
+        found, why = preset(method, calibrated=calibrated, exemplars=exemplars)
     if repair is not None:
         found = replace(found, repair=repair)
     if exemplars:
         found = replace(found, allocation="exemplar")
     if not calibrated and (part := found.needs_data()):
-        raise ValueError(f"{part} needs calibrate=, a few hundred inputs without labels")
+        raise ValueError(f"{part} needs calibration inputs: a few hundred without labels")
     if found.repair == "auto":
         found = replace(found, repair="least_squares" if calibrated else "merge")
     return found, why
@@ -223,8 +232,12 @@ class Constraints:
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {**vars(self), "n_filters": dict(self.n_filters)}
+        """What is not as by default, plain JSON values."""
+        values = {**vars(self), "n_filters": dict(self.n_filters)}
+        return {name: value for name, value in values.items() if value != _UNCONSTRAINED[name]}
+
+
+_UNCONSTRAINED = {"min_filters": None, "round_to": 1, "n_filters": {}}
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,9 @@ def prune(
     ----------
     model : torch.nn.Module
         Never modified.
-    inputs : Tensor, shape, tuple of arguments, or dict of keyword arguments
-        Of the model's forward. Used to trace the network and to count, not to choose filters.
+    inputs : Tensor, shape, tuple of arguments, dict of keyword arguments, or Analysis
+        Of the model's forward. Used to trace the network and to count, not to choose filters. Or
+        what `analyse` made of the model, to analyse it once for several prunings.
     macs, params : float in (0, 1], optional
         Share of the multiply-adds or parameters of the whole network to get down to. Met within
         1 %, from below, or a `BudgetWarning` says what was.
@@ -141,10 +142,11 @@ def prune(
         random_state=random_state,
         n_threads=n_threads,
     )
-    arguments = as_arguments(model, inputs)
+    known = isinstance(inputs, Analysis)
+    arguments = inputs.arguments if known else as_arguments(model, inputs)
     batches = [] if calibrate is None else calibration_batches(model, calibrate, arguments)
     stages = Stages(progress)
-    net = Analysis(model, inputs, stages)
+    net = inputs if known else Analysis(model, inputs, stages)
     chosen = net.choose(request, batches, stages)
     with stages.run("surgery"):
         small = chosen.plan.apply(model)
@@ -220,7 +222,9 @@ def repair(
     if repair == "auto":
         repair = "merge" if calibrate is None else "least_squares"
     if repair in NEEDS_DATA and calibrate is None:
-        raise ValueError(f"repair={repair!r} needs calibrate=, a few hundred inputs without labels")
+        raise ValueError(
+            f"repair={repair!r} needs calibration inputs: a few hundred without labels"
+        )
     if repair == "merge" and inputs is None:
         raise ValueError("repair='merge' needs inputs=, as given to analyse")
     groups: tuple[Group, ...] = ()

@@ -95,11 +95,11 @@ def test_threads_hold_for_the_call_only(run: Run) -> None:
     before = torch.get_num_threads()
     state = torch.random.get_rng_state()
     for threads in (before + 1, before + 2):
-        code, _, err = run(*PRUNE, "--threads", str(threads))
+        code, _, err = run(*PRUNE, "--force", "--threads", str(threads))
         assert (code, err) == (0, "")
         assert torch.get_num_threads() == before
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert run(*PRUNE, "--threads", "1", "--weights", "absent.pth")[0] == 2
+    assert run(*PRUNE, "--force", "--threads", "1", "--weights", "absent.pth")[0] == 2
     assert torch.get_num_threads() == before
 
 
@@ -108,7 +108,7 @@ def test_the_version_is_the_packages(run: Run) -> None:
 
 
 def test_json_is_the_report(run: Run) -> None:
-    code, out, _ = run("prune", *RESNET20, "--out", "p.safetensors", "--json", "--threads", "1")
+    code, out, _ = run(*PRUNE, "--json", "--threads", "1")
     document = json.loads(out)
     assert code == 0
     assert document["out"] == "p.safetensors"
@@ -121,8 +121,9 @@ def test_json_is_the_report(run: Run) -> None:
 def test_options_reach_the_pruning(run: Run) -> None:
     code, out, err = run(
         "prune", *RESNET20, "--out", "p.safetensors", "--json", "--beta", "0.7",
-        "--beta", "layer3=0.9", "--ignore", "layer1.*", "--keep", "layer2.0.conv1=8",
-        "--min-keep", "10%", "--round-to", "2", "--bn", "reset", "--seed", "3",
+        "--beta", "layer3=0.9", "--ignore", "layer1.*", "--n-filters", "layer2.0.conv1=8",
+        "--min-filters", "10%", "--round-to", "2", "--features", "folded", "--repair", "none",
+        "--seed", "3",
     )  # fmt: skip
     assert (code, err) == (0, "")
     document = json.loads(out)
@@ -133,7 +134,14 @@ def test_options_reach_the_pruning(run: Run) -> None:
     assert not any(name.startswith("layer1") for name in layers)
     assert all(layer["after"] % 2 == 0 for layer in layers.values())
     settings = document["settings"]
-    assert (settings["min_keep"], settings["bn"], settings["random_state"]) == (0.1, "reset", 3)
+    assert settings["constraints"]["min_filters"] == 0.1
+    assert settings["method"] == {
+        "allocation": "exemplar",
+        "importance": "exemplar",
+        "features": "folded",
+        "repair": "none",
+    }
+    assert settings["random_state"] == 3
 
 
 def test_budget_and_recipe(run: Run) -> None:
@@ -141,20 +149,20 @@ def test_budget_and_recipe(run: Run) -> None:
     document = json.loads(out)
     assert code == 0
     assert document["after"]["macs"] == pytest.approx(document["before"]["macs"] / 2, rel=0.01)
-    code, _, err = run("prune", *RESNET20, "--out", "p.safetensors", "--recipe", "resnet56")
+    code, _, err = run("prune", *RESNET20, "--out", "q.safetensors", "--recipe", "resnet56")
     assert code == 2
     assert "27 residual blocks" in err
 
 
 def test_compare_puts_budgets_side_by_side(run: Run) -> None:
-    arguments = ["compare", *RESNET20, "--macs", "0.7", "0.5", "--criterion", "exemplar", "l1"]
+    arguments = ["compare", *RESNET20, "--macs", "0.7", "0.5", "--method", "exemplar", "l1"]
     code, out, err = run(*arguments)
     assert (code, err) == (0, "")
     rows = [line.split()[:3] for line in out.splitlines()[2:6]]
     assert rows == [["macs", b, c] for b in ("0.7", "0.5") for c in ("exemplar", "l1")]
     code, out, _ = run(*arguments, "--json")
     runs = json.loads(out)["runs"]
-    assert [(r["budget"], r["criterion"]) for r in runs] == [
+    assert [(r["budget"], r["method"]) for r in runs] == [
         (f"macs {b}", c) for b in (0.7, 0.5) for c in ("exemplar", "l1")
     ]
 
@@ -176,7 +184,7 @@ def test_inspect_needs_no_model(run: Run) -> None:
 def test_plots(run: Run) -> None:
     pytest.importorskip("matplotlib", reason="needs matplotlib (extra plot)")
     heat = ["--plot-layer", "layer3.1.conv1=c.png"]
-    code, _, _ = run("prune", *RESNET20, "--out", "p.safetensors", "--plot", "a.png", *heat)
+    code, _, _ = run(*PRUNE, "--method", "exemplar", "--plot", "a.png", *heat)
     assert code == 0
     assert Path("c.png").stat().st_size > 10_000
     assert run("inspect", "p.safetensors", "--plot", "b.svg")[0] == 0
@@ -209,7 +217,7 @@ def test_the_current_folder_is_importable(run: Run, tmp_path: Path) -> None:
         "def build(width, name='x'):\n"
         "    return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 2, 1))\n"
     )
-    shape = ["--input-shape", "1,3,8,8", "--out", "p.safetensors"]
+    shape = ["--input-shape", "1,3,8,8", "--macs", "0.5", "--out", "p.safetensors", "--force"]
     code, out, err = run("prune", "--model", "my_net:build", "--model-arg", "width=12", *shape)
     assert (code, err) == (0, "")
     assert "12" in out
@@ -218,7 +226,7 @@ def test_the_current_folder_is_importable(run: Run, tmp_path: Path) -> None:
     assert "'width'; give its arguments with --model-arg" in err
 
 
-PRUNE = ["prune", *RESNET20, "--out", "p.safetensors"]
+PRUNE = ["prune", *RESNET20, "--macs", "0.5", "--out", "p.safetensors"]
 MODEL = RESNET20[:2]
 
 
@@ -226,6 +234,14 @@ def but(option: str, *values: str) -> list[str]:
     """A prune command with other values for one of its options."""
     at = PRUNE.index(option)
     return [*PRUNE[: at + 1], *values, *PRUNE[at + 2 :]]
+
+
+HOW_MUCH = [*PRUNE[:5], *PRUNE[7:]]  # without saying so
+
+
+def beta(value: str) -> list[str]:
+    """A prune command with a preference for its budget."""
+    return [*HOW_MUCH, "--beta", value]
 
 
 BAD_INPUT: list[tuple[list[str], str]] = [
@@ -249,20 +265,28 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     ([*PRUNE, "--weights", "other.pth"], "missing: conv1.weight, bn1.weight, bn1.bias and"),
     ([*PRUNE, "--prefix-strip", "module."], "rename keys of --weights, which is missing"),
     ([*PRUNE, "--key-map", "conv"], "'conv' has no '='"),
-    ([*PRUNE, "--beta", "much"], "'much' is not a number"),
-    ([*PRUNE, "--beta", "-1"], "beta must be a positive number, got -1"),
-    ([*PRUNE, "--beta", "nan"], "'nan' is not a number"),
+    (beta("much"), "'much' is not a number"),
+    (beta("-1"), "beta must be a positive number, got -1"),
+    (HOW_MUCH, "how much should go? Give --macs, --params"),
+    ([*PRUNE, "--method", "reconstruction"], "needs calibration inputs"),
+    (beta("nan"), "'nan' is not a number"),
     ([*PRUNE, "--macs", "50"], "'50' is not in (0, 1]"),
     ([*PRUNE, "--macs", "0.5", "--beta", "0.7"], "not allowed with argument"),
     ([*PRUNE, "--layers", "layer9.*"], "'layer9.*' matches no convolution"),
     ([*PRUNE, "--ignore", "layer9.*"], "'layer9.*' matches no convolution"),
-    ([*PRUNE, "--min-keep", "x"], "'x' is not a number"),
+    ([*PRUNE, "--min-filters", "x"], "'x' is not a number"),
     ([*PRUNE, "--round-to", "0"], "'0' is not a positive integer"),
-    ([*PRUNE, "--criterion", "l3"], "criterion must be one of 'exemplar', 'l1'"),
-    ([*PRUNE, "--recipe", "resnet57"], "no published recipe 'resnet57'; there are vgg16"),
+    ([*PRUNE, "--method", "l3"], "method must be one of 'auto', 'exemplar'"),
+    (
+        [*PRUNE[:5], *PRUNE[7:], "--recipe", "resnet57"],
+        "no published recipe 'resnet57'; there are vgg16",
+    ),
     ([*PRUNE, "--threads", "none"], "'none' is not a positive integer"),
     ([*PRUNE, "--plot", "p.docx"], "suffix must be one of"),
-    ([*PRUNE, "--plot-layer", "linear=p.png"], "'linear' was not clustered; layers"),
+    (
+        [*PRUNE, "--method", "exemplar", "--plot-layer", "linear=p.png"],
+        "'linear' was not clustered; layers",
+    ),
     ([*PRUNE, "--plot-layer", "layer1.0.conv1=p"], "suffix must be one of"),
     ([*PRUNE, "--plot", "absent/p.png"], "create it first"),
     (["inspect"], "required: FILE"),
@@ -273,7 +297,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["export", "other.pth", *RESNET20, "--onnx", "no/m.onnx"], "create it first"),
     (["compare", *RESNET20], "nothing to compare"),
     (["compare", *RESNET20, "--macs", "0.5", "2"], "'2' is not in (0, 1]"),
-    (["compare", *RESNET20, "--macs", "0.5", "--criterion", "l7"], "criterion must be one of"),
+    (["compare", *RESNET20, "--macs", "0.5", "--method", "l7"], "method must be one of"),
     (["demo", "--seeds", "3"], "epruner demo: error: unrecognized arguments: --seeds 3"),
     (["demo", "--out", os.devnull], "not an ordinary file"),
     (["inspect", "."], ". is a folder"),
@@ -294,6 +318,30 @@ def test_bad_input_is_one_clear_line(
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.pth", "text.pth"]
+
+
+def test_a_file_that_is_there_is_overwritten_only_by_force(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "p.safetensors").write_text("mine")
+    code, out, err = run(*PRUNE)
+    assert (code, out) == (2, "")
+    assert "p.safetensors is there already; --force overwrites it" in err
+    assert (tmp_path / "p.safetensors").read_text() == "mine"
+    assert run(*PRUNE, "--plot", "p.safetensors")[0] == 2
+    assert run(*PRUNE, "--force")[0] == 0
+    assert read("p.safetensors").plan.modules
+    for command in (
+        ["export", "p.safetensors", *RESNET20, "--pt2", "p.safetensors"],
+        ["demo", "--out", "p.safetensors"],
+    ):
+        code, _, err = run(*command)
+        assert (code, "--force overwrites it" in err) == (2, True)
+
+
+@pytest.mark.filterwarnings("default::epruner.pruning.errors.BudgetWarning")
+def test_a_missed_budget_is_said_on_standard_error(run: Run) -> None:
+    code, _, err = run(*but("--macs", "0.02"))
+    assert code == 0
+    assert "epruner: warning: the budget is 0.02 of the network" in err
 
 
 def test_a_malicious_checkpoint_is_refused(run: Run, tmp_path: Path) -> None:
