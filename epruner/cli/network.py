@@ -22,10 +22,16 @@ def build_model(args: argparse.Namespace) -> nn.Module:
     model = fresh_model(args)
     if args.weights is not None:
         load_weights(
-            model, args.weights, prefix_strip=args.prefix_strip, key_map=dict(args.key_map)
+            model,
+            args.weights,
+            entry=args.entry,
+            prefix_strip=args.prefix_strip,
+            key_map=dict(args.key_map),
         )
-    elif args.prefix_strip or args.key_map:
-        raise ValueError("--prefix-strip and --key-map rename keys of --weights, which is missing")
+    elif args.entry or args.prefix_strip or args.key_map:
+        raise ValueError(
+            "--entry, --prefix-strip and --key-map are about --weights, which is missing"
+        )
     return model
 
 
@@ -74,8 +80,10 @@ def build(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
     """
     module_name, colon, attribute = spec.partition(":")
     if not colon or not module_name or not attribute:
-        module, dot, name = spec.rpartition(".")
-        hint = f"; write {module}:{name}" if dot else ", such as my_package.my_module:MyNet"
+        module, dot, name = module_name.rpartition(".")
+        hint = (
+            f"; write {module}:{name}, or {module_name}:NAME" if dot else ", such as my_net:MyNet"
+        )
         raise ValueError(f"--model {spec!r} is not of the form PACKAGE.MODULE:FACTORY{hint}")
     if module_name.endswith(".py"):
         dotted = ".".join(Path(module_name).with_suffix("").parts)
@@ -117,5 +125,7 @@ def build(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
             message += "; give its arguments with --model-arg NAME=VALUE"
         raise ValueError(message) from error
     if not isinstance(model, nn.Module):
-        raise ValueError(f"--model: {spec} returned a {type(model).__name__}, not a torch network")
+        raise ValueError(
+            f"--model: {spec} returned an object of type {type(model).__name__}, no torch network"
+        )
     return model

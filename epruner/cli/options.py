@@ -144,6 +144,12 @@ def weights(sub: argparse.ArgumentParser) -> None:
         "default: the weights the factory gives",
     )
     group.add_argument(
+        "--entry",
+        metavar="NAME",
+        help="entry of the checkpoint that holds the weights, e.g. ema or models/generator "
+        "(default: the first of the usual names)",
+    )
+    group.add_argument(
         "--prefix-strip",
         default="",
         metavar="PREFIX",

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import epruner
 from epruner.pruning.io.weights import load_weights, rename
 from examples.cifar_resnet import resnet20, resnet56
 
@@ -191,3 +192,35 @@ def test_real_checkpoints_fit_one_definition(
     resnet_files: dict[str, Path], name: str, prefix: str, key_map: dict[str, str]
 ) -> None:
     load_weights(resnet56(), resnet_files[name], prefix_strip=prefix, key_map=key_map)
+
+
+@pytest.mark.parametrize("name", ["model_state", "params_ema", "ema", "generator"])
+def test_usual_entries_are_opened(name: str, tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    torch.save({"epoch": 3, name: model.state_dict()}, tmp_path / "w.pth")
+    fresh = nn.Linear(3, 2)
+    load_weights(fresh, tmp_path / "w.pth")
+    assert torch.equal(fresh.weight, model.weight)
+
+
+def test_an_entry_can_be_named(tmp_path: Path) -> None:
+    models = [nn.Linear(3, 2) for _ in range(3)]
+    states = [model.state_dict() for model in models]
+    nested = {"ema": states[0], "mine": states[1], "all": {"critic": states[2]}}
+    torch.save(nested, tmp_path / "w.pth")
+    for entry, model in ((None, models[0]), ("mine", models[1]), ("all/critic", models[2])):
+        fresh = nn.Linear(3, 2)
+        load_weights(fresh, tmp_path / "w.pth", entry=entry)
+        assert torch.equal(fresh.weight, model.weight)
+    with pytest.raises(ValueError, match="no entry 'all/actor'; at 'actor' there are critic"):
+        load_weights(nn.Linear(3, 2), tmp_path / "w.pth", entry="all/actor")
+
+
+def test_what_is_no_checkpoint_of_weights_says_so(tmp_path: Path) -> None:
+    (tmp_path / "empty.pth").touch()
+    with pytest.raises(ValueError, match=r"empty\.pth is not a readable checkpoint: it is empty"):
+        load_weights(nn.Linear(3, 2), tmp_path / "empty.pth")
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    epruner.save(epruner.prune(net, (1, 4), macs=0.5), tmp_path / "small.safetensors")
+    with pytest.raises(ValueError, match=r"pruned network written by epruner\.save"):
+        load_weights(net, tmp_path / "small.safetensors")

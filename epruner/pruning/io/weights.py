@@ -8,14 +8,17 @@ from collections.abc import Iterable, Mapping
 from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from epruner._files import check_source
 
-# entries under which training scripts commonly nest the weights
-_NESTS = ("state_dict", "model_state_dict", "model", "net")
+# entries under which training scripts commonly nest the weights, what is used for inference first
+_NESTS = (
+    "params_ema", "ema_state_dict", "model_ema", "ema", "state_dict", "model_state_dict",
+    "model_state", "model", "net", "network", "params", "weights", "generator", "g_ema",
+)  # fmt: skip
 _NAMED = 3
 
 
@@ -23,6 +26,7 @@ def load_weights(
     model: nn.Module,
     path: str | os.PathLike[str],
     *,
+    entry: str | None = None,
     prefix_strip: str = "",
     key_map: Mapping[str, str] | None = None,
 ) -> None:
@@ -32,9 +36,12 @@ def load_weights(
     ----------
     model : torch.nn.Module
     path : path-like
-        A state dict written by ``torch.save``, bare or nested under ``state_dict``,
-        ``model_state_dict``, ``model`` or ``net``; or a safetensors file. Read with
-        ``weights_only=True``: a pickle that would run code is refused and not run.
+        A state dict written by ``torch.save``, bare or nested under a usual name (``state_dict``,
+        ``model``, ``params_ema``, ...; averaged weights before others); or a safetensors file. Read
+        with ``weights_only=True``: a pickle that would run code is refused and not run.
+    entry : str, optional
+        The entry that holds the weights, where it has another name or several would do: ``"ema"``,
+        or ``"models/generator"`` for one inside another.
     prefix_strip : str
         Removed from the start of every key that has it, e.g. ``"module."``.
     key_map : mapping of str to str, optional
@@ -49,12 +56,18 @@ def load_weights(
     ValueError
         When it is unreadable, holds more than tensors, or does not fit the network.
     """
-    state = rename(read_state(path), prefix_strip, key_map or {})
+    state = rename(read_state(path, entry), prefix_strip, key_map or {})
     load_into(model, state, what=os.fspath(path))
 
 
-def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read_state(path: str | os.PathLike[str], entry: str | None = None) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint, without its pickled code and wherever it nests them.
+
+    Parameters
+    ----------
+    path : path-like
+    entry : str, optional
+        See `load_weights`.
 
     Raises
     ------
@@ -63,8 +76,16 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         When the file is unreadable or holds no state dict.
     """
     path = check_source(path)
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is not a readable checkpoint: it is empty")
     if path.suffix == ".safetensors":
         try:
+            with safe_open(path, framework="pt") as file:
+                if "plan" in (file.metadata() or {}):
+                    raise ValueError(
+                        f"{path} is a pruned network written by epruner.save, not the weights of a "
+                        "full-size one; epruner.load(fresh_model, path) reads it"
+                    )
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
@@ -76,6 +97,11 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         first = str(error).partition("\n")[0]
         message = f"{path} is not a readable PyTorch checkpoint ({type(error).__name__}: {first})"
         raise ValueError(message) from error
+    for name in entry.split("/") if entry else ():
+        if not isinstance(content, Mapping) or name not in content:
+            inside = _first(map(str, content)) if isinstance(content, Mapping) else "no entries"
+            raise ValueError(f"{path} has no entry {entry!r}; at {name!r} there are {inside}")
+        content = content[name]
     while isinstance(content, Mapping):
         nests = [key for key in _NESTS if isinstance(content.get(key), Mapping)]
         if not nests:
@@ -86,7 +112,10 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise ValueError(message)
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
-        message = f"{path} holds no tensors; its entries are {_first(map(str, content))}"
+        message = (
+            f"{path} holds no tensors; its entries are {_first(map(str, content))}; name the one "
+            "with the weights (entry=, --entry)"
+        )
         raise ValueError(message)
     return state
 
