@@ -34,7 +34,7 @@ from epruner.pruning.network.inputs import (
     in_float32,
 )
 from epruner.pruning.options import Goal, check_choice, check_min_keep, label_of, set_goal
-from epruner.pruning.plan.apply import BN_MODES, INITS, apply_plan
+from epruner.pruning.plan.apply import BN_MODES, INITS
 from epruner.pruning.repair.calibration import calibration_batches
 from epruner.pruning.repair.repair import check_compensation, compensate_for
 from epruner.pruning.report.progress import Stages
@@ -274,7 +274,7 @@ def prune(
         kept = members(choice.counts, choice.clusterings)
     with stages.run("surgery"):
         plan = make_plan(groups, kept, init=init, bn=bn, seed=random_state)
-        small = apply_plan(model, plan)
+        small = plan.apply(model)
         _dry_run(small, arguments)
     with stages.run("repair"):
         small, repair, more = compensate_for(repairs, model, small, plan, groups, kept, batches)
@@ -350,7 +350,7 @@ def _cost(
             )
             for g in groups
         }
-        small = apply_plan(model, make_plan(groups, kept))
+        small = make_plan(groups, kept).apply(model)
         value = function(small)  # type: ignore[misc]
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(f"measure must return a finite number, got {value!r}")

@@ -17,7 +17,7 @@ from pytorchcv.model_provider import get_model
 from torch import Tensor, nn
 
 from epruner.pruning import Plan, PruningResult, prune
-from epruner.pruning.plan.apply import take
+from epruner.pruning.network.layers import take
 
 TOLERANCE = 1e-5
 TOKENS = {

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from epruner.pruning.errors import TraceError
 from epruner.pruning.graph.costs import Recorder
 from epruner.pruning.graph.operations import flattens, parts, shapes
+from epruner.pruning.network.layers import can_resize, multiplies
 from epruner.pruning.network.tree import tensors_in
 
 
@@ -161,7 +161,7 @@ def _collected(model: nn.Module, made: list[Tensor]) -> Iterator[None]:
     def collect(_: nn.Module, __: object, output: Any) -> None:
         made.extend(t for t in tensors_in(output) if t.grad_fn is not None)
 
-    layers = [m for m in model.modules() if isinstance(m, (_ConvNd, nn.Linear))]
+    layers = [m for m in model.modules() if multiplies(m) and can_resize(m)]
     hooks = [layer.register_forward_hook(collect) for layer in layers]
     try:
         yield

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from epruner.pruning.graph.groups import Group, Skipped, Structure
 from epruner.pruning.network.inputs import check_patterns, matches
+from epruner.pruning.network.layers import layers
 
 
 def layer_names(model: nn.Module) -> list[str]:
-    """Names of the convolutions and linear layers."""
-    return [name for name, m in model.named_modules() if isinstance(m, (_ConvNd, nn.Linear))]
+    """Names of the layers that multiply by weights."""
+    return list(layers(model))
 
 
 def candidates(

@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from epruner.pruning.graph.groups import Group
-from epruner.pruning.network.batchnorm import scale_shift
 from epruner.pruning.network.filters import filter_matrix
+from epruner.pruning.network.layers import scale_shift
 from epruner.pruning.select.importance import Indices, Matrix
 
 
