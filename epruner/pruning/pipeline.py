@@ -14,7 +14,6 @@ from torch import nn
 
 from epruner.cluster import threads
 from epruner.pruning.errors import BudgetWarning, TraceError
-from epruner.pruning.graph.costs import eval_mode
 from epruner.pruning.graph.groups import Group, Skipped, analyse
 from epruner.pruning.graph.prunable import (
     by_layer,
@@ -25,9 +24,8 @@ from epruner.pruning.graph.prunable import (
     nothing,
 )
 from epruner.pruning.graph.trial import make_plan, sound_groups
-from epruner.pruning.network.copies import tracing_copy
+from epruner.pruning.network.copies import tracing_copy, working_copy
 from epruner.pruning.network.inputs import (
-    Arguments,
     as_arguments,
     as_patterns,
     check_model,
@@ -275,7 +273,7 @@ def prune(
     with stages.run("surgery"):
         plan = make_plan(groups, kept, init=init, bn=bn, seed=random_state)
         small = plan.apply(model)
-        _dry_run(small, arguments)
+        _dry_run(small, args, kwargs)
     with stages.run("repair"):
         small, repair, more = compensate_for(repairs, model, small, plan, groups, kept, batches)
     stages.close()
@@ -359,10 +357,10 @@ def _cost(
     return measured
 
 
-def _dry_run(small: nn.Module, arguments: Arguments) -> None:
-    with eval_mode(small), torch.no_grad():
+def _dry_run(small: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    with torch.no_grad():
         try:
-            small(*arguments[0], **arguments[1])
+            working_copy(small)(*args, **kwargs)  # in the precision of the analysis
         except Exception as error:
             raise TraceError(
                 f"the pruned network does not run on example_inputs ({error}); please report this "
