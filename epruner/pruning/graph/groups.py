@@ -16,7 +16,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from epruner.pruning.graph.costs import Costs, Recorder
-from epruner.pruning.graph.dependency import Entry, follow, trace
+from epruner.pruning.graph.dependency import Entry, channel_buffers, follow, trace
 from epruner.pruning.graph.operations import INSIDES, flattens, objection, operation
 from epruner.pruning.network.copies import address_of, own_tensors, owners
 from epruner.pruning.network.layers import (
@@ -150,9 +150,11 @@ def analyse(
         )
     recorder = Recorder(model)
     outputs: list[Tensor] = []
-    graph = trace(model, args, dict(kwargs or {}), recorder, outputs)
+    buffers = channel_buffers(model)
+    graph = trace(model, args, dict(kwargs or {}), recorder, outputs, buffers)
     costs = recorder.costs()
-    walker = _Walker(model, graph, names, outputs, costs)
+    bare = {**dict(model.named_parameters()), **buffers}
+    walker = _Walker(model, graph, names, outputs, costs, bare)
 
     groups: list[Group] = []
     skipped: list[Skipped] = []
@@ -194,11 +196,12 @@ class _Walker:
         names: Mapping[int, str],
         outputs: Sequence[Tensor],
         costs: Costs,
+        bare: Mapping[str, nn.Parameter],
     ) -> None:
         self._graph = graph
         self._names = names
         self._order = {name: place for place, name in enumerate(names.values())}
-        self._parameters = {id(p): name for name, p in model.named_parameters()}
+        self._parameters = {id(p): name for name, p in bare.items()}
         self._heads = {output.grad_fn for output in outputs}
         self._costs = costs
         self._owners = owners(model)
