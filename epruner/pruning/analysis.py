@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from epruner.pruning.errors import BudgetWarning
 from epruner.pruning.graph.groups import Group, Skipped, find_groups
@@ -30,6 +29,7 @@ from epruner.pruning.network.inputs import (
     check_model,
     in_float32,
 )
+from epruner.pruning.network.layers import layers_of
 from epruner.pruning.options import (
     Budget,
     Constraints,
@@ -110,9 +110,7 @@ class Analysis:
             groups, unsound = sound_groups(self._model, args, kwargs, groups, seed=0)
         self.costs = structure.costs
         self.groups = tuple(groups)
-        self._names = [
-            name for name, m in self._model.named_modules() if isinstance(m, (_ConvNd, nn.Linear))
-        ]
+        self._names = list(layers_of(self._model))
         skipped = [*structure.skipped, *computed, *unsound]
         self.skipped = in_order(skipped, self._names)
 

@@ -237,7 +237,7 @@ class Constraints:
         return {name: value for name, value in values.items() if value != _UNCONSTRAINED[name]}
 
 
-_UNCONSTRAINED = {"min_filters": None, "round_to": 1, "n_filters": {}}
+_UNCONSTRAINED: dict[str, Any] = {"min_filters": None, "round_to": 1, "n_filters": {}}
 
 
 @dataclass(frozen=True)

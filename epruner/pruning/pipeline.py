@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from epruner.pruning.analysis import Analysis
 from epruner.pruning.errors import BudgetWarning, TraceError
-from epruner.pruning.graph.costs import eval_mode
 from epruner.pruning.graph.groups import Group
-from epruner.pruning.network.inputs import Arguments, as_arguments, check_model
+from epruner.pruning.network.copies import working_copy
+from epruner.pruning.network.inputs import Arguments, as_arguments, check_model, in_float32
 from epruner.pruning.options import (
     NEEDS_DATA,
     REPAIRS,
@@ -150,7 +150,7 @@ def prune(
     chosen = net.choose(request, batches, stages)
     with stages.run("surgery"):
         small = chosen.plan.apply(model)
-        _dry_run(small, arguments)
+        _dry_run(small, net.arguments)
     with stages.run("repair"):
         small, repaired, more = repair_network(
             request.method.repair, model, small, chosen.plan, chosen.groups, chosen.kept, batches
@@ -263,9 +263,10 @@ def _with_example(model: nn.Module, calibrate: Any) -> tuple[Any, Any]:
 
 
 def _dry_run(small: nn.Module, arguments: Arguments) -> None:
-    with eval_mode(small), torch.no_grad():
+    args, kwargs = (in_float32(part) for part in arguments)
+    with torch.no_grad():
         try:
-            small(*arguments[0], **arguments[1])
+            working_copy(small)(*args, **kwargs)  # in the precision of the analysis
         except Exception as error:
             raise TraceError(
                 f"the pruned network does not run on its example inputs ({error}); please report "

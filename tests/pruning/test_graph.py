@@ -348,7 +348,8 @@ def test_layers_that_do_not_run_are_named() -> None:
 
 def test_attention_is_left_alone_and_named() -> None:
     found = reasons(networks.Vit())
-    assert "MultiheadAttention 'attention'" in found["attention.out_proj"]
+    assert found["attention"] == "MultiheadAttention 'attention' mixes its channels"
+    assert "attention.out_proj" not in found
     assert "fc1" not in found
 
 

@@ -16,6 +16,7 @@ import torch
 from networks import stirred, trained_resnet
 from sklearn.cluster import AffinityPropagation
 from torch import nn
+from torch.nn.utils import prune as masks
 
 import epruner
 from epruner.pruning import PruningResult, prune
@@ -436,6 +437,34 @@ def test_what_is_not_a_network_with_weights_is_refused() -> None:
     lazy = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 2))
     with pytest.raises(ValueError, match=r"'0\.weight' has no shape yet; run the model once"):
         prune(lazy, (1, 4))
+    mixed = nn.Sequential(nn.Linear(4, 8), Compiled())
+    with pytest.raises(TypeError, match=r"model\.1 comes from torch\.compile; .*1\._orig_mod"):
+        prune(mixed, (1, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float, dtype: torch.dtype) -> None:
+    model = networks.Vgg().to(dtype)
+    for name in ("features.3.bias", "classifier.0.weight"):
+        model.get_parameter(name).data[3] = value
+    with pytest.raises(ValueError, match=r"parameter 'features\.3\.bias' holds NaN or infinity"):
+        prune(model, IMAGE)
+
+
+def test_large_weights_are_finite() -> None:
+    model = networks.Vgg().half()
+    model.get_parameter("features.0.bias").data.fill_(60000)  # the sum of two overflows
+    assert len(prune(model, IMAGE, beta=0.9).report.layers) == 6
+
+
+def test_masked_weights_are_refused_with_advice() -> None:
+    model = networks.Vgg()
+    masks.l1_unstructured(model.features[3], "weight", 0.5)  # type: ignore[no-untyped-call]
+    with pytest.raises(ValueError, match=r"model\.features\.3 are .* by a mask .*prune\.remove"):
+        prune(model, IMAGE)
+    masks.remove(model.features[3], "weight")  # type: ignore[no-untyped-call]
+    assert "features.3" in prune(model, IMAGE, beta=0.9).plan.modules
 
 
 def test_a_stream_asked_for_by_name_needs_the_scope() -> None:

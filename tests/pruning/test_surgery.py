@@ -17,7 +17,7 @@ from pytorchcv.model_provider import get_model
 from torch import Tensor, nn
 
 from epruner.pruning import Plan, PruningResult, prune
-from epruner.pruning.plan.apply import take
+from epruner.pruning.network.layers import take
 
 TOLERANCE = 1e-5
 TOKENS = {
@@ -195,6 +195,15 @@ def test_other_precisions_stay(dtype: torch.dtype) -> None:
     wide = result.plan.apply(copy.deepcopy(model).float())
     for a, b in zip(result.model.parameters(), wide.parameters(), strict=True):
         assert torch.equal(a.to(b.dtype), b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_takes_float32_examples(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, x = stirred(networks.Vgg()).to(dtype), torch.randn(1, 3, 16, 16)
+    result = prune(model, x, params=0.5)
+    assert result.plan == prune(model, x.to(dtype).float(), params=0.5).plan
+    assert run(result.model, x.to(dtype)).dtype == dtype
 
 
 def test_the_small_network_trains() -> None:

@@ -3,14 +3,13 @@
 One hooked forward pass records what each layer costs; every later question ("and with 17 of its
 64 filters?") is answered from these records without running the network again.
 
-Counted are convolutions and linear layers, by small registered rules. Matrix products a model
-calls as functions (the inside of attention) are not.
+Counted is what the rules of the layer types count. Matrix products that a model calls as functions
+(the inside of attention) are not.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
+from epruner.pruning.network.layers import multiplies, rule_of, sides
 from epruner.pruning.network.tree import tensors_in
 
 
@@ -30,7 +29,7 @@ class Totals:
     Parameters
     ----------
     macs : int
-        Multiply-adds of convolutions and linear layers for the example inputs.
+        Multiply-adds of the layers (convolutions, linear, recurrent) for the example inputs.
     params : int
         Parameters.
     macs_with_norm : int
@@ -41,42 +40,6 @@ class Totals:
     macs: int
     params: int
     macs_with_norm: int
-
-
-# Multiply-adds of one call of a module, from the shapes of its input and output.
-MacRule = Callable[[Any, torch.Size, torch.Size], int]
-
-_MAC_RULES: dict[type[nn.Module], MacRule] = {}
-
-
-def mac_rule(*kinds: type[nn.Module]) -> Callable[[MacRule], MacRule]:
-    """Register the function that counts the multiply-adds of these layer types."""
-
-    def register(rule: MacRule) -> MacRule:
-        _MAC_RULES.update(dict.fromkeys(kinds, rule))
-        return rule
-
-    return register
-
-
-@mac_rule(_ConvNd)
-def _conv(module: _ConvNd, shape_in: torch.Size, shape_out: torch.Size) -> int:
-    # a transposed convolution spreads every input element, the other kind gathers every output
-    positions, channels = (
-        (shape_in, module.out_channels) if module.transposed else (shape_out, module.in_channels)
-    )
-    return int(positions.numel() * math.prod(module.kernel_size) * channels // module.groups)
-
-
-@mac_rule(nn.Linear)
-def _linear(module: nn.Linear, shape_in: torch.Size, shape_out: torch.Size) -> int:
-    return shape_out.numel() * module.in_features
-
-
-@mac_rule(nn.MultiheadAttention)
-def _attention(module: nn.MultiheadAttention, shape_in: torch.Size, shape_out: torch.Size) -> int:
-    # in-projections of query, key and value and the out-projection, for self-attention
-    return int(4 * shape_out.numel() * module.embed_dim)
 
 
 @dataclass(frozen=True)
@@ -192,7 +155,7 @@ class Recorder:
             seen.update(map(id, own))  # a tied parameter counts once
             params = sum(p.numel() for p in own)
             outputs, inputs = sides(module)
-            if name in self.macs or name in self.norm or outputs:
+            if outputs or multiplies(module):
                 biases = sum(p.numel() for p in own if p.dim() <= 1)
                 modules[name] = Cost(
                     macs=self.macs.get(name, 0),
@@ -219,24 +182,10 @@ class Recorder:
         written = tensors[0]
         if isinstance(module, _BatchNorm):
             self.norm[name] = self.norm.get(name, 0) + written.numel()
-        rule = next((_MAC_RULES[k] for k in type(module).__mro__ if k in _MAC_RULES), None)
+        rule = rule_of(module)
         if rule is not None:
-            shape_in = next((t.shape for t in tensors_in(inputs)), written.shape)
-            self.macs[name] = self.macs.get(name, 0) + rule(module, shape_in, written.shape)
-
-
-def sides(module: nn.Module) -> tuple[int, int]:
-    """(output, input) channels of a module; inputs 0 where they are the outputs, (0, 0) unknown."""
-    if isinstance(module, _ConvNd):
-        depthwise = module.groups == module.in_channels == module.out_channels != 1
-        return module.out_channels, 0 if depthwise else module.in_channels
-    if isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
-    if isinstance(module, _BatchNorm) and module.affine:
-        return module.num_features, 0
-    if isinstance(module, nn.PReLU) and module.num_parameters > 1:
-        return module.num_parameters, 0
-    return 0, 0
+            read = next((t.shape for t in tensors_in(inputs)), written.shape)
+            self.macs[name] = self.macs.get(name, 0) + rule.macs(module, read, written.shape)
 
 
 def measure(
@@ -254,8 +203,8 @@ def measure(
     Returns
     -------
     Totals
-        Multiply-adds of convolutions and linear layers; parameters; and multiply-adds in the
-        convention of the published tables, plus four per element of every BatchNorm output.
+        Multiply-adds of the layers; parameters; and multiply-adds in the convention of the
+        published tables, plus four per element of every BatchNorm output.
     """
     recorder = Recorder(model)
     with eval_mode(model), torch.no_grad(), recorder.recording():

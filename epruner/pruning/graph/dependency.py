@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from epruner.pruning.errors import TraceError
 from epruner.pruning.graph.costs import Recorder
 from epruner.pruning.graph.operations import flattens, parts, shapes
+from epruner.pruning.network.layers import can_resize, multiplies, rule_of, sides
 from epruner.pruning.network.tree import tensors_in
 
 
@@ -24,6 +24,7 @@ def trace(
     kwargs: dict[str, Any],
     recorder: Recorder,
     outputs: list[Tensor],
+    buffers: Mapping[str, nn.Parameter],
 ) -> Any:
     """The library's dependency graph of a model.
 
@@ -36,6 +37,8 @@ def trace(
         Records the forward pass.
     outputs : list of Tensor
         Filled with the model's outputs that depend on its parameters.
+    buffers : mapping of str to Parameter
+        See `channel_buffers`.
 
     Raises
     ------
@@ -48,7 +51,7 @@ def trace(
 
     def forward(traced: nn.Module, _: object) -> Any:
         try:
-            with recorder.recording(), _collected(traced, made):
+            with recorder.recording(), _collected(traced, made), _followed(traced, buffers):
                 return traced(*args, **kwargs)
         except Exception as error:
             at = recorder.running[-1] if recorder.running else ""
@@ -78,6 +81,7 @@ def trace(
                 example_inputs=None,
                 forward_fn=forward,
                 output_transform=with_gradient,
+                unwrapped_parameters=[(p, p.shape.index(max(p.shape))) for p in buffers.values()],
                 verbose=False,
             )
     except TraceError:
@@ -87,6 +91,22 @@ def trace(
             f"the structure of {type(model).__name__} could not be analysed: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def channel_buffers(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Buffers that may lie on the channels of a layer, by name, as parameters of the same memory.
+
+    The library follows gradients and so sees no buffer; these can stand in for them.
+    """
+    widths = {sides(module)[0] for module in model.modules()} - {0, 1}
+    found = {}
+    for name, module in model.named_modules():
+        for leaf, buffer in module.named_buffers(name, recurse=False):
+            wide = buffer.is_floating_point() and not widths.isdisjoint(buffer.shape)
+            if wide and rule_of(module) is None:
+                # one of three dimensions would keep the library from following concatenations
+                found[leaf] = nn.Parameter(buffer[None] if buffer.dim() == 3 else buffer)
+    return found
 
 
 class Place(NamedTuple):
@@ -157,11 +177,31 @@ def follow(graph: Any, module: nn.Module) -> list[Entry]:
 
 
 @contextmanager
+def _followed(model: nn.Module, buffers: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Let parameters stand in for buffers, as copies that a forward pass may write to."""
+    saved = {name: model.get_buffer(name) for name in buffers}
+    for name, parameter in buffers.items():
+        copied = parameter.clone()
+        more = copied.dim() > saved[name].dim()
+        _set_buffer(model, name, copied.squeeze(0) if more else copied)
+    try:
+        yield
+    finally:
+        for name, buffer in saved.items():
+            _set_buffer(model, name, buffer)
+
+
+def _set_buffer(model: nn.Module, name: str, value: Tensor) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, value)
+
+
+@contextmanager
 def _collected(model: nn.Module, made: list[Tensor]) -> Iterator[None]:
     def collect(_: nn.Module, __: object, output: Any) -> None:
         made.extend(t for t in tensors_in(output) if t.grad_fn is not None)
 
-    layers = [m for m in model.modules() if isinstance(m, (_ConvNd, nn.Linear))]
+    layers = [m for m in model.modules() if multiplies(m) and can_resize(m)]
     hooks = [layer.register_forward_hook(collect) for layer in layers]
     try:
         yield

@@ -14,13 +14,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from epruner.pruning.graph.costs import Costs, Recorder
-from epruner.pruning.graph.dependency import Entry, follow, trace
+from epruner.pruning.graph.dependency import Entry, channel_buffers, follow, trace
 from epruner.pruning.graph.operations import INSIDES, flattens, objection, operation
 from epruner.pruning.network.copies import address_of, own_tensors, owners
-from epruner.pruning.plan.apply import can_resize, is_depthwise
+from epruner.pruning.network.layers import (
+    can_resize,
+    has_filters,
+    is_depthwise,
+    layers_of,
+    parameter_dim,
+    sides,
+)
 
 Indices = npt.NDArray[np.intp]
 
@@ -32,7 +38,7 @@ class Member:
     Parameters
     ----------
     module : str
-        Dotted name of the module or bare parameter.
+        Dotted name of the module, bare parameter or buffer.
     index : ndarray of int, shape (m,)
         Its channels that belong to the group.
     root : ndarray of int, shape (m,)
@@ -71,7 +77,7 @@ class Group:
         Convolutions and linear layers whose outputs the channels are; each covers all of them.
     followers : tuple of Member
         What sits on the channels without mixing them: BatchNorm, depthwise convolutions, PReLU,
-        bare parameters.
+        bare parameters and buffers.
     consumers : tuple of Member
         Layers that read the channels.
     """
@@ -102,7 +108,7 @@ class Structure:
     groups : tuple of Group
         In the order of the network.
     skipped : tuple of Skipped
-        Convolutions and linear layers whose outputs must stay whole.
+        Layers that multiply whose outputs must stay whole.
     costs : Costs
         Of the full-size network, for the example inputs.
     """
@@ -136,35 +142,37 @@ def find_groups(
         The forward pass or the analysis failed.
     """
     names = {id(module): name for name, module in model.named_modules()}
-    layers = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, (_ConvNd, nn.Linear))
-    ]
-    if not layers:
+    found = layers_of(model)
+    if not found:
         raise ValueError(
             f"{type(model).__name__} has no convolution and no linear layer, so there are no "
             "filters to prune"
         )
     recorder = Recorder(model)
     outputs: list[Tensor] = []
-    graph = trace(model, args, dict(kwargs or {}), recorder, outputs)
+    buffers = channel_buffers(model)
+    graph = trace(model, args, dict(kwargs or {}), recorder, outputs, buffers)
     costs = recorder.costs()
-    walker = _Walker(model, graph, names, outputs, costs)
+    bare = {**dict(model.named_parameters()), **buffers}
+    walker = _Walker(model, graph, names, outputs, costs, bare)
 
     groups: list[Group] = []
     skipped: list[Skipped] = []
     done: set[str] = set()
-    for name, module in layers:
+    for name, module in found.items():
         if name in done:
             continue
-        calls = costs.modules[name].calls
-        if module not in graph.module2node:
-            skipped.append(Skipped(name, _unseen(model, name, calls)))
-            continue
-        if is_depthwise(module):
+        group = None
+        if not costs.modules[name].calls:
+            reason = "was not run by the example inputs"
+        elif not can_resize(module):
+            reason = mixing(name, module)
+        elif module not in graph.module2node:
+            reason = "no gradient reaches it"
+        elif is_depthwise(module):
             continue  # goes with the layer before it
-        group, reason = walker.group(name, module)
+        else:
+            group, reason = walker.group(name, module)
         if group is None:
             skipped.append(Skipped(name, reason))
         else:
@@ -173,11 +181,9 @@ def find_groups(
     return Structure(tuple(groups), tuple(skipped), costs)
 
 
-def _unseen(model: nn.Module, name: str, calls: int) -> str:
-    parent = name.rpartition(".")[0]
-    if isinstance(model.get_submodule(parent), nn.MultiheadAttention):
-        return f"MultiheadAttention {parent!r} mixes its channels"
-    return "no gradient reaches it" if calls else "was not run by the example inputs"
+def mixing(name: str, module: nn.Module) -> str:
+    """The reason of layers that stay whole: norms over channels, attention, recurrence."""
+    return f"{type(module).__name__} {name!r} mixes its channels"
 
 
 class _Walker:
@@ -190,11 +196,12 @@ class _Walker:
         names: Mapping[int, str],
         outputs: Sequence[Tensor],
         costs: Costs,
+        bare: Mapping[str, nn.Parameter],
     ) -> None:
         self._graph = graph
         self._names = names
         self._order = {name: place for place, name in enumerate(names.values())}
-        self._parameters = {id(p): name for name, p in model.named_parameters()}
+        self._parameters = {id(p): name for name, p in bare.items()}
         self._heads = {output.grad_fn for output in outputs}
         self._costs = costs
         self._owners = owners(model)
@@ -228,8 +235,7 @@ class _Walker:
         while frontier:
             node, flat = frontier.pop()
             inside = id(node.module) in self._names
-            is_layer = inside and isinstance(node.module, (_ConvNd, nn.Linear))
-            if (node, flat) in seen or (is_layer and not is_depthwise(node.module)):
+            if (node, flat) in seen or (inside and has_filters(node.module)):
                 continue
             seen.add((node, flat))
             if node.grad_fn in self._heads:
@@ -254,15 +260,16 @@ class _Walker:
         for entry in found:
             module = entry.node.module
             if isinstance(module, nn.Parameter):
+                if parameter_dim(module, channels) is None:
+                    continue  # it lies on other dimensions
                 label, size, side = self._parameters[id(module)], channels, followers
             elif id(module) in self._names and can_resize(module):
                 label = self._names[id(module)]
-                is_layer = isinstance(module, (_ConvNd, nn.Linear)) and not is_depthwise(module)
+                is_layer = has_filters(module)
                 side = followers if not is_layer else consumers if _reads(entry) else producers
-                cost = self._costs.modules.get(label)
-                size = 0 if cost is None else cost.inputs if side is consumers else cost.outputs
+                size = sides(module)[side is consumers]
                 if not size:
-                    continue  # no channels of its own, e.g. a norm without parameters
+                    continue  # no channels of its own, e.g. a PReLU of one parameter
                 if side is not followers and getattr(module, "groups", 1) > 1:
                     if module.transposed:
                         return None, f"{label!r} is a grouped transposed convolution"
@@ -290,10 +297,10 @@ class _Walker:
             for node in nodes
             if node.grad_fn is not None and id(node.module) not in self._names
         )
-        sides = (
+        members = (
             tuple(sorted(s.values(), key=self._place)) for s in (producers, followers, consumers)
         )
-        group = Group(name, channels, blocks, stream, *sides)
+        group = Group(name, channels, blocks, stream, *members)
         return group, ""
 
     def _place(self, member: Member) -> int:
@@ -314,10 +321,8 @@ class _Walker:
 
     def _module_objection(self, label: str, node: Any) -> str:
         module = node.module
-        kind = type(module).__name__
         if not can_resize(module):
-            # norms over channels, attention, recurrence: channels do not stay to themselves
-            return f"{kind} {label!r} mixes its channels" if list(module.parameters()) else ""
+            return mixing(label, module)
         cost = self._costs.modules.get(label)
         if cost is not None and cost.calls > 1:
             return f"{label!r} is used {cost.calls} times in one forward pass"
@@ -332,9 +337,7 @@ class _Walker:
 
 def _reads(entry: Entry) -> bool:
     """Whether an entry is the input side of a layer."""
-    module = entry.node.module
-    is_layer = isinstance(module, (_ConvNd, nn.Linear)) and not is_depthwise(module)
-    return is_layer and entry.reads
+    return entry.reads and has_filters(entry.node.module)
 
 
 def _bad_member(member: Member, channels: int, *, whole: bool) -> str:

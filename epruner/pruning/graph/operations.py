@@ -123,7 +123,11 @@ def flattens(function: Any) -> bool:
 
 def _harmless_view(before: Shape | None, after: Shape | None) -> bool:
     """Whether a view keeps channels together: flattening from dim 1, or leading dims only."""
-    if before is None or after is None or len(before) < 2 or len(after) < 2:
+    if before is None or after is None:
+        return False
+    if max(before, default=1) == max(after, default=1) == math.prod(before):
+        return True  # (c,) <-> (1, c, 1, 1), which bare tensors need
+    if len(before) < 2 or len(after) < 2:
         return False
     if before[-1] == after[-1] and (len(before) == 2 or len(after) == 2 or before == after):
         return True  # (..., c) <-> (n, c), what linear layers do

@@ -19,8 +19,8 @@ from epruner.pruning.graph.groups import Group, Indices, Skipped
 from epruner.pruning.network.copies import deep_copy
 from epruner.pruning.network.inputs import in_float64
 from epruner.pruning.network.tree import tensors_in
-from epruner.pruning.plan.apply import apply_plan
-from epruner.pruning.plan.plan import ModulePlan, Plan
+from epruner.pruning.plan.parts import ModulePlan
+from epruner.pruning.plan.plan import Plan
 
 # Sliced and silenced sums differ in their order alone. What differs by more is tried again in
 # float64, where nothing of that is left; a mean over 16 channels or over 8 of them may change the
@@ -170,7 +170,7 @@ def _trial(
     """What goes wrong, and the relative difference of the outputs if nothing does."""
     with Silenced(model, plan):
         expected = _run(model, args, kwargs)
-    small = apply_plan(model, plan)
+    small = plan.apply(model)
     try:
         got = _run(small, args, kwargs)
     except Exception as error:  # anything that a forward pass can raise

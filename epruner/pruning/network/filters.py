@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from epruner.pruning.network.layers import weight_dims
+
 Matrix = npt.NDArray[np.floating[Any]]
 
 
@@ -30,9 +32,7 @@ def filter_rows(module: nn.Module) -> Tensor:
     weight = module.weight
     if not isinstance(weight, Tensor):
         raise TypeError(f"{type(module).__name__} has no weight tensor")
-    rows = weight.detach()
-    if getattr(module, "transposed", False):
-        rows = rows.transpose(0, 1)  # (in, out, ...) -> (out, in, ...); groups are not pruned here
+    rows = weight.detach().movedim(weight_dims(module)[0], 0)  # groups are not pruned here
     rows = rows.reshape(rows.shape[0], -1)
     return rows.double() if rows.element_size() == 8 else rows.float()
 

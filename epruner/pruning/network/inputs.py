@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from numbers import Real
@@ -11,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.prune import BasePruningMethod
 
+from epruner.pruning.network.copies import HALVES
 from epruner.pruning.network.tree import mapped
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -23,19 +26,26 @@ def check_model(model: object) -> None:
     Raises
     ------
     TypeError
-        It is not a torch module, or one that another tool made of a network.
+        It is not a torch module, or it holds one that another tool made of a network.
     ValueError
-        Its weights have no values.
+        Its weights have no values, values that are not finite, or are computed by masks.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError("model is TorchScript; give the network that it was made of")
-    if hasattr(model, "_orig_mod"):
-        raise TypeError(
-            "model comes from torch.compile; give the network itself (model._orig_mod) and compile "
-            "what comes back"
-        )
+    for name, module in model.named_modules():
+        path = f"model.{name}" if name else "model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(f"{path} is TorchScript; give the network that it was made of")
+        if hasattr(module, "_orig_mod"):
+            raise TypeError(
+                f"{path} comes from torch.compile; put the module itself ({path}._orig_mod) in its "
+                "place and compile what comes back"
+            )
+        if any(isinstance(hook, BasePruningMethod) for hook in module._forward_pre_hooks.values()):
+            raise ValueError(
+                f"the weights of {path} are computed by a mask of torch.nn.utils.prune; make it "
+                "permanent first (torch.nn.utils.prune.remove)"
+            )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise ValueError(f"{name!r} has no shape yet; run the model once before")
@@ -43,6 +53,18 @@ def check_model(model: object) -> None:
             raise ValueError(
                 f"{name!r} is on the meta device and has no values; load the weights before"
             )
+    for name, parameter in model.named_parameters():
+        if not _is_finite(parameter.detach()):
+            raise ValueError(
+                f"parameter {name!r} holds NaN or infinity; check where the weights come from"
+            )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.dtype not in (*HALVES, torch.float32, torch.float64):
+        return True
+    # a finite sum has finite terms only, and takes no copy; that of halves may overflow
+    return math.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all())
 
 
 def as_arguments(model: nn.Module, example_inputs: Any) -> Arguments:
@@ -85,7 +107,7 @@ def as_arguments(model: nn.Module, example_inputs: Any) -> Arguments:
 
 def in_float32(value: Any) -> Any:
     """Half-precision tensors, however nested, as float32."""
-    return _converted(value, (torch.float16, torch.bfloat16), torch.float32)
+    return _converted(value, HALVES, torch.float32)
 
 
 def in_float64(value: Any) -> Any:

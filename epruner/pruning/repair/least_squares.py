@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from epruner.pruning.errors import RepairWarning
-from epruner.pruning.network.batchnorm import scale_shift
 from epruner.pruning.network.copies import deep_copy, with_weights_of, working_copy
 from epruner.pruning.network.inputs import Arguments
+from epruner.pruning.network.layers import scale_shift
 from epruner.pruning.network.tree import tensors_in
 from epruner.pruning.plan.plan import Plan
 from epruner.pruning.report.report import LayerRepair, Repair

@@ -11,7 +11,7 @@ from torch import nn
 from epruner.pruning.errors import RepairWarning, TraceError
 from epruner.pruning.graph.groups import Group
 from epruner.pruning.network.inputs import Arguments
-from epruner.pruning.plan.apply import is_depthwise
+from epruner.pruning.network.layers import is_depthwise
 from epruner.pruning.plan.plan import Plan
 from epruner.pruning.repair.least_squares import (
     output_error,

@@ -21,8 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from epruner.pruning.graph.groups import Group, Member
-from epruner.pruning.network.batchnorm import scale_shift
 from epruner.pruning.network.inputs import Arguments
+from epruner.pruning.network.layers import scale_shift
 from epruner.pruning.select.importance import Candidates, Importance, Indices, l1
 from epruner.pruning.trace.normal import RIDGE, inner, input_rows, positions, unknowns
 from epruner.pruning.trace.record import record_all

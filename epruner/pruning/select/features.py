@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from epruner.pruning.graph.groups import Group
-from epruner.pruning.network.batchnorm import scale_shift
 from epruner.pruning.network.filters import Matrix, filter_matrix
 from epruner.pruning.network.inputs import Arguments
+from epruner.pruning.network.layers import scale_shift
 from epruner.pruning.trace.record import record_all
 from epruner.pruning.trace.replay import Replay
 

@@ -1,0 +1,270 @@
+"""What is known of each layer type: its channels, how it loses some of them, what a call costs.
+
+A layer type is one class under `@rule`. A type that has none is left alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+Kept = Sequence[int] | None  # ascending; None keeps all
+
+
+class Rule:
+    """A layer type; the defaults are those of one that multiplies nothing and has no channels."""
+
+    multiplies = False  # by weights: what it costs is counted, and that it stays whole is said
+
+    def sides(self, module: Any) -> tuple[int, int]:
+        """(output, input) channels; inputs 0 where they are the outputs, (0, 0) if it has none."""
+        return 0, 0
+
+    def mixes(self, module: Any) -> bool:
+        """Whether it has to stay whole, as no channel of it can go without the others."""
+        return False
+
+    def resize(self, module: Any, out: Kept, in_: Kept) -> None:
+        """Keep these channels, in place."""
+
+    def macs(self, module: Any, read: torch.Size, written: torch.Size) -> int:
+        """Multiply-adds of one call, from the shapes of its first input and output."""
+        return 0
+
+
+_RULES: dict[type[nn.Module], Rule] = {}
+
+
+def rule(*kinds: type[nn.Module]) -> Callable[[type[Rule]], type[Rule]]:
+    """Register what is known of these layer types (and their subclasses)."""
+
+    def register(known: type[Rule]) -> type[Rule]:
+        _RULES.update(dict.fromkeys(kinds, known()))
+        return known
+
+    return register
+
+
+def rule_of(module: nn.Module) -> Rule | None:
+    """What is known of a module's type; None if nothing is."""
+    return next((_RULES[kind] for kind in type(module).__mro__ if kind in _RULES), None)
+
+
+def can_resize(module: nn.Module) -> bool:
+    """Whether a module can lose channels."""
+    known = rule_of(module)
+    return known is not None and not known.mixes(module)
+
+
+def resize(module: nn.Module, out: Kept, in_: Kept) -> None:
+    """Let a module that `can_resize` keep these channels, in place."""
+    known = rule_of(module)
+    assert known is not None
+    known.resize(module, out, in_)
+
+
+def sides(module: nn.Module) -> tuple[int, int]:
+    """(output, input) channels; inputs 0 where they are the outputs, (0, 0) if it has none."""
+    known = rule_of(module)
+    return (0, 0) if known is None else known.sides(module)
+
+
+def has_filters(module: nn.Module) -> bool:
+    """Whether every output channel is made of all input channels (of its group)."""
+    return sides(module)[1] > 0
+
+
+def multiplies(module: nn.Module) -> bool:
+    """Whether a module multiplies by weights."""
+    known = rule_of(module)
+    return known is not None and known.multiplies
+
+
+def layers_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules that multiply by weights, by name; not the inside of those that stay whole."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        parent = found.get(name.rpartition(".")[0])
+        if multiplies(module) and (parent is None or can_resize(parent)):
+            found[name] = module
+    return found
+
+
+@rule(nn.Linear)
+class _Linear(Rule):
+    multiplies = True
+
+    def sides(self, module: nn.Linear) -> tuple[int, int]:
+        return module.out_features, module.in_features
+
+    def resize(self, module: nn.Linear, out: Kept, in_: Kept) -> None:
+        module.weight = take(take(module.weight, 0, out), 1, in_)
+        _take_rows(module, out, "bias")
+        module.out_features, module.in_features = module.weight.shape
+
+    def macs(self, module: nn.Linear, read: torch.Size, written: torch.Size) -> int:
+        return written.numel() * module.in_features
+
+
+@rule(_ConvNd)
+class _Conv(Rule):
+    multiplies = True
+
+    def sides(self, module: _ConvNd) -> tuple[int, int]:
+        return module.out_channels, 0 if is_depthwise(module) else module.in_channels
+
+    def resize(self, module: _ConvNd, out: Kept, in_: Kept) -> None:
+        _take_rows(module, out, "bias")
+        if is_depthwise(module):
+            _take_rows(module, out, "weight")
+            module.groups = module.in_channels = module.out_channels = len(module.weight)
+            return
+        out_dim, in_dim = weight_dims(module)
+        weight = take(module.weight, out_dim, out)
+        if module.groups == 1:
+            weight = take(weight, in_dim, in_)
+        elif in_ is not None:  # of transposed ones, groups are never touched
+            weight = _take_grouped_inputs(weight, in_, module.in_channels, module.groups)
+        module.weight = weight
+        module.out_channels = module.out_channels if out is None else len(out)
+        module.in_channels = module.in_channels if in_ is None else len(in_)
+
+    def macs(self, module: _ConvNd, read: torch.Size, written: torch.Size) -> int:
+        # a transposed convolution spreads every input element, the other kind gathers every output
+        positions, channels = (
+            (read, module.out_channels) if module.transposed else (written, module.in_channels)
+        )
+        return int(positions.numel() * math.prod(module.kernel_size) * channels // module.groups)
+
+
+@rule(_NormBase)  # BatchNorm and InstanceNorm
+class _Norm(Rule):
+    def sides(self, module: _NormBase) -> tuple[int, int]:
+        return module.num_features, 0
+
+    def resize(self, module: _NormBase, out: Kept, in_: Kept) -> None:
+        _take_rows(module, out, "weight", "bias", "running_mean", "running_var")
+        module.num_features = module.num_features if out is None else len(out)
+
+
+@rule(nn.GroupNorm)
+class _GroupNorm(Rule):
+    def sides(self, module: nn.GroupNorm) -> tuple[int, int]:
+        return module.num_channels, 0
+
+    def mixes(self, module: nn.GroupNorm) -> bool:
+        return module.num_groups != module.num_channels
+
+    def resize(self, module: nn.GroupNorm, out: Kept, in_: Kept) -> None:
+        _take_rows(module, out, "weight", "bias")
+        module.num_groups = module.num_channels = module.num_channels if out is None else len(out)
+
+
+@rule(nn.PReLU)
+class _PReLU(Rule):
+    def sides(self, module: nn.PReLU) -> tuple[int, int]:
+        return (module.num_parameters, 0) if module.num_parameters > 1 else (0, 0)
+
+    def resize(self, module: nn.PReLU, out: Kept, in_: Kept) -> None:
+        _take_rows(module, out, "weight")
+        module.num_parameters = len(module.weight)
+
+
+@rule(nn.MultiheadAttention)
+class _Attention(Rule):
+    multiplies = True
+
+    def mixes(self, module: nn.MultiheadAttention) -> bool:
+        return True
+
+    def macs(self, module: nn.MultiheadAttention, read: torch.Size, written: torch.Size) -> int:
+        # in-projections of query, key and value and the out-projection, for self-attention
+        return int(4 * written.numel() * module.embed_dim)
+
+
+@rule(nn.RNNBase, nn.RNNCellBase)
+class _Recurrent(Rule):
+    multiplies = True
+
+    def mixes(self, module: nn.Module) -> bool:
+        return True
+
+    def macs(self, module: nn.Module, read: torch.Size, written: torch.Size) -> int:
+        # every matrix (of each gate, layer and direction) works once on every step of every input
+        matrices = (p.numel() for p in module.parameters(recurse=False) if p.dim() == 2)
+        return math.prod(written[:-1]) * sum(matrices)
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether a convolution's output channel i is made of its input channel i alone."""
+    return (
+        isinstance(module, _ConvNd)
+        and module.groups == module.in_channels == module.out_channels != 1
+    )
+
+
+def weight_dims(module: nn.Module) -> tuple[int, int]:
+    """Dimensions of a weight that stand for the (output, input) channels of its layer."""
+    return (1, 0) if getattr(module, "transposed", False) else (0, 1)
+
+
+def scale_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Scale and shift that a BatchNorm layer applies in eval mode, float64."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = -norm.running_mean.double() * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.detach().double()
+    return scale, shift
+
+
+def take(tensor: Tensor, dim: int, kept: Kept) -> Tensor:
+    """Slice of a tensor; a Parameter stays one, with its requires_grad and memory format."""
+    if kept is None:
+        return tensor
+    index = torch.as_tensor(kept, dtype=torch.long, device=tensor.device)
+    return _like(tensor, tensor.detach().index_select(dim, index))
+
+
+def parameter_dim(tensor: Tensor, channels: int) -> int | None:
+    """The one dimension of a bare tensor that has so many entries; None if not exactly one."""
+    dims = [d for d, size in enumerate(tensor.shape) if size == channels]
+    return dims[0] if len(dims) == 1 else None
+
+
+def _take_rows(module: nn.Module, kept: Kept, *names: str) -> None:
+    for name in names:
+        if (tensor := getattr(module, name, None)) is not None:
+            setattr(module, name, take(tensor, 0, kept))
+
+
+def _take_grouped_inputs(weight: Tensor, kept: Sequence[int], inputs: int, groups: int) -> Tensor:
+    # (out, in / groups, ...): the outputs of group g see the inputs of group g alone
+    local = torch.as_tensor(kept).view(groups, -1) % (inputs // groups)
+    parts = weight.detach().chunk(groups)
+    sliced = [
+        part.index_select(1, index.to(weight.device))
+        for part, index in zip(parts, local, strict=True)
+    ]
+    return _like(weight, torch.cat(sliced))
+
+
+def _like(tensor: Tensor, sliced: Tensor) -> Tensor:
+    if tensor.dim() == 4 and tensor.stride(1) == 1 and tensor.stride(3) == tensor.shape[1] > 1:
+        _, c, h, w = sliced.shape  # channels last; by strides, as 1 x 1 kernels look contiguous
+        strides = (h * w * c, 1, w * c, c)
+        sliced = torch.empty_strided(
+            sliced.shape, strides, dtype=sliced.dtype, device=sliced.device
+        ).copy_(sliced)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(sliced, requires_grad=tensor.requires_grad)
+    return sliced
