@@ -44,7 +44,7 @@ class ActiveSet {
   // rows need more candidates.
   Status iterate(const Poll& poll, Index iterations = std::numeric_limits<Index>::max());
 
-  // Rows that cannot finish this iteration without more, ascending.
+  // Those that cannot finish this iteration, ascending.
   Indices rows_needing_candidates() const;
   // Whether these would make the lists so long that dense passes are cheaper.
   bool crowded() const;
@@ -73,7 +73,6 @@ class ActiveSet {
   };
 
   void prepare_blocks();
-
   Status iterate_shared(const Poll& poll, Index iterations);
   void begin_iteration();
   static void prefetch(const Row& row);

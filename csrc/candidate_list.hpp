@@ -1,4 +1,4 @@
-// The candidates of every row, in memory that grows without moving what it holds.
+// The candidates of a row, in memory that grows without moving what it holds.
 #pragma once
 
 #include <cstddef>
@@ -83,9 +83,8 @@ class CandidateList : public CandidateRow {
     a(e) = availability;
     column(e) = k;
   }
-  Index n_stored() const {
-    return n_stored_blocks * CandidateBlock::width;
-  }  // from here on, A is not held
+  // From here on, A is not stored.
+  Index n_stored() const { return n_stored_blocks * CandidateBlock::width; }
 
   std::int32_t active_room_ = 0, inactive_room_ = 0;  // blocks
 };
