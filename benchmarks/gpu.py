@@ -37,7 +37,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "cluster")]
 from problems import KINDS  # noqa: E402
 
 from benchmarks.gpu_parts import PARTS, Row  # noqa: E402
-from epruner.cluster.gpu import load_cupy  # noqa: E402
+from epruner.cluster.backends.cuda import load_cupy  # noqa: E402
 
 BUDGET = 460.0  # seconds for everything
 

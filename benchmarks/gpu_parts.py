@@ -17,13 +17,13 @@ from typing import Any, ClassVar
 import numpy as np
 from problems import KINDS, Case, problem, verdict
 
-from epruner.cluster import affinity_propagation_many, gpu
-from epruner.cluster.gpu import cuda, messages, problems
-from epruner.cluster.gpu.arrays import engine_for
-from epruner.cluster.gpu.decode import decode
-from epruner.cluster.gpu.filters import distances
-from epruner.cluster.outcome import Options
+from epruner.cluster import affinity_propagation_many
+from epruner.cluster.backends import cuda
+from epruner.cluster.backends.cuda import problems, solver
+from epruner.cluster.backends.cuda.cluster import decode
+from epruner.cluster.backends.cuda.device import CudaEngine, engine_for
 from epruner.cluster.similarity import median_preference, negative_squared_distances
+from epruner.cluster.types import Options
 
 Row = dict[str, Any]
 BETA = 0.73
@@ -64,13 +64,13 @@ def once(run: Callable[[], object]) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-class PhasedEngine(cuda.CudaEngine):
+class PhasedEngine(CudaEngine):
     """A card that adds up wall time by phase; the phase is that of the last kernel launched."""
 
     PHASES: ClassVar = {
         "medians": "medians",
         "select": "selection",
-        "list": "iterating",
+        "active": "iterating",
         "assign": "decoding",
     }
 
@@ -137,7 +137,7 @@ def blobs(n: int, d: int, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
 def native() -> Any:
     """The compiled CPU solver, or None."""
     try:
-        from epruner.cluster.solvers import native as solver
+        from epruner.cluster.backends import native as solver
     except ImportError:
         return None
     return solver
@@ -166,7 +166,7 @@ def machine(cupy: Any) -> Iterator[Row]:
     }
     yield row
     S = negative_squared_distances(blobs(16, 4, 0))
-    row["first_call_ms"] = once(lambda: gpu.cluster_many([S], [None], Options()))
+    row["first_call_ms"] = once(lambda: cuda.cluster_many([S], [None], Options()))
     yield row
 
 
@@ -186,8 +186,6 @@ def ceilings(cupy: Any) -> Iterator[Row]:
 
 def correctness(cupy: Any) -> Iterator[Row]:
     """Every regime on the converged grid against the reference, and against native."""
-    from epruner.cluster.solvers import cupy as solver
-
     for kind in KINDS:
         row: Row = {"kind": kind, "compared": 0, "wrong": []}
         for n in GRID:
@@ -197,7 +195,7 @@ def correctness(cupy: Any) -> Iterator[Row]:
                 expected = verdict(case)
                 if expected.is_exemplar is None:
                     continue
-                for run in (solver.solve, solver.solve_lists, solver.solve_dense):
+                for run in (solver.solve, solver.solve_active_set, solver.solve_dense):
                     found = run(S, p, case.options())
                     same = bool((found.is_exemplar == expected.is_exemplar).all())
                     float32_messages = run is solver.solve_dense and dtype == "float32"
@@ -231,12 +229,12 @@ def networks(cupy: Any) -> Iterator[Row]:
         betas = dict.fromkeys(range(len(shapes)), BETA)
 
         def run(q: int, resident: Any = resident, betas: Any = betas) -> Any:
-            return gpu.FilterBatch(resident[q % 3]).cluster(betas)
+            return cuda.FilterBatch(resident[q % 3]).cluster(betas)
 
         row: Row = {"network": name, "layers": len(shapes)}
         row["gpu_ms"] = on_wall(run, 7, 3)
         yield row
-        compared = gpu.FilterBatch(resident[0])
+        compared = cuda.FilterBatch(resident[0])
 
         def again(q: int, compared: Any = compared, betas: Any = betas) -> Any:
             return compared.cluster(betas)
@@ -326,22 +324,22 @@ def single(cupy: Any) -> Iterator[Row]:
 
 def _single(cupy: Any, n: int) -> Iterator[Row]:
     with engine_for([]) as engine:
-        S = [distances(engine, [cupy.asarray(blobs(n, 64, q))])[0] for q in range(2)]
+        S = [problems.distances(engine, [cupy.asarray(blobs(n, 64, q))])[0] for q in range(2)]
         own = [problems.medians(problems.Matrices(engine, [s])) for s in S]
         options = Options(damping=0.7)
 
-        def run(q: int, options: Options, regime: str) -> messages.BatchMessages:
+        def run(q: int, options: Options, regime: str) -> solver.BatchMessages:
             one = problems.Matrices(engine, [S[q % 2]])
-            return messages.pass_messages(one, own[q % 2], options, regime)
+            return solver.pass_messages(one, own[q % 2], options, regime)
 
         def dense(iterations: int) -> float:
             fixed = Options(max_iter=iterations, convergence_iter=iterations + 1)
             return on_wall(lambda q: run(q, fixed, "dense"), 3)
 
-        passed = run(0, options, "lists")
+        passed = run(0, options, "active_set")
         row: Row = {"n": n, "n_iter": int(passed.n_iter[0]), "converged": bool(passed.converged[0])}
         row["longest_list"] = passed.longest_list
-        row["lists_ms"] = on_wall(lambda q: run(q, options, "lists"), 5)
+        row["active_set_ms"] = on_wall(lambda q: run(q, options, "active_set"), 5)
         yield row
         row["dense_iteration_ms"] = (dense(144) - dense(48)) / 96
         row["dense_gb_s"] = round(5 * 4 * n * n / row["dense_iteration_ms"] / 1e6, 1)
@@ -351,7 +349,7 @@ def _single(cupy: Any, n: int) -> Iterator[Row]:
         eager = _eager(S[0], own[0])
         if eager is not None:
             row["torch_iteration_ms"] = eager
-            row["times_torch"] = eager * row["n_iter"] / row["lists_ms"]
+            row["times_torch"] = eager * row["n_iter"] / row["active_set_ms"]
             yield row
         host, p = cupy.asnumpy(S[0]), cupy.asnumpy(own[0])
         other = native()
@@ -442,7 +440,7 @@ def _features(cupy: Any, n: int) -> Iterator[Row]:
         points = problems.Features(engine, resident)
         own = problems.medians(points)
         yield row | engine.phases()
-        passed = messages.pass_messages(points, own, options)
+        passed = solver.pass_messages(points, own, options)
         yield row | engine.phases()
         found = decode(points, passed, own, options)[0]
         phases = engine.phases()

@@ -1,4 +1,4 @@
-// The steps from exemplars to labels; see decode() in cluster.hpp.
+// The steps from exemplars to labels; see decode() in solve.hpp.
 #pragma once
 
 #include "similarity.hpp"

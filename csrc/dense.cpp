@@ -43,21 +43,21 @@ Dense<T>::Dense(Index n, const T* S, Index stride, const Jitter& jitter, Diagona
 
 // One row, the own entry set apart: A from the last iteration's totals, then R and its column sums.
 template <class T>
-void Dense<T>::update_row(Index i, T keep_availability, double* support) {
-  const T keep = static_cast<T>(settings_.damping);
+void Dense<T>::update_row(Index i, T availability_damping, double* support) {
+  const T damping = static_cast<T>(settings_.damping);
   const Index rest = n_ - i - 1, after = i + 1;
   T *S = s(i), *R = r(i), *A = a(i);
   const T* b = total_.data();
-  Top2<T> top = dense_availabilities(i, keep_availability, b, S, R, A);
+  Top2<T> top = dense_availabilities(i, availability_damping, b, S, R, A);
   top.add(
-      dense_availabilities(rest, keep_availability, b + after, S + after, R + after, A + after));
+      dense_availabilities(rest, availability_damping, b + after, S + after, R + after, A + after));
   const auto own = static_cast<std::size_t>(i);
   Top2<double> wide = widen(top);
   wide.add(diagonal_.a[own] + diagonal_.preference[own]);
   diagonal_.update_responsibility(own, settings_.damping, wide);
   top.add(static_cast<T>(diagonal_.a[own] + diagonal_.preference[own]));
-  dense_responsibilities(i, keep, top, S, A, R, support);
-  dense_responsibilities(rest, keep, top, S + after, A + after, R + after, support + after);
+  dense_responsibilities(i, damping, top, S, A, R, support);
+  dense_responsibilities(rest, damping, top, S + after, A + after, R + after, support + after);
 }
 
 // Run `row(i, support)` for all rows and sum the supports. Returns false when asked to stop.
@@ -104,11 +104,11 @@ template <class T>
 Outcome Dense<T>::iterate(Index t, const Poll& poll) {
   Outcome outcome;
   outcome.status = Status::exhausted;
-  const T keep = static_cast<T>(settings_.damping);
+  const T damping = static_cast<T>(settings_.damping);
   for (; t < settings_.max_iter; ++t) {
     std::transform(diagonal_.total.begin(), diagonal_.total.end(), total_.begin(),
                    [](double b) { return static_cast<T>(b); });
-    if (!for_each_row([&](Index i, double* support) { update_row(i, keep, support); }, poll)) {
+    if (!for_each_row([&](Index i, double* support) { update_row(i, damping, support); }, poll)) {
       outcome.status = Status::interrupted;
       break;
     }

@@ -27,7 +27,7 @@ class Dense {
   Diagonal& diagonal() { return diagonal_; }
 
  private:
-  void update_row(Index i, T keep_availability, double* support);
+  void update_row(Index i, T availability_damping, double* support);
   template <class Row>
   bool for_each_row(const Row& row, const Poll& poll);
 

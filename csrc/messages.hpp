@@ -6,7 +6,7 @@
 #include <functional>
 #include <vector>
 
-#include "rows.hpp"
+#include "row_kernels.hpp"
 
 namespace epruner {
 
@@ -20,7 +20,7 @@ struct Settings {
 // Called now and then on the calling thread only; true asks the solver to stop.
 using Poll = std::function<bool()>;
 
-enum class Status { running, converged, exhausted, starved, interrupted };
+enum class Status { running, converged, exhausted, needs_candidates, interrupted };
 
 struct Outcome {
   std::vector<std::uint8_t> is_exemplar;
@@ -44,20 +44,20 @@ class Diagonal {
   }
 
   // R[i,i], once the two largest of row i (own entry included) are known.
-  void update_responsibility(std::size_t i, double keep, Top2<double> top) {
+  void update_responsibility(std::size_t i, double damping, Top2<double> top) {
     const double rival = a[i] + preference[i] == top.first ? top.second : top.first;
-    r[i] = keep * r[i] + (1 - keep) * (preference[i] - rival);
+    r[i] = damping * r[i] + (1 - damping) * (preference[i] - rival);
   }
 
   // b, A[k,k] and the exemplars, once `support` holds the sum of every column's max(0, R).
   // Returns whether the stop rule holds after iteration `t` (counted from 0).
   bool finish_iteration(Index t, const Settings& settings) {
-    const double keep = settings.damping;
+    const double damping = settings.damping;
     Index shortest = std::numeric_limits<Index>::max();
     bool any = false;
     for (std::size_t k = 0; k < a.size(); ++k) {
       total[k] = support[k] + r[k];
-      a[k] = keep * a[k] + (1 - keep) * support[k];
+      a[k] = damping * a[k] + (1 - damping) * support[k];
       const std::uint8_t now = a[k] + r[k] > 0;
       streak_[k] = now == is_exemplar[k] ? streak_[k] + 1 : 1;
       is_exemplar[k] = now;

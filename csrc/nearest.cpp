@@ -66,9 +66,9 @@ void Nearest<T>::offer(const Tile<T>& tile) {
       if (!(diagonal && k == q))
         push(i, static_cast<Column>(tile.first_column + k), s[static_cast<std::size_t>(k)]);
     }
-    if (watch_) {  // every row of tiles is in one thread's hands at a time
+    if (rank_window_) {  // every row of tiles is in one thread's hands at a time
       const Index start = diagonal ? q + 1 : 0;
-      watch_->see(tile.first_row, tile.columns - start, s.data() + start, hits.data());
+      rank_window_->add(tile.first_row, tile.columns - start, s.data() + start, hits.data());
     }
     if (diagonal) continue;
     found = collect_at_least(tile.columns, s.data(), thresholds.data(), hits.data());
@@ -82,8 +82,8 @@ void Nearest<T>::offer(const Tile<T>& tile) {
 }
 
 template <class T>
-void Nearest<T>::watch(T low, T high, Index expected) {
-  watch_ = std::make_unique<Watch<T>>(low, high, expected, n_);
+void Nearest<T>::open_rank_window(T low, T high, Index expected) {
+  rank_window_ = std::make_unique<RankWindow<T>>(low, high, expected, n_);
 }
 
 template class Nearest<float>;

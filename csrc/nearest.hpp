@@ -3,8 +3,7 @@
 
 #include <memory>
 
-#include "messages.hpp"
-#include "watch.hpp"
+#include "quantiles.hpp"
 
 namespace epruner {
 
@@ -26,10 +25,10 @@ class Nearest {
   // row and no column may be offered at the same time.
   void offer(const Tile<T>& tile);
 
-  // While tiles are offered, look out for similarities in [low, high], every unordered pair once;
+  // While tiles are offered, count the similarities in [low, high], every unordered pair once;
   // about `expected` are to come.
-  void watch(T low, T high, Index expected);
-  const Watch<T>& watch() const { return *watch_; }
+  void open_rank_window(T low, T high, Index expected);
+  const RankWindow<T>& rank_window() const { return *rank_window_; }
 
   Index want() const { return want_; }
   // Point i's list: `size(i)` columns in no order. Everything not listed is at most `unlisted(i)`.
@@ -49,7 +48,7 @@ class Nearest {
   std::vector<Row> rows_;
   std::unique_ptr<T[]> values_;        // (n, room)
   std::unique_ptr<Column[]> columns_;  // (n, room)
-  std::unique_ptr<Watch<T>> watch_;
+  std::unique_ptr<RankWindow<T>> rank_window_;
 };
 
 extern template class Nearest<float>;

@@ -17,7 +17,7 @@ from epruner.pruning.graph.costs import Totals
 from epruner.pruning.pipeline import prune, repair
 from epruner.pruning.plan.plan import Plan
 from epruner.pruning.report.report import Report
-from epruner.pruning.report.tables import Table, amount, change, percent
+from epruner.pruning.tables import Table, amount, change, percent
 from epruner.pruning.threads import torch_threads
 
 _TRAIN_EPOCHS = 12

@@ -1,4 +1,4 @@
-// Enough of CUDA to run messages.cu on a CPU: block after block, a block's threads as fibers.
+// Enough of CUDA to run kernels.cu on a CPU: block after block, a block's threads as fibers.
 //
 // A fiber runs until it waits for its warp or block; then the next one runs. When all of a block's
 // fibers wait for each other in vain the program stops: on a device that kernel would hang.

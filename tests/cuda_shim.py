@@ -1,4 +1,4 @@
-"""Runs messages.cu on the CPU: the device's kernels and host code, with NumPy's arrays."""
+"""Runs kernels.cu on the CPU: the device's kernels and host code, with NumPy's arrays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from epruner.cluster.gpu.engine import Array
+from epruner.cluster.backends.cuda.device import Array
 
 HERE = Path(__file__).resolve().parent
 
@@ -34,7 +34,7 @@ def kernel_names(source: str) -> list[str]:
 
 def compile_kernels(compiler: str, folder: Path) -> Path:
     """Compile the kernels behind cuda_shim.hpp; return the library."""
-    kernels = files("epruner.cluster.gpu").joinpath("messages.cu")
+    kernels = files("epruner.cluster.backends.cuda").joinpath("kernels.cu")
     names = kernel_names(kernels.read_text())
     unit = folder / "kernels.cpp"
     unit.write_text(
@@ -49,7 +49,7 @@ def compile_kernels(compiler: str, folder: Path) -> Path:
 
 
 class HostEngine:
-    """Runs kernels on the CPU, thread by thread; an `epruner.cluster.gpu.engine.Engine`."""
+    """Runs kernels on the CPU, thread by thread; an `Engine` of `backends.cuda.device`."""
 
     xp = np
     threads = 64

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from epruner.cli.images import Images
-    from epruner.pruning.io.checkpoint import SavedFile
     from epruner.pruning.result import PruningResult
 
 
@@ -59,7 +58,7 @@ def compare(args: argparse.Namespace) -> None:
     from epruner.cli.images import InOrder
     from epruner.pruning.analysis import analyse
     from epruner.pruning.finetune import evaluate
-    from epruner.pruning.report.tables import Table, amount, change, percent
+    from epruner.pruning.tables import Table, amount, change, percent
 
     budgets = [(name, value) for name in options.COST for value in getattr(args, name)]
     if not budgets:
@@ -224,7 +223,7 @@ def inspect(args: argparse.Namespace) -> None:
     print(f"{args.file}: {_bytes(saved.size)}, {len(saved.shapes)} tensors ({dtypes})")
     if saved.report is None:
         print(f"no report; {len(saved.plan.modules)} modules were resized\n")
-        print(_plan_table(saved))
+        print(saved.plan)
         return
     settings = ", ".join(
         f"{key}={value}"
@@ -338,19 +337,6 @@ def _check_pictures(args: argparse.Namespace, *paths: str | None) -> None:
         check_format(path)
 
 
-def _plan_table(saved: SavedFile) -> str:
-    from epruner.pruning.report.tables import Table
-
-    def side(kept: tuple[int, ...] | None, before: int | None) -> str:
-        return "all" if kept is None else f"{len(kept)} of {before}"
-
-    rows = [
-        (name, side(module.out, module.out_before), side(module.in_, module.in_before))
-        for name, module in saved.plan.modules.items()
-    ]
-    return Table(("module", "outputs", "inputs"), rows).to_text()
-
-
 def _print_json(document: Mapping[str, Any]) -> None:
     print(json.dumps(document, indent=2))
 
@@ -360,6 +346,6 @@ def _say(line: str) -> None:
 
 
 def _bytes(size: int) -> str:
-    from epruner.pruning.report.tables import amount
+    from epruner.pruning.tables import amount
 
     return f"{amount(size)}B" if size >= 1000 else f"{size} B"

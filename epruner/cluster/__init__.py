@@ -1,9 +1,15 @@
-"""Affinity propagation for anyone who clusters. Nothing in here imports torch."""
+"""Which points stand for which: affinity propagation, for anyone who clusters.
 
-from epruner.cluster.affinity import AffinityPropagation, affinity_propagation
-from epruner.cluster.many import affinity_propagation_many
-from epruner.cluster.outcome import Clustering
+Nothing in here imports torch.
+"""
+
+from epruner.cluster.estimator import (
+    AffinityPropagation,
+    affinity_propagation,
+    affinity_propagation_many,
+)
 from epruner.cluster.preference import preference_range
+from epruner.cluster.types import Clustering
 
 __all__ = [
     "AffinityPropagation",

@@ -74,6 +74,12 @@ def _digest(sources: Path) -> str:
     return sha256("".join(digests).encode()).hexdigest()
 
 
+def require(what: str) -> None:
+    """Raise `ImportError` if there is no extension; `what` says who needs one."""
+    if native is None:
+        raise ImportError(f"{what} needs the compiled solver: {missing}")
+
+
 native: ModuleType | None = None
 missing = ""  # the reason, where `native` is None
 try:

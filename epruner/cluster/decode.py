@@ -3,12 +3,9 @@
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
-from epruner.cluster.ties import jittered, scale
-
-Floats = NDArray[np.floating]
-Indices = NDArray[np.intp]
+from epruner.cluster.jitter import jittered, scale
+from epruner.cluster.types import Floats, Indices
 
 
 def decode(S: Floats, preference: Floats, exemplars: Indices, seed: int) -> tuple[Indices, Indices]:

@@ -1,18 +1,48 @@
-"""Which preferences mean which number of clusters."""
+"""How preferences are asked for, and which of them give how many clusters."""
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from epruner.cluster import validate
-from epruner.cluster.outcome import Clustering
-
-Floats = NDArray[np.floating]
+from epruner.cluster.types import Clustering
 
 _BRACKETING = 60  # steps of a factor 4 away from the starting point
 _BISECTIONS = 40
+
+
+@dataclass(frozen=True)
+class PreferenceRule:
+    """What sets the preferences: at most one of the first three, or the median similarity.
+
+    With `n_clusters` that is where the search for a common preference starts.
+    """
+
+    preference: ArrayLike | None = None
+    preference_quantile: float | None = None
+    beta: float | None = None
+    n_clusters: int | None = None
+
+    def check(self, n: int) -> None:
+        """Raise for values that n points cannot have."""
+        names = ("preference", "preference_quantile", "beta")
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other; give one of them")
+        if self.preference_quantile is not None and not 0 <= self.preference_quantile <= 1:
+            raise ValueError(f"preference_quantile={self.preference_quantile} must be in [0, 1]")
+        if self.beta is not None and not 0 < self.beta < np.inf:
+            raise ValueError(f"beta={self.beta} must be positive")
+        k = self.n_clusters
+        if k is not None:
+            if not isinstance(k, Integral) or isinstance(k, bool):
+                raise TypeError(f"n_clusters={k!r} must be an integer")
+            if not 1 <= k <= n:
+                raise ValueError(f"n_clusters={k} must be between 1 and the {n} points")
 
 
 def preference_range(S: ArrayLike, *, exact: bool = False) -> tuple[float, float]:
@@ -49,17 +79,16 @@ def preference_range(S: ArrayLike, *, exact: bool = False) -> tuple[float, float
     return float(one - two), float(nearest.max())
 
 
-def for_clusters(
-    solve: Callable[[float], Clustering], wanted: int, start: float, top: float
+def search_n_clusters(
+    solve: Callable[[float], Clustering], n_clusters: int, start: float, top: float
 ) -> tuple[Clustering, float]:
-    """Search a common preference that gives `wanted` clusters.
+    """Search a common preference that gives so many clusters.
 
     Parameters
     ----------
     solve : callable
         Clusters with one preference for all points.
-    wanted : int
-        Number of clusters.
+    n_clusters : int
     start : float
         A preference to start from, below `top`.
     top : float
@@ -69,24 +98,24 @@ def for_clusters(
     -------
     clustering, preference
         Of the closest number of clusters found; converged ones are preferred. Warns where that
-        number is not `wanted`.
+        number is not `n_clusters`.
     """
     best: tuple[tuple[int, bool], Clustering, float] | None = None
 
     def clusters(gap: float) -> int:
         nonlocal best
         clustering = solve(top - gap)
-        miss = abs(clustering.exemplars.size - wanted)
+        miss = abs(clustering.exemplars.size - n_clusters)
         if best is None or (miss, not clustering.converged) < best[0]:
             best = ((miss, not clustering.converged), clustering, top - gap)
         return clustering.exemplars.size
 
     gap = max(top - start, 1e-6 * max(1.0, abs(top)))  # the larger, the fewer clusters
     count = clusters(gap)
-    factor = 4.0 if count > wanted else 0.25
+    factor = 4.0 if count > n_clusters else 0.25
     many = few = gap
     for _ in range(_BRACKETING):
-        if count == wanted or (count < wanted) == (factor > 1):
+        if count == n_clusters or (count < n_clusters) == (factor > 1):
             break
         gap *= factor
         count = clusters(gap)
@@ -95,13 +124,13 @@ def for_clusters(
         if (best is not None and best[0] == (0, False)) or few <= many * (1 + 1e-12):
             break
         gap = float(np.sqrt(many * few))
-        many, few = (gap, few) if clusters(gap) > wanted else (many, gap)
+        many, few = (gap, few) if clusters(gap) > n_clusters else (many, gap)
     assert best is not None
     _, clustering, preference = best
-    if clustering.exemplars.size != wanted:
+    if clustering.exemplars.size != n_clusters:
         warnings.warn(
-            f"no preference was found that gives {wanted} clusters; the closest, {preference:.6g}, "
-            f"gives {clustering.exemplars.size}",
+            f"no preference was found that gives {n_clusters} clusters; the "
+            f"closest, {preference:.6g}, gives {clustering.exemplars.size}",
             stacklevel=4,
         )
     return clustering, preference

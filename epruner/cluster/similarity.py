@@ -3,12 +3,10 @@
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from epruner.cluster import threads
 from epruner.cluster._compiled import native
-
-Floats = NDArray[np.floating]
+from epruner.cluster.resources import effective_n_threads
+from epruner.cluster.types import Floats
 
 
 def negative_squared_distances(X: Floats, n_threads: int | None = None) -> Floats:
@@ -22,7 +20,7 @@ def negative_squared_distances(X: Floats, n_threads: int | None = None) -> Float
     if native is not None:
         centred, norms = native.centre(X)
         S = centred @ centred.T
-        native.distances_from_dots(S, X, norms, threads.resolve(n_threads))
+        native.distances_from_dots(S, X, norms, effective_n_threads(n_threads))
         return S
     centred = X - X.mean(axis=0, dtype=np.float64).astype(X.dtype)
     norms = np.einsum("ij,ij->i", centred, centred)
@@ -67,7 +65,7 @@ def filled(S: Any) -> Floats:
 def column_medians(S: Floats, n_threads: int | None = None) -> Floats:
     """Return the median of every column of `S` (n, n), entries of -inf left out."""
     if native is not None:
-        medians: Floats = native.column_medians(S, threads.resolve(n_threads))
+        medians: Floats = native.column_medians(S, effective_n_threads(n_threads))
         return medians
     return np.nanmedian(np.where(-np.inf < S, S, np.nan), axis=0).astype(S.dtype)
 
@@ -87,7 +85,7 @@ def quantile(S: Floats, q: float, *, diagonal: bool, n_threads: int | None = Non
     `diagonal` says whether the diagonal counts. Interpolates as `numpy.quantile` does.
     """
     if native is not None:
-        found = native.quantile(S, q, diagonal, threads.resolve(n_threads))
+        found = native.quantile(S, q, diagonal, effective_n_threads(n_threads))
         if found is None:
             raise ValueError("S has no finite similarity to take a quantile of; pass a preference")
         low, high, between = found

@@ -6,23 +6,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from epruner.cluster import solvers
+from epruner.cluster import backends
 from epruner.cluster._compiled import native
 from epruner.cluster.decode import decode, net_similarity
-from epruner.cluster.outcome import Clustering, Options
+from epruner.cluster.types import Clustering, Floats, Indices, Messages, Options
 
 if TYPE_CHECKING:
     from epruner.cluster import _native
-    from epruner.cluster.lists import Source
+    from epruner.cluster.candidates import CandidateSource
 
-Floats = NDArray[np.floating]
-Indices = NDArray[np.intp]
 Links = Callable[[Indices, Indices], Floats]  # similarities of pairs, as rows and columns
 Solve = Callable[[Options], Clustering]
 
 _RISING = (0.7, 0.8, 0.9, 0.95)
+_REPORT_EVERY = 10  # iterations
 
 
 def cluster_similarities(
@@ -35,7 +33,7 @@ def cluster_similarities(
     """
     if all_equal(S, preference):
         return degenerate(preference, float(S.flat[S.shape[0] - 1]))
-    messages = solvers.get(backend)(S, preference, options)
+    messages = backends.get(backend)(S, preference, options)
     exemplars = np.flatnonzero(messages.is_exemplar)
     if exemplars.size == 0:
         labels = _unassigned(preference)
@@ -48,7 +46,7 @@ def cluster_similarities(
             exemplars,
             options.seed,
             options.n_threads,
-            messages.lists,
+            messages.active_set,
         )
     return _clustering(
         _links(S), preference, exemplars, labels, messages.n_iter, messages.converged
@@ -59,7 +57,7 @@ def cluster_side_by_side(
     problems: Sequence[Floats], preferences: Sequence[Floats], options: Options
 ) -> list[Clustering]:
     """Cluster several similarity matrices by the compiled solver, one thread each."""
-    from epruner.cluster.solvers.native import cluster_many
+    from epruner.cluster.backends.native import cluster_many
 
     answers: dict[int, Clustering] = {}
     left: dict[np.dtype[Any], list[int]] = {}
@@ -77,23 +75,43 @@ def cluster_side_by_side(
     return [answers[q] for q in range(len(problems))]
 
 
-def cluster_lists(
-    source: "Source", lists: "_native.ActiveSet", preference: Floats, options: Options
+def cluster_candidates(
+    source: "CandidateSource", active_set: "_native.ActiveSet", preference: Floats, options: Options
 ) -> Clustering:
-    """Cluster the points of `source` by its started `lists`, which keep what they learn."""
-    from epruner.cluster.lists import run
-
-    messages = run(lists, source, preference, options)
+    """Cluster the points of `source` by its started active set, which keeps what it learns."""
+    messages = _pass_messages(source, active_set, preference, options)
     if messages is None:
         return cluster_similarities(source.matrix(), preference, options, "native")
     exemplars = np.flatnonzero(messages.is_exemplar)
     if exemplars.size == 0:
         labels = _unassigned(preference)
     else:
-        exemplars, labels = source.decode(lists, preference, exemplars, options)
+        exemplars, labels = source.decode(active_set, preference, exemplars, options)
     return _clustering(
         source.links, preference, exemplars, labels, messages.n_iter, messages.converged
     )
+
+
+def _pass_messages(
+    source: "CandidateSource", active_set: "_native.ActiveSet", preference: Floats, options: Options
+) -> Messages | None:
+    """Pass messages from the start with these preferences; None when dense passes are cheaper."""
+    active_set.restart(preference.astype(np.float64), options.damping)
+    while True:
+        status = active_set.iterate(_REPORT_EVERY if options.verbose else options.max_iter)
+        if status == "needs candidates":
+            if active_set.crowded and source.fits_densely():
+                return None
+            source.refill(active_set)
+            continue
+        if options.verbose:
+            print(
+                f"iteration {active_set.iteration}: {int(active_set.is_exemplar.sum())} clusters, "
+                f"lists of {active_set.n_candidates / source.n:.1f} on average, "
+                f"{active_set.longest_list} at most"
+            )
+        if status != "running":
+            return Messages(active_set.is_exemplar, active_set.iteration, status == "converged")
 
 
 def with_rising_damping(solve: Solve, options: Options) -> tuple[Clustering, float]:
@@ -134,7 +152,7 @@ def all_equal(S: Floats, preference: Floats) -> bool:
     if n == 1:
         return True
     first = S[0, 1]
-    if S[0, -1] != first or first == np.inf:  # settles nearly every input at once
+    if S[0, -1] != first or first == np.inf:  # decides for nearly every input at once
         return False
     if not (preference == preference[0]).all():
         return False

@@ -4,13 +4,12 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 
-from epruner.cluster import threads
-from epruner.cluster.outcome import Options
+from epruner.cluster.resources import effective_n_threads
+from epruner.cluster.types import Floats, Options
 
-Floats = NDArray[np.floating]
 RandomState = int | np.random.RandomState | None
 
 
@@ -88,6 +87,7 @@ def options(
     *,
     n_threads: int | None = None,
     verbose: bool = False,
+    rising_damping: bool = False,
 ) -> Options:
     """Check the iteration parameters and turn `random_state` into the key of the jitter."""
     if not isinstance(damping, Real):
@@ -104,8 +104,9 @@ def options(
         max_iter=int(max_iter),
         convergence_iter=int(convergence_iter),
         seed=_seed(random_state),
-        n_threads=threads.resolve(n_threads),
+        n_threads=effective_n_threads(n_threads),
         verbose=bool(verbose),
+        rising_damping=rising_damping,
     )
 
 

@@ -42,13 +42,13 @@ from epruner.pruning.plan.plan import Plan
 from epruner.pruning.repair.calibration import calibration_batches
 from epruner.pruning.report.progress import Stages
 from epruner.pruning.report.report import left_alone
-from epruner.pruning.report.tables import Table, amount, percent
 from epruner.pruning.select.allocation import Choice, Counts, Measure, Search, Sizes
 from epruner.pruning.select.elimination import Elimination, by_elimination, eliminations
 from epruner.pruning.select.features import features_of
 from epruner.pruning.select.importance import IMPORTANCE, Indices, checked
 from epruner.pruning.select.problems import Layer, make_layers
 from epruner.pruning.select.recipes import Recipe
+from epruner.pruning.tables import Table, amount, percent
 
 
 @dataclass(frozen=True)

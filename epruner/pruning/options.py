@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from epruner.cluster import threads
+from epruner.cluster.resources import effective_n_threads
 from epruner.pruning.network.inputs import as_patterns
 from epruner.pruning.select.features import FEATURES, Features
 from epruner.pruning.select.importance import IMPORTANCE, Importance
@@ -381,7 +381,7 @@ def make_request(
     goal = goal_of(macs=macs, params=params, beta=beta, budget=budget, constraints=constraints)
     check_choice("scope", scope, ("inner", "all"))
     chosen, why = resolve(method, repair, calibrated=calibrated, exemplars=goal.kind == "beta")
-    threads.resolve(n_threads)
+    effective_n_threads(n_threads)
     if not isinstance(random_state, Integral) or random_state < 0:
         raise ValueError(f"random_state must be an integer of at least 0, got {random_state!r}")
     return Request(

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits, make_blobs, make_moons
 
-from epruner.cluster.outcome import Messages, Options
+from epruner.cluster.backends import reference
 from epruner.cluster.similarity import negative_squared_distances
-from epruner.cluster.solvers import reference
+from epruner.cluster.types import Messages, Options
 
 Floats = NDArray[np.floating[Any]]
 SEEDS = (0, 1, 2)

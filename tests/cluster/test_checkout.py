@@ -94,7 +94,7 @@ def test_an_extension_built_from_other_sources_is_refused_by_name(
     checkout: Path, packages: Path
 ) -> None:
     extension = install_extension(packages)
-    (checkout / "csrc" / "rows.cpp").write_text("// changed since\n")
+    (checkout / "csrc" / "row_kernels.cpp").write_text("// changed since\n")
     _, native, warned = started_in(checkout, packages)
     assert native == "None"
     assert f"{extension} was compiled from other sources" in warned

@@ -38,12 +38,12 @@ def without_extras(code: str) -> subprocess.CompletedProcess[str]:
 def test_clustering_needs_no_extra() -> None:
     done = without_extras(
         "import numpy as np, epruner\n"
-        "from epruner.cluster import solvers\n"
+        "from epruner.cluster import backends\n"
         "X = np.random.default_rng(0).normal(size=(80, 3))\n"
         "print(epruner.AffinityPropagation(damping=0.8).fit(X).converged_)\n"
-        "print(solvers.get('auto').__module__)\n"
+        "print(backends.get('auto').__module__)\n"
     )
-    assert done.stdout.split() == ["True", "epruner.cluster.solvers.native"], done.stderr
+    assert done.stdout.split() == ["True", "epruner.cluster.backends.native"], done.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits, make_blobs
 
 from epruner import AffinityPropagation, affinity_propagation
-from epruner.cluster import _native, memory
-from epruner.cluster.lists import FeatureSource, _tournament
-from epruner.cluster.outcome import Options
+from epruner.cluster import _native, resources
+from epruner.cluster.candidates import FeatureSource, _tournament
 from epruner.cluster.similarity import (
     cosine,
     median_preference,
     negative_squared_distances,
     quantile,
 )
+from epruner.cluster.types import Options
 
 Floats = NDArray[np.floating[Any]]
 
@@ -91,13 +91,13 @@ def test_lists_hold_the_nearest_neighbours() -> None:
     X = gaussian(2500, 8, np.float32)
     S = negative_squared_distances(X)
     np.fill_diagonal(S, -np.inf)
-    lists = FeatureSource(X, cosine=False).start(Options(n_threads=2))
-    nearest = lists.assign(np.arange(2500))
+    active_set = FeatureSource(X, cosine=False).start(Options(n_threads=2))
+    nearest = active_set.assign(np.arange(2500))
     np.testing.assert_array_equal(nearest, np.arange(2500))  # every point is its own exemplar here
     wanted = np.full(2500, -1)
     some = np.random.default_rng(0).permutation(2500)[:800]
     wanted[some] = some
-    found = lists.assign(wanted)
+    found = active_set.assign(wanted)
     others = np.setdiff1d(np.flatnonzero(found >= 0), some)
     assert others.size > 1500
     np.testing.assert_array_equal(found[others], some[S[others][:, some].argmax(axis=1)])
@@ -127,21 +127,21 @@ def test_ranks_are_found_in_a_sweep(dtype: type, expected: int) -> None:
     )
     values = np.sort(dots[np.triu_indices(400, 1)])
     low, high = values[[3000, 9000]]
-    nearest.watch(float(low), float(high), expected)
+    nearest.open_rank_window(float(low), float(high), expected)
     nearest.offer(dots, 0, 0)
     ranks = [3000, 5000, 5001, 9000]
-    found = nearest.watched_at(ranks)
+    found = nearest.values_at_ranks(ranks)
     tolerance = 1e-5 if dtype is np.float64 and expected > 100 else 0
     np.testing.assert_allclose(found, values[ranks], rtol=tolerance)
-    assert nearest.watched_at([0, 79_000]) == pytest.approx([low, high], rel=1e-5)
+    assert nearest.values_at_ranks([0, 79_000]) == pytest.approx([low, high], rel=1e-5)
 
 
 def test_ranks_do_not_mind_the_sign_of_zero() -> None:
     X = np.eye(30, dtype=np.float32)
     nearest = _native.Nearest32(_native.Features32(X, None, 0.0), 5)
-    nearest.watch(0.0, 1.0, 100)
+    nearest.open_rank_window(0.0, 1.0, 100)
     nearest.offer(-0.0 * np.ones((30, 30), dtype=np.float32), 0, 0)
-    assert nearest.watched_at([7]) == [0.0]
+    assert nearest.values_at_ranks([7]) == [0.0]
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 200, 1500])
@@ -158,7 +158,7 @@ def test_cosine_rejects_points_without_direction() -> None:
 
 
 def test_memory_is_estimated_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available", lambda: 10_000_000)
+    monkeypatch.setattr(resources, "available_memory", lambda: 10_000_000)
     X = gaussian(5000, 4, np.float32)
     with pytest.raises(MemoryError, match=r"matrix of similarities .* memory='tiles'"):
         AffinityPropagation(memory="matrix").fit(X)
@@ -170,9 +170,9 @@ def test_a_matrix_of_the_users_turns_dense_only_where_that_fits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     S = negative_squared_distances(gaussian(2500, 4, np.float32))
-    monkeypatch.setattr(memory, "available", lambda: 10_000_000)
-    lists = affinity_propagation(S, preference=-1.0, damping=0.7)
-    assert lists[0].size > 1
+    monkeypatch.setattr(resources, "available_memory", lambda: 10_000_000)
+    found = affinity_propagation(S, preference=-1.0, damping=0.7)
+    assert found[0].size > 1
     with pytest.raises(MemoryError, match=r"2500 points .* take 0\.1 GB; raise the preference"):
         affinity_propagation(S, preference=-2000.0, damping=0.9)
     with pytest.raises(MemoryError, match=r"dense passes over 2500 points .* backend='native'"):
@@ -180,7 +180,7 @@ def test_a_matrix_of_the_users_turns_dense_only_where_that_fits(
 
 
 def test_available_memory_is_known_here() -> None:
-    free = memory.available()
+    free = resources.available_memory()
     assert free is None or 1 << 20 < free < 1 << 50
 
 

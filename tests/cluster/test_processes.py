@@ -18,9 +18,9 @@ from processes import AWAIT_CHILD, environment, in_a_process
 from threadpoolctl import threadpool_limits
 
 from epruner import affinity_propagation, affinity_propagation_many
-from epruner.cluster import solvers, threads
-from epruner.cluster.outcome import Options
+from epruner.cluster import backends, resources
 from epruner.cluster.similarity import negative_squared_distances
+from epruner.cluster.types import Options
 
 
 def gaussian(n: int, seed: int = 0) -> NDArray[Any]:
@@ -37,32 +37,32 @@ def labels(seed: int) -> list[int]:
 
 
 def test_omp_num_threads_is_honoured() -> None:
-    code = "from epruner.cluster import threads; print(threads.resolve(None))"
+    code = "from epruner.cluster import resources; print(resources.effective_n_threads(None))"
     assert in_a_process(code, OMP_NUM_THREADS="1") == "1"
 
 
 def test_threadpoolctl_limits_are_honoured() -> None:
     with threadpool_limits(1):
-        assert threads.resolve(None) == 1
+        assert resources.effective_n_threads(None) == 1
 
 
 def test_an_explicit_number_wins() -> None:
     with threadpool_limits(1):
-        assert threads.resolve(3) == 3
+        assert resources.effective_n_threads(3) == 3
 
 
 def test_a_build_that_found_no_openmp_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     serial = SimpleNamespace(
         serial_because="its compiler had none: install it", max_threads=lambda: 1
     )
-    monkeypatch.setattr(threads, "native", serial)
-    threads._warn_of_one_thread.cache_clear()
+    monkeypatch.setattr(resources, "native", serial)
+    resources._warn_of_one_thread.cache_clear()
     with pytest.warns(RuntimeWarning, match="one thread, as its compiler had none: install it"):
-        threads.resolve(None)
+        resources.effective_n_threads(None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        threads.resolve(2)
-    threads._warn_of_one_thread.cache_clear()
+        resources.effective_n_threads(2)
+    resources._warn_of_one_thread.cache_clear()
 
 
 FORK = """
@@ -92,7 +92,7 @@ def test_other_threads_run_during_a_solve(backend: str) -> None:
         pytest.importorskip("numba", reason="the numba solver needs its extra")
     S = gaussian(1200)
     p = np.full(len(S), 20 * np.median(S), dtype=S.dtype)
-    solve = solvers.get(backend)
+    solve = backends.get(backend)
     options = Options(max_iter=1)
     solve(S[:50, :50].copy(), p[:50], options)  # numba compiles under the GIL
     stop = threading.Event()
@@ -119,11 +119,11 @@ import signal, threading, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit it ignored
 import numpy as np
 from test_processes import gaussian
-from epruner.cluster import solvers
-from epruner.cluster.outcome import Options
+from epruner.cluster import backends
+from epruner.cluster.types import Options
 S = gaussian(3000)
 p = np.full(len(S), 20 * np.median(S), dtype=S.dtype)
-solve = solvers.get({backend!r})
+solve = backends.get({backend!r})
 solve(S[:200, :200].copy(), p[:200], Options(max_iter=30))  # an interrupt may hit compilation, too
 print("ready", flush=True)
 try:
@@ -169,7 +169,7 @@ def test_an_interrupt_at_any_moment_is_a_keyboard_interrupt(backend: str) -> Non
         pytest.importorskip("numba", reason="the numba solver needs its extra")
     S = gaussian(1500)
     p = np.full(len(S), np.median(S), dtype=S.dtype)
-    solve = solvers.get(backend)
+    solve = backends.get(backend)
     solve(S, p, Options(damping=0.7, n_threads=1))
     begin = time.monotonic()
     solve(S, p, Options(damping=0.7, n_threads=1))

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from problems import KINDS, Case, Floats, problem, verdict
 
-from epruner.cluster import Clustering, affinity_propagation_many, solvers
-from epruner.cluster.outcome import Options
+from epruner.cluster import Clustering, affinity_propagation_many, backends
+from epruner.cluster.types import Options
 
 few = settings(
     deadline=None,
@@ -17,7 +17,7 @@ few = settings(
     derandomize=True,  # the suite gives the same verdict on every run
     suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
 )
-backends = pytest.mark.parametrize("backend", ["native", "numba"])
+each_backend = pytest.mark.parametrize("backend", ["native", "numba"])
 
 cases = st.builds(
     Case,
@@ -42,7 +42,7 @@ def needs(backend: str) -> None:
     pytest.importorskip("numba" if backend == "numba" else "numpy")
 
 
-@backends
+@each_backend
 @few
 @given(case=well_posed, seed=st.integers(0, 1000))
 def test_permuting_points_permutes_exemplars(backend: str, case: Case, seed: int) -> None:
@@ -50,30 +50,30 @@ def test_permuting_points_permutes_exemplars(backend: str, case: Case, seed: int
     S, p = problem(case)
     order = np.random.default_rng(seed).permutation(case.n)
     moved = np.ascontiguousarray(S[np.ix_(order, order)])
-    plain = solvers.get(backend)(S, p, case.options())
-    permuted = solvers.get(backend)(moved, p[order], case.options())
+    plain = backends.get(backend)(S, p, case.options())
+    permuted = backends.get(backend)(moved, p[order], case.options())
     # The jitter belongs to positions: it must not matter on this problem, which three seeds tell.
-    again = solvers.get("reference")(moved, p[order], case.options())
+    again = backends.get("reference")(moved, p[order], case.options())
     assume(again.converged and (again.is_exemplar == plain.is_exemplar[order]).all())
     np.testing.assert_array_equal(permuted.is_exemplar, plain.is_exemplar[order])
 
 
-@backends
+@each_backend
 @few
 @given(case=cases, power=st.integers(-20, 20))
 def test_scaling_by_a_power_of_two_changes_nothing(backend: str, case: Case, power: int) -> None:
     needs(backend)
     S, p = problem(case)
-    plain = solvers.get(backend)(S, p, case.options())
+    plain = backends.get(backend)(S, p, case.options())
     scale = S.dtype.type(2.0**power)
-    scaled = solvers.get(backend)(S * scale, p * scale, case.options())
+    scaled = backends.get(backend)(S * scale, p * scale, case.options())
     if verdict(case).is_exemplar is not None:
         np.testing.assert_array_equal(scaled.is_exemplar, plain.is_exemplar)
     if verdict(case).n_iter is not None:
         assert scaled.n_iter == plain.n_iter
 
 
-@backends
+@each_backend
 @few
 @given(case=cases)
 def test_labels_are_consistent(backend: str, case: Case) -> None:
@@ -99,7 +99,7 @@ def test_labels_are_consistent(backend: str, case: Case) -> None:
     assert clustering.net_similarity == pytest.approx(expected, rel=1e-6)
 
 
-@backends
+@each_backend
 @few
 @given(case=cases, n_threads=st.integers(2, 5))
 def test_thread_count_changes_no_bit(backend: str, case: Case, n_threads: int) -> None:
@@ -111,7 +111,7 @@ def test_thread_count_changes_no_bit(backend: str, case: Case, n_threads: int) -
     assert one.net_similarity == many.net_similarity
 
 
-@backends
+@each_backend
 @few
 @given(case=well_posed)
 def test_net_similarity_is_never_below_the_references(backend: str, case: Case) -> None:
@@ -122,11 +122,11 @@ def test_net_similarity_is_never_below_the_references(backend: str, case: Case) 
     assert ours.net_similarity >= theirs.net_similarity - 1e-9 * abs(theirs.net_similarity)
 
 
-@backends
+@each_backend
 @few
 @given(case=cases)
 def test_the_same_call_gives_the_same_answer(backend: str, case: Case) -> None:
     needs(backend)
     S, p = problem(case)
-    first, second = (solvers.get(backend)(S, p, Options(max_iter=40)) for _ in range(2))
+    first, second = (backends.get(backend)(S, p, Options(max_iter=40)) for _ in range(2))
     np.testing.assert_array_equal(first.is_exemplar, second.is_exemplar)

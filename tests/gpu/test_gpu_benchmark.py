@@ -16,8 +16,7 @@ from cuda_shim import HostEngine, Make
 
 from benchmarks import gpu as script
 from benchmarks import gpu_parts
-from epruner.cluster.gpu import arrays, cluster, filters
-from epruner.cluster.solvers import cupy as solver
+from epruner.cluster.backends.cuda import cluster, device, solver
 
 
 class PhasedHost(HostEngine):
@@ -46,9 +45,9 @@ def cupy(kernels: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> SimpleNa
     pool = SimpleNamespace(free_all_blocks=lambda: None, total_bytes=lambda: 0)
     event = SimpleNamespace(record=lambda: None, synchronize=lambda: None)
     properties = {"name": b"No card", "totalGlobalMem": 1 << 30}
-    for module in (gpu_parts, cluster, filters, solver):
+    for module in (gpu_parts, cluster, solver):
         monkeypatch.setattr(module, "engine_for", engine_for)
-    monkeypatch.setattr(arrays, "load_cupy", lambda: np)
+    monkeypatch.setattr(device, "load_cupy", lambda: np)
     monkeypatch.setattr(gpu_parts, "PhasedEngine", phased)
     monkeypatch.setattr(gpu_parts, "SINGLE_SIZES", (17,))
     monkeypatch.setattr(gpu_parts, "GRID", (9,))

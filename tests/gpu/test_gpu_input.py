@@ -18,10 +18,11 @@ import torch
 from cuda_shim import HostEngine, Make
 from problems import Case, problem, verdict
 
-from epruner.cluster import gpu
-from epruner.cluster.gpu import arrays, cluster, cuda, filters
-from epruner.cluster.outcome import Options
+from epruner.cluster.backends import cuda
+from epruner.cluster.backends.cuda import cluster
+from epruner.cluster.backends.cuda import device as cuda_device
 from epruner.cluster.similarity import median_preference, negative_squared_distances
+from epruner.cluster.types import Options
 
 
 @pytest.fixture
@@ -33,9 +34,8 @@ def device(make: Make, monkeypatch: pytest.MonkeyPatch) -> HostEngine:
     def engine_for(arrays: Sequence[object]) -> Iterator[HostEngine]:
         yield engine
 
-    monkeypatch.setattr(arrays, "load_cupy", lambda: np)
+    monkeypatch.setattr(cuda_device, "load_cupy", lambda: np)
     monkeypatch.setattr(cluster, "engine_for", engine_for)
-    monkeypatch.setattr(filters, "engine_for", engine_for)
     return engine
 
 
@@ -60,7 +60,7 @@ def stand_in(
         runtimeGetVersion=lambda: 13000,
     )
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
-    cuda.load_cupy.cache_clear()
+    cuda_device.load_cupy.cache_clear()
     monkeypatch.delenv("CUPY_TF32", raising=False)
 
 
@@ -68,14 +68,14 @@ def stand_in(
 def forgetful() -> Iterator[None]:
     """Leave no stand-in behind."""
     yield
-    cuda.load_cupy.cache_clear()
+    cuda_device.load_cupy.cache_clear()
 
 
 def test_without_cupy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)  # what an import finds where nothing is there
-    cuda.load_cupy.cache_clear()
+    cuda_device.load_cupy.cache_clear()
     with pytest.raises(ImportError, match=r"\[cuda13\]"):
-        gpu.cluster_many([np.eye(3)], [None], Options())
+        cuda.cluster_many([np.eye(3)], [None], Options())
 
 
 def test_a_missing_driver_and_a_missing_device_are_told_apart(
@@ -83,10 +83,10 @@ def test_a_missing_driver_and_a_missing_device_are_told_apart(
 ) -> None:
     stand_in(monkeypatch, devices=RuntimeFailure("cudaErrorInsufficientDriver"), driver=0)
     with pytest.raises(RuntimeError, match=r"no CUDA driver on this machine.*backend='native'"):
-        gpu.cluster_many([np.eye(3)], [None], Options())
+        cuda.cluster_many([np.eye(3)], [None], Options())
     stand_in(monkeypatch, devices=0)
     with pytest.raises(RuntimeError, match=r"no CUDA device.*backend='native'"):
-        gpu.cluster_many([np.eye(3)], [None], Options())
+        cuda.cluster_many([np.eye(3)], [None], Options())
 
 
 def test_a_driver_too_old_for_cupy_is_said_with_both_versions(
@@ -94,14 +94,14 @@ def test_a_driver_too_old_for_cupy_is_said_with_both_versions(
 ) -> None:
     stand_in(monkeypatch, devices=RuntimeFailure("cudaErrorInsufficientDriver"), driver=12040)
     with pytest.raises(RuntimeError, match=r"CUDA 12\.4 and .* CUDA 13\.0 .* extra cuda12 "):
-        gpu.cluster_features(np.eye(3))
+        cuda.cluster_features(np.eye(3))
 
 
 def test_products_in_tensorfloat32_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, devices=1)
     monkeypatch.setenv("CUPY_TF32", "1")
     with pytest.raises(RuntimeError, match=r"CUPY_TF32 is set.*unset it"):
-        cuda.load_cupy()
+        cuda_device.load_cupy()
 
 
 def test_arrays_on_two_devices_are_refused_with_their_numbers(
@@ -119,23 +119,23 @@ def test_arrays_on_two_devices_are_refused_with_their_numbers(
     stand_in(monkeypatch, devices=2)
     with (
         pytest.raises(ValueError, match=r"arrays are on devices \[0, 1\]: move them to one"),
-        arrays.engine_for([There(1), There(0), np.eye(2)]),
+        cuda_device.engine_for([There(1), There(0), np.eye(2)]),
     ):
         pass
 
 
 def test_tensors_that_require_grad_are_refused() -> None:
     with pytest.raises(ValueError, match=r"S requires grad.*pass S\.detach\(\)"):
-        gpu.cluster_many([torch.zeros(3, 3, requires_grad=True)], [None], Options())
+        cuda.cluster_many([torch.zeros(3, 3, requires_grad=True)], [None], Options())
     with pytest.raises(ValueError, match=r"filters\[1\] requires grad"):
-        gpu.FilterBatch([torch.zeros(3, 3), torch.zeros(3, 3, requires_grad=True)])
+        cuda.FilterBatch([torch.zeros(3, 3), torch.zeros(3, 3, requires_grad=True)])
 
 
 def test_types_that_hold_no_real_numbers_are_refused(device: HostEngine) -> None:
     with pytest.raises(TypeError, match=r"S holds bfloat16.*pass S\.float\(\)"):
-        gpu.cluster_many([torch.eye(3, dtype=torch.bfloat16)], [None], Options())
+        cuda.cluster_many([torch.eye(3, dtype=torch.bfloat16)], [None], Options())
     with pytest.raises(TypeError, match=r"problems\[1\] must hold real numbers, got dtype complex"):
-        gpu.cluster_many([np.eye(3), np.eye(3, dtype=complex)], [None, None], Options())
+        cuda.cluster_many([np.eye(3), np.eye(3, dtype=complex)], [None, None], Options())
 
 
 def test_strided_integer_and_half_arrays_are_taken(device: HostEngine) -> None:
@@ -149,12 +149,12 @@ def test_strided_integer_and_half_arrays_are_taken(device: HostEngine) -> None:
         torch.from_numpy(wide)[:, ::2],
         S.astype(int),
     ):
-        (found,) = gpu.cluster_many([given], [p], case.options())
+        (found,) = cuda.cluster_many([given], [p], case.options())
         assert found.n_iter == verdict(case).n_iter
         is_exemplar = verdict(case).is_exemplar
         assert is_exemplar is not None
         assert found.exemplars.size == np.count_nonzero(is_exemplar)
-    half = gpu.cluster_many([S.astype(np.float16)], [p], case.options())
+    half = cuda.cluster_many([S.astype(np.float16)], [p], case.options())
     assert half[0].n_iter == verdict(case).n_iter  # integers below 2048 survive
 
 
@@ -167,27 +167,27 @@ def test_strided_integer_and_half_arrays_are_taken(device: HostEngine) -> None:
 )
 def test_wrong_shapes_are_named(device: HostEngine, bad: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        gpu.cluster_many([bad], [None], Options())
+        cuda.cluster_many([bad], [None], Options())
 
 
 def test_wrong_preferences_and_features_are_named(device: HostEngine) -> None:
     S = negative_squared_distances(np.random.default_rng(0).normal(size=(5, 2)))
     with pytest.raises(ValueError, match=r"got shape \(4,\) for 5 points"):
-        gpu.cluster_many([S], [np.zeros(4)], Options())
+        cuda.cluster_many([S], [np.zeros(4)], Options())
     with pytest.raises(ValueError, match=r"X must hold rows of features, got shape \(5,\)"):
-        gpu.cluster_features(np.zeros(5))
+        cuda.cluster_features(np.zeros(5))
     with pytest.raises(ValueError, match="X holds one point"):
-        gpu.cluster_features(np.zeros((1, 2)))
+        cuda.cluster_features(np.zeros((1, 2)))
     with pytest.raises(ValueError, match="X holds NaN or infinite values"):
-        gpu.cluster_features(np.full((5, 2), np.nan))
+        cuda.cluster_features(np.full((5, 2), np.nan))
     with np.errstate(over="ignore"), pytest.raises(ValueError, match="overflow float32"):
-        gpu.cluster_features(np.array([[3e38], [-3e38]], dtype=np.float32))
+        cuda.cluster_features(np.array([[3e38], [-3e38]], dtype=np.float32))
 
 
 def test_filters_of_two_precisions_are_clustered_in_any_selection(device: HostEngine) -> None:
     rng = np.random.default_rng(0)
     X = [rng.normal(size=(n, 30)).astype(t) for n, t in ((16, "f4"), (20, "f8"), (1, "f4"))]
-    batch = gpu.FilterBatch(X)
+    batch = cuda.FilterBatch(X)
     assert len(batch) == 3
     for layer, rows in enumerate(X[:2]):
         S = negative_squared_distances(rows)
@@ -205,12 +205,12 @@ def test_filters_of_two_precisions_are_clustered_in_any_selection(device: HostEn
 def test_filters_that_do_not_fit_are_said_with_figures(device: HostEngine) -> None:
     device.free = 1000
     with pytest.raises(MemoryError, match=r"similarities of 2 layers needs about 0\.00 GB and 0"):
-        gpu.FilterBatch([np.eye(16), np.eye(16)])
+        cuda.FilterBatch([np.eye(16), np.eye(16)])
 
 
 def test_host_arrays_are_not_on_a_device() -> None:
-    assert not gpu.on_device(np.eye(2))
-    assert not gpu.on_device(torch.eye(2))
-    assert not gpu.on_device([[0.0]])
-    assert not gpu.wanted([np.eye(2)], "auto")
-    assert gpu.wanted([np.eye(2)], "cupy")
+    assert not cuda.on_device(np.eye(2))
+    assert not cuda.on_device(torch.eye(2))
+    assert not cuda.on_device([[0.0]])
+    assert not cuda.use_device([np.eye(2)], "auto")
+    assert cuda.use_device([np.eye(2)], "cupy")

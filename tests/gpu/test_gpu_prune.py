@@ -21,8 +21,10 @@ from digits import SHAPE
 from networks import stirred, trained_resnet
 from torch import Tensor, nn
 
-from epruner.cluster import gpu
-from epruner.cluster.gpu import arrays, cuda, filters
+from epruner.cluster.backends import cuda
+from epruner.cluster.backends.cuda import cluster
+from epruner.cluster.backends.cuda import device as cuda_device
+from epruner.cluster.backends.cuda.device import load_cupy
 from epruner.pruning import PruningResult, prune
 
 if TYPE_CHECKING:
@@ -65,10 +67,10 @@ def device(make: Make, monkeypatch: pytest.MonkeyPatch) -> Device:
     def engine_for(arrays: Sequence[object]) -> Iterator[HostEngine]:
         yield device.engine
 
-    monkeypatch.setattr(gpu, "on_device", lambda x: device.here and isinstance(x, Tensor))
-    monkeypatch.setattr(gpu, "load_cupy", lambda: np)
-    monkeypatch.setattr(arrays, "load_cupy", lambda: np)
-    monkeypatch.setattr(filters, "engine_for", engine_for)
+    monkeypatch.setattr(cuda, "on_device", lambda x: device.here and isinstance(x, Tensor))
+    monkeypatch.setattr(cuda, "load_cupy", lambda: np)
+    monkeypatch.setattr(cuda_device, "load_cupy", lambda: np)
+    monkeypatch.setattr(cluster, "engine_for", engine_for)
     return device
 
 
@@ -134,8 +136,8 @@ def test_without_cupy_the_cpu_does_it_and_the_report_says_so(
     expected = prune(model, IMAGE, beta=0.7)
     device.here = True
     monkeypatch.setitem(sys.modules, "cupy", None)  # what an import finds where nothing is there
-    cuda.load_cupy.cache_clear()
-    monkeypatch.setattr(gpu, "load_cupy", cuda.load_cupy)
+    load_cupy.cache_clear()
+    monkeypatch.setattr(cuda, "load_cupy", load_cupy)
     found = prune(model, IMAGE, beta=0.7)
     assert found.plan == expected.plan
     (note,) = found.report.notes

@@ -10,7 +10,7 @@ import pytest
 from epruner.pruning.graph.costs import Totals
 from epruner.pruning.graph.groups import Skipped
 from epruner.pruning.report.report import LayerReport, Report
-from epruner.pruning.report.tables import amount, change
+from epruner.pruning.tables import amount, change
 
 
 @pytest.fixture

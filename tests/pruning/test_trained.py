@@ -17,8 +17,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import epruner
-from epruner.cluster import solvers
-from epruner.cluster.outcome import Options
+from epruner.cluster import backends
+from epruner.cluster.types import Options
 from epruner.cluster.similarity import median_preference, negative_squared_distances
 from epruner.pruning.network.filters import filter_matrix
 
@@ -76,7 +76,7 @@ def test_solvers_agree_on_its_filters(digits: Digits, backend: str) -> None:
             continue
         compared += 1
         for threads in (1, 2):
-            found = solvers.get(backend)(S, p, Options(n_threads=threads))
+            found = backends.get(backend)(S, p, Options(n_threads=threads))
             np.testing.assert_array_equal(found.is_exemplar, expected.is_exemplar)
     assert compared >= 5
 

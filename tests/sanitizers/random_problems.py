@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cluster"))
 from problems import KINDS, Floats, judge, preferences
 
 from epruner import AffinityPropagation, affinity_propagation, affinity_propagation_many
-from epruner.cluster import solvers
-from epruner.cluster.outcome import Options
-from epruner.cluster.solvers import reference
+from epruner.cluster import backends
+from epruner.cluster.backends import reference
+from epruner.cluster.types import Options
 
 Labels = NDArray[np.intp]
 
@@ -45,7 +45,7 @@ def solvers_agree(rng: np.random.Generator, S: Floats, p: Floats) -> str:
     damping = float(rng.choice([0.5, 0.7, 0.9]))
     verdict = judge(S, p, lambda seed: Options(damping, 300, seed=seed))
     found = {
-        (backend, threads): solvers.get(backend)(S, p, Options(damping, 300, n_threads=threads))
+        (backend, threads): backends.get(backend)(S, p, Options(damping, 300, n_threads=threads))
         for backend in ("native", "dense")
         for threads in (1, 2, 3)
     }

@@ -5,11 +5,11 @@
 #include <random>
 #include <stdexcept>
 
-#include "../../csrc/cluster.hpp"
+#include "../../csrc/solve.hpp"
 
 namespace epruner {
 
-// In place of csrc/team.cpp: all threads, however busy the machine is.
+// In place of csrc/threads.cpp: all threads, however busy the machine is.
 int Team::advisable(int threads) { return threads; }
 
 }  // namespace epruner
@@ -69,16 +69,16 @@ std::vector<T> similarities(Index n, std::mt19937& random) {
 const Poll kNever = [] { return false; };
 
 template <class T>
-Outcome solve_lists(Index n, const T* S, const double* preference, const Settings& settings,
-                    Indices& labels) {
+Outcome solve_active_set(Index n, const T* S, const double* preference, const Settings& settings,
+                         Indices& labels) {
   const Jitter jitter(0, sizeof(T) == 4);
-  ActiveSet lists(n, preference, jitter, settings);
-  const Outcome outcome = solve_matrix(lists, S, true, kNever);
+  ActiveSet active_set(n, preference, jitter, settings);
+  const Outcome outcome = solve_matrix(active_set, S, true, kNever);
   Indices exemplars;
   for (std::size_t k = 0; k < outcome.is_exemplar.size(); ++k)
     if (outcome.is_exemplar[k]) exemplars.push_back(static_cast<Index>(k));
   if (!exemplars.empty())
-    labels = decode(Matrix<T>(n, S), &lists, preference, jitter, settings.threads, exemplars);
+    labels = decode(Matrix<T>(n, S), &active_set, preference, jitter, settings.threads, exemplars);
   return outcome;
 }
 
@@ -89,15 +89,15 @@ void solvers(Index n, double preference, std::mt19937& random) {
   const Jitter jitter(0, sizeof(T) == 4);
   Settings settings{0.7, 60, 15, 1};
   Indices labels, others;
-  const Outcome lists = solve_lists(n, S.data(), preferences.data(), settings, labels);
+  const Outcome sparse = solve_active_set(n, S.data(), preferences.data(), settings, labels);
   const Outcome dense = solve_dense(n, S.data(), n, preferences.data(), jitter, settings, kNever);
   const std::vector<Problem<T>> many(8, Problem<T>{n / 4, S.data(), preferences.data()});
   const auto batch = cluster_many(many, jitter, settings, true, kNever);
   for (settings.threads = 2; settings.threads <= 4; ++settings.threads) {
-    const Outcome lists2 = solve_lists(n, S.data(), preferences.data(), settings, others);
-    require(lists2.is_exemplar == lists.is_exemplar && lists2.n_iter == lists.n_iter &&
+    const Outcome sparse2 = solve_active_set(n, S.data(), preferences.data(), settings, others);
+    require(sparse2.is_exemplar == sparse.is_exemplar && sparse2.n_iter == sparse.n_iter &&
                 others == labels,
-            "lists: the number of threads changes nothing");
+            "active set: the number of threads changes nothing");
     const Outcome dense2 =
         solve_dense(n, S.data(), n, preferences.data(), jitter, settings, kNever);
     require(dense2.is_exemplar == dense.is_exemplar && dense2.n_iter == dense.n_iter,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from epruner._files import check_source, check_target, write_atomically
 from epruner.pruning.io.weights import load_into
+from epruner.pruning.plan.apply import resized
 from epruner.pruning.plan.plan import Plan
 from epruner.pruning.report.report import Report
 
@@ -147,7 +148,7 @@ def load(fresh_model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         When the file was not written by :func:`save` or does not fit the network.
     """
     saved = read(path)
-    model = saved.plan.apply(fresh_model, weights=False)
+    model = resized(fresh_model, saved.plan.modules)
     with safe_open(path, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     state |= {name: state[stored] for name, stored in saved.aliases.items()}

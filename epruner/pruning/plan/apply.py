@@ -87,7 +87,7 @@ def initialise(
     model, small : torch.nn.Module
         The full-size one, and the one that `resized` made of it, which is changed.
     parts, init, bn, seed
-        Of the plan.
+        See `Plan.apply`.
     """
     before, after = dict(model.named_modules()), dict(small.named_modules())
     if bn == "reset":

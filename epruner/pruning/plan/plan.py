@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
-from epruner.pruning.plan.apply import initialise, resized
+from epruner.pruning.plan.apply import BN_MODES, INITS, initialise, resized
 from epruner.pruning.plan.parts import ModulePlan
+from epruner.pruning.tables import Table
 
 FORMAT = "epruner-plan"
 VERSION = 1
@@ -24,31 +25,22 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole pruning: every module that changes, and how the weights that stay are made.
+    """A whole pruning: every module that changes, and what of it stays.
 
     Parameters
     ----------
     modules : mapping of str to ModulePlan
         By dotted name, as in ``model.named_modules()`` (or ``named_parameters()`` or
         ``named_buffers()`` for a tensor that belongs to no known layer type).
-    init : {"exemplar", "random", "random_projection"}
-        Where the weights of the small network come from, see `epruner.prune`.
-    bn : {"slice", "reset"}
-        What becomes of the BatchNorm layers that lose channels.
-    seed : int
-        Seed of the two random initialisations.
     """
 
     modules: Mapping[str, ModulePlan]
-    init: str = "exemplar"
-    bn: str = "slice"
-    seed: int = field(default=0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "modules", MappingProxyType(dict(self.modules)))
 
     def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy can be neither copied nor pickled
-        return Plan, (dict(self.modules), self.init, self.bn, self.seed)
+        return Plan, (dict(self.modules),)
 
     def to_json(self) -> str:
         """The plan as compact JSON."""
@@ -56,9 +48,6 @@ class Plan:
             {
                 "format": FORMAT,
                 "version": VERSION,
-                "init": self.init,
-                "bn": self.bn,
-                "seed": self.seed,
                 "modules": {name: module.to_dict() for name, module in self.modules.items()},
             },
             separators=(",", ":"),
@@ -87,24 +76,30 @@ class Plan:
         modules = record.get("modules")
         if not isinstance(modules, dict) or not all(isinstance(m, dict) for m in modules.values()):
             raise ValueError("not a pruning plan: 'modules' must map names to objects")
-        return cls(
-            modules={name: ModulePlan.from_dict(module) for name, module in modules.items()},
-            init=str(record.get("init", "exemplar")),
-            bn=str(record.get("bn", "slice")),
-            seed=int(record.get("seed", 0)),
-        )
+        return cls({name: ModulePlan.from_dict(module) for name, module in modules.items()})
 
-    def apply(self, model: nn.Module, *, weights: bool = True) -> nn.Module:
+    def apply(
+        self,
+        model: nn.Module,
+        *,
+        init: str = "exemplar",
+        bn: str = "slice",
+        random_state: int = 0,
+    ) -> nn.Module:
         """Prune a full-size model like the one this plan was made for.
 
         Parameters
         ----------
         model : torch.nn.Module
             Full-size, same class and sizes as the original. It is not modified.
-        weights : bool
-            True takes the weights that stay from `model` (the same bits as the pruned network if
-            `model` has the original's weights). False only makes tensors of the right shapes, for
-            a checkpoint about to be read into them.
+        init : {"exemplar", "random", "random_projection"}
+            Weights of the small network: those that stay (the same bits as the pruned network if
+            `model` has the original's weights); drawn anew in every pruned layer; or with the
+            inputs of the consumers from a sparse random projection of all of them.
+        bn : {"slice", "reset"}
+            Keep the rows of pruned BatchNorm layers, or start these layers anew.
+        random_state : int
+            Seed of what is drawn.
 
         Returns
         -------
@@ -114,9 +109,27 @@ class Plan:
         Raises
         ------
         ValueError
-            `model` lacks a module of the plan or has it in another size.
+            `model` lacks a module of the plan or has it in another size; an unknown start.
         """
+        for option, value, choices in (("init", init, INITS), ("bn", bn, BN_MODES)):
+            if value not in choices:
+                names = ", ".join(map(repr, choices))
+                raise ValueError(f"{option} must be one of {names}, got {value!r:.80}")
         small = resized(model, self.modules)
-        if weights:
-            initialise(model, small, self.modules, init=self.init, bn=self.bn, seed=self.seed)
+        initialise(model, small, self.modules, init=init, bn=bn, seed=random_state)
         return small
+
+    def table(self) -> Table:
+        """One row a module: how many outputs and inputs stay."""
+
+        def side(kept: tuple[int, ...] | None, before: int | None) -> str:
+            return "all" if kept is None else f"{len(kept)} of {before}"
+
+        rows = [
+            (name, side(part.out, part.out_before), side(part.in_, part.in_before))
+            for name, part in self.modules.items()
+        ]
+        return Table(("module", "outputs", "inputs"), rows)
+
+    def __str__(self) -> str:
+        return self.table().to_text()

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from epruner import _install
 from epruner._files import check_target, write_atomically
-from epruner.pruning.report.tables import amount, change
+from epruner.pruning.tables import amount, change
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from epruner.pruning.graph.costs import Totals
 from epruner.pruning.graph.groups import Skipped
-from epruner.pruning.report.tables import Table, amount, change, percent
+from epruner.pruning.tables import Table, amount, change, percent
 
 if TYPE_CHECKING:
     from os import PathLike

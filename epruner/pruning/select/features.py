@@ -95,7 +95,9 @@ def folded_matrix(modules: Mapping[str, nn.Module], group: Group) -> Matrix:
         and the shift. Without BatchNorm the filter and its bias.
     """
     norms = [
-        m for m in group.followers if isinstance(modules.get(m.module), _BatchNorm) and m.fold == 1
+        (member, norm)
+        for member in group.followers
+        if isinstance(norm := modules.get(member.module), _BatchNorm) and member.fold == 1
     ]
     parts = []
     for producer in group.producers:
@@ -104,9 +106,10 @@ def folded_matrix(modules: Mapping[str, nn.Module], group: Group) -> Matrix:
         bias = np.zeros(len(rows))
         if isinstance(module.bias, Tensor):
             bias = module.bias.detach().double().cpu().numpy()
-        norm = next((m for m in norms if len(m.index) == len(rows)), None)
-        if norm is not None:
-            scale, shift = (x.cpu().numpy()[norm.index] for x in scale_shift(modules[norm.module]))
+        found = next((pair for pair in norms if len(pair[0].index) == len(rows)), None)
+        if found is not None:
+            member, norm = found
+            scale, shift = (x.cpu().numpy()[member.index] for x in scale_shift(norm))
             rows, bias = rows * scale[:, None], bias * scale + shift
         parts += [rows, bias[:, None]]
     return np.concatenate(parts, axis=1)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from threadpoolctl import ThreadpoolController
 
-from epruner.cluster import threads
+from epruner.cluster.resources import effective_n_threads
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -43,7 +43,7 @@ def side_by_side(
     list
         In the order of `items`.
     """
-    workers = threads.resolve(n_threads)
+    workers = effective_n_threads(n_threads)
     amounts = [work(item) for item in items]
     total = sum(amounts)
     if workers == 1 or len(items) < 2 or total < _WORTH_A_POOL:

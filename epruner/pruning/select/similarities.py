@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from epruner.cluster import Clustering, affinity_propagation_many, gpu
+from epruner.cluster import Clustering, affinity_propagation_many
+from epruner.cluster.backends import cuda
 from epruner.cluster.similarity import median_preference, negative_squared_distances
 from epruner.pruning.network.filters import Matrix
 from epruner.pruning.select.parallel import side_by_side
@@ -53,12 +54,12 @@ def compare(
     notes : list of str
         Why filters on a device were compared on the CPU, if so.
     """
-    there = (rows.device for rows in filters if isinstance(rows, Tensor) and gpu.on_device(rows))
+    there = (rows.device for rows in filters if isinstance(rows, Tensor) and cuda.on_device(rows))
     device = next(there, None)
     if device is None:
         return HostComparison(filters, n_threads), []
     try:
-        gpu.load_cupy()
+        cuda.load_cupy()
     except (ImportError, RuntimeError) as error:
         obstacle: Exception = error
     else:
@@ -130,7 +131,7 @@ class DeviceComparison:
 
     def __init__(self, filters: Sequence[Tensor | Matrix], device: torch.device) -> None:
         self._filters = list(filters)
-        self._batch = gpu.FilterBatch([torch.as_tensor(x, device=device) for x in filters])
+        self._batch = cuda.FilterBatch([torch.as_tensor(x, device=device) for x in filters])
 
     def features(self, index: int) -> Matrix:
         rows = _on_host(self._filters[index])

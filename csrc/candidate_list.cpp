@@ -1,0 +1,165 @@
+#include "candidate_list.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace epruner {
+namespace {
+
+constexpr Index kRankBelow = 64;  // candidates that are ranked and not sorted
+constexpr Index kMovesEach = 8;   // before a sort is begun again
+constexpr std::size_t kLeastChunk = std::size_t{1} << 11,
+                      kMostChunk = std::size_t{1} << 18;  // units
+
+// Order candidates by descending similarity, equal ones as they are.
+void sort_descending(NewCandidates& found) {
+  if (found.size <= kRankBelow) {
+    descending_ranks(found.size, found.s.data(), found.ends.data());
+    for (std::size_t e = 0; e < static_cast<std::size_t>(found.size); ++e)
+      found.order[static_cast<std::size_t>(found.ends[e])] = static_cast<Column>(e);
+    return;
+  }
+  // The candidates of a row spread over their span: put into as many bins as there are of them,
+  // they are nearly in order, and insertion ends it. Should they not be, it is cut short.
+  const auto size = static_cast<std::size_t>(found.size);
+  const auto [least, most] = std::minmax_element(found.s.begin(), found.s.begin() + found.size);
+  const double high = *most, scale = static_cast<double>(found.size - 1) / (high - *least);
+  const bool spread = scale > 0 && std::isfinite(scale);
+  const auto bin = [&](double s) {
+    return spread ? static_cast<std::size_t>((high - s) * scale) : std::size_t{0};
+  };
+  std::fill_n(found.ends.begin(), size + 1, Column{0});
+  for (std::size_t e = 0; e < size; ++e) ++found.ends[bin(found.s[e]) + 1];
+  std::partial_sum(found.ends.begin(), found.ends.begin() + found.size, found.ends.begin());
+  for (std::size_t e = 0; e < size; ++e)
+    found.order[static_cast<std::size_t>(found.ends[bin(found.s[e])]++)] = static_cast<Column>(e);
+  const auto before = [&](Column x, Column y) {
+    return found.s[static_cast<std::size_t>(x)] > found.s[static_cast<std::size_t>(y)];
+  };
+  Index moves = kMovesEach * found.size;
+  for (std::size_t e = 1; e < size && moves > 0; ++e) {
+    const Column own = found.order[e];
+    std::size_t to = e;
+    for (; to > 0 && before(own, found.order[to - 1]); --to, --moves)
+      found.order[to] = found.order[to - 1];
+    found.order[to] = own;
+  }
+  if (moves <= 0) {
+    std::iota(found.order.begin(), found.order.begin() + found.size, Column{0});
+    std::stable_sort(found.order.begin(), found.order.begin() + found.size, before);
+  }
+}
+
+}  // namespace
+
+std::byte* Arena::take(std::size_t bytes) {
+  const std::size_t units = (bytes + sizeof(Unit) - 1) / sizeof(Unit);
+  if (units > left_) {
+    const std::size_t chunk = std::max(units, std::clamp(taken_, kLeastChunk, kMostChunk));
+    chunks_.emplace_back(new Unit[chunk]);
+    next_ = chunks_.back().get();
+    left_ = chunk;
+  }
+  std::byte* own = next_->bytes;
+  next_ += units;
+  left_ -= units;
+  taken_ += units;
+  return own;
+}
+
+NewCandidates::NewCandidates(Index room)
+    : s(static_cast<std::size_t>(room + 3)),
+      column(static_cast<std::size_t>(room)),
+      order(static_cast<std::size_t>(room)),
+      ends(static_cast<std::size_t>(room + 1)) {}
+
+// Active and inactive blocks lie together, the active ones first.
+void CandidateList::make_room(Index n_active_blocks, Index n_candidates, Arena& arena) {
+  const Index needed = n_candidates / CandidateBlock::width + 2;  // one stays empty
+  if (n_active_blocks <= active_room_ && needed <= inactive_room_) return;
+  const Index active_room = n_active_blocks > active_room_
+                                ? std::max<Index>(n_active_blocks, 2 * active_room_)
+                                : active_room_;
+  const Index inactive_room = std::max<Index>(needed, inactive_room_);
+  std::byte* memory = arena.take(static_cast<std::size_t>(active_room) * sizeof(ActiveBlock) +
+                                 static_cast<std::size_t>(inactive_room) * sizeof(CandidateBlock));
+  auto* new_active = reinterpret_cast<ActiveBlock*>(memory);
+  auto* new_inactive = reinterpret_cast<CandidateBlock*>(new_active + active_room);
+  ActiveBlock no_active;
+  std::fill_n(no_active.s, ActiveBlock::width, minus_infinity<double>);
+  std::fill_n(no_active.r, ActiveBlock::width, minus_infinity<double>);
+  std::fill_n(no_active.a, ActiveBlock::width, minus_infinity<double>);
+  std::fill_n(no_active.column, ActiveBlock::width, Column{0});
+  std::fill_n(std::copy_n(active, active_room_, new_active), active_room - active_room_, no_active);
+  CandidateBlock no_inactive;
+  std::fill_n(no_inactive.s, CandidateBlock::width, minus_infinity<double>);
+  std::fill_n(no_inactive.a, CandidateBlock::width, minus_infinity<double>);
+  std::fill_n(no_inactive.column, CandidateBlock::width, Column{0});
+  std::fill_n(std::copy_n(inactive, inactive_room_, new_inactive), inactive_room - inactive_room_,
+              no_inactive);
+  active = new_active;
+  inactive = new_inactive;
+  active_room_ = static_cast<std::int32_t>(active_room);
+  inactive_room_ = static_cast<std::int32_t>(inactive_room);
+}
+
+void CandidateList::append(NewCandidates& found, const double* availability, Arena& arena) {
+  make_room(1, size() + found.size, arena);  // reset() makes all of them inactive
+  sort_descending(found);
+  for (Index e = 0; e < found.size; ++e) {
+    const auto from = static_cast<std::size_t>(found.order[static_cast<std::size_t>(e)]);
+    const Column k = found.column[from];
+    put(n_inactive + e, found.s[from],
+        n_inactive + e < n_stored() ? availability[k] : minus_infinity<double>, k);
+  }
+  n_inactive += static_cast<std::int32_t>(found.size);
+}
+
+void CandidateList::store_availability(Index count, const double* availability) {
+  const Index first = n_stored();
+  n_stored_blocks = std::max(
+      n_stored_blocks,
+      static_cast<std::int32_t>((count + CandidateBlock::width - 1) / CandidateBlock::width));
+  for (Index e = first; e < std::min<Index>(n_inactive, n_stored()); ++e)
+    a(e) = availability[column(e)];
+}
+
+void CandidateList::activate(double maximum, const double* availability, ClosedForm r,
+                             Arena& arena) {
+  const auto availability_of = [&](Index e) {
+    return e < n_stored() ? a(e) : availability[column(e)];
+  };
+  Index e = 0;
+  while (availability_of(e) + s(e) != maximum) ++e;
+  make_room(n_active / ActiveBlock::width + 1, size(), arena);
+  ActiveBlock& block = active[n_active / ActiveBlock::width];
+  const Index place = n_active % ActiveBlock::width;
+  block.s[place] = s(e);
+  block.r[place] = r.grown * s(e) - r.mu;
+  block.a[place] = availability_of(e);
+  block.column[place] = column(e);
+  ++n_active;
+
+  for (--n_inactive; e < n_inactive; ++e)
+    put(e, s(e + 1), e < n_stored() ? availability_of(e + 1) : minus_infinity<double>,
+        column(e + 1));
+  put(n_inactive, minus_infinity<double>, minus_infinity<double>, 0);
+}
+
+void CandidateList::reset() {
+  for (Index e = 0; e < std::min<Index>(n_inactive, n_stored()); ++e) a(e) = minus_infinity<double>;
+  n_stored_blocks = 0;
+  for (; n_active > 0; --n_active) {
+    ActiveBlock& block = active[(n_active - 1) / ActiveBlock::width];
+    const Index place = (n_active - 1) % ActiveBlock::width;
+    Index e = n_inactive++;
+    for (; e > 0 && s(e - 1) < block.s[place]; --e)
+      put(e, s(e - 1), minus_infinity<double>, column(e - 1));
+    put(e, block.s[place], minus_infinity<double>, block.column[place]);
+    block.s[place] = block.r[place] = block.a[place] = minus_infinity<double>;
+    block.column[place] = 0;
+  }
+}
+
+}  // namespace epruner

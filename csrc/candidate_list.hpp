@@ -1,0 +1,92 @@
+// The candidates of a row, in memory that grows without moving what it holds.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+#include "row_kernels.hpp"
+
+namespace epruner {
+
+// Memory of one thread's lists, in chunks that never move: a list that grows is copied, no other.
+class Arena {
+ public:
+  std::byte* take(std::size_t bytes);  // aligned for vectors
+
+ private:
+  struct alignas(32) Unit {
+    std::byte bytes[32];
+  };
+  std::vector<std::unique_ptr<Unit[]>> chunks_;
+  Unit* next_ = nullptr;
+  std::size_t left_ = 0, taken_ = 0;  // units
+};
+
+// Candidates on their way to a list.
+struct NewCandidates {
+  std::vector<double> s;
+  std::vector<Column> column;
+  Index size = 0;
+
+  std::vector<Column> order, ends;  // room to sort in
+
+  explicit NewCandidates(Index room);
+  void add(double similarity, Column k) {
+    s[static_cast<std::size_t>(size)] = similarity;
+    column[static_cast<std::size_t>(size++)] = k;
+  }
+};
+
+class CandidateList : public CandidateRow {
+ public:
+  Index size() const { return n_active + n_inactive; }
+
+  // Append candidates, all less similar than those listed. Their A is their columns'
+  // `availability`, here and below.
+  void append(NewCandidates& found, const double* availability, Arena& arena);
+  // Have at least the first `count` hold A.
+  void store_availability(Index count, const double* availability);
+  // Make the candidate with A + S = `maximum`, which is not active yet, active.
+  void activate(double maximum, const double* availability, ClosedForm r, Arena& arena);
+  // Forget all messages.
+  void reset();
+
+  // visit(column) for every candidate.
+  template <class Visit>
+  void each_column(const Visit& visit) const {
+    for (Index e = 0; e < n_inactive; ++e) visit(column(e));
+    for (Index e = 0; e < n_active; ++e)
+      visit(active[e / ActiveBlock::width].column[e % ActiveBlock::width]);
+  }
+  // The most similar candidate over `from` that is one of those `wanted(column)`; -1 for none.
+  template <class Wanted>
+  Column best(double from, const Wanted& wanted) const {
+    Column found = -1;
+    for (Index e = 0; e < n_active; ++e) {
+      const ActiveBlock& block = active[e / ActiveBlock::width];
+      const Index place = e % ActiveBlock::width;
+      if (block.s[place] > from && wanted(block.column[place])) {
+        from = block.s[place];
+        found = block.column[place];
+      }
+    }
+    for (Index e = 0; e < n_inactive && s(e) > from; ++e)
+      if (wanted(column(e))) return column(e);
+    return found;
+  }
+
+ private:
+  void make_room(Index n_active_blocks, Index n_candidates, Arena& arena);
+  void put(Index e, double similarity, double availability, Column k) {
+    s(e) = similarity;
+    a(e) = availability;
+    column(e) = k;
+  }
+  // From here on, A is not stored.
+  Index n_stored() const { return n_stored_blocks * CandidateBlock::width; }
+
+  std::int32_t active_room_ = 0, inactive_room_ = 0;  // blocks
+};
+
+}  // namespace epruner

@@ -1,0 +1,108 @@
+// Which candidates a row gets: the next most similar points, from rows of similarities, from a
+// sparse matrix or from what a sweep over tiles has found.
+#pragma once
+
+#include "candidate_list.hpp"
+#include "decode.hpp"
+#include "nearest.hpp"
+#include "threads.hpp"
+
+namespace epruner {
+
+constexpr Index kCrowdedShare = 8;  // dense passes win once lists hold more than n / 8 columns
+// Entries of S from where threads select faster than one.
+constexpr Index kSelectTogether = Index{1} << 17;
+
+// Rows of similarities in memory: all of them, or a tile with those of some points in their order.
+// With norms, a tile of inner products, from which similarities are made row by row.
+template <class T>
+struct RowSource {
+  const T* base;
+  Index stride;
+  bool by_point;  // row of point i, the q-th asked for: base + (by_point ? i : q) * stride
+  const T* norms = nullptr;
+
+  const T* row(Index q, Index i, T* scratch) const {
+    const T* entries = base + (by_point ? i : q) * stride;
+    if (!norms) return entries;
+    similarities_from_dots(stride, entries, norms[i], norms, scratch);
+    return scratch;
+  }
+};
+
+// Similarities that were computed by a matrix product, and what they really are.
+template <class T>
+struct Refinement {
+  const Features<T>* exact = nullptr;  // evaluates listed pairs again; nullptr: entries are exact
+  const T* norms = nullptr;            // squared norms of the features; nullptr: they are 1
+  double unit = 0;                     // relative error of the product
+
+  // How far a similarity of about `s` of point i may be from what the product gave.
+  double error(Index i, double s) const {
+    return exact ? unit * ((norms ? static_cast<double>(norms[i]) : 1.0) + std::fabs(s)) : 0.0;
+  }
+};
+
+// The candidates of every point.
+class CandidateLists {
+ public:
+  struct Row : CandidateList {
+    double below = std::numeric_limits<double>::infinity();  // raw entries from here up are listed
+    double unlisted = std::numeric_limits<double>::infinity();  // bound on everything unlisted
+  };
+
+  CandidateLists(Index n, const Jitter& jitter, int threads);
+
+  Row& operator[](Index i) { return rows_[static_cast<std::size_t>(i)]; }
+  const Row& operator[](Index i) const { return rows_[static_cast<std::size_t>(i)]; }
+  Arena& arena(std::size_t thread) { return arenas_[thread]; }
+
+  // Give each of these rows its next candidates, many where they are to be `eager`; on request,
+  // take its median, the exact own entry included. Here and below, `availability` is that of all
+  // pairs of a column that store none.
+  template <class T>
+  void refill(const Indices& rows, const RowSource<T>& source, const Refinement<T>& refinement,
+              const double* availability, bool eager, Workers& workers, T* medians);
+  // Give every row its candidates at once: the stored entries of a sparse matrix, all there is, ...
+  void fill_from_csr(const Index* offsets, const Column* columns, const double* similarities,
+                     const double* availability);
+  // ... or the nearest neighbours that a sweep over tiles has found.
+  template <class T>
+  void fill_from_nearest(const Nearest<T>& nearest, const Refinement<T>& refinement,
+                         const double* availability);
+
+  // The most similar exemplar of every point, read off its list: position[k] >= 0 where k is one.
+  // kUnassigned where the list does not tell.
+  void assign(const Indices& position, Indices& labels, int threads) const;
+
+  Index longest() const;
+  // Forget all messages.
+  void reset();
+
+ private:
+  template <class T>
+  struct Scratch {  // of one thread that fills lists
+    std::vector<T> row, lanes;
+    std::vector<Column> columns;
+    std::vector<std::uint8_t> listed;
+    NewCandidates found;
+
+    explicit Scratch(Index n);
+  };
+
+  Index next_want(const Row& row, bool eager) const;
+  template <class T>
+  double uncertainty(Index i, double s, const Refinement<T>& refinement) const;
+  template <class T>
+  double bound(Index i, double low, bool everything, const Refinement<T>& refinement) const;
+  template <class T>
+  bool refill_row(Index i, const T* x, const Refinement<T>& refinement, const double* availability,
+                  bool eager, Scratch<T>& scratch, Arena& arena);
+
+  Index n_;
+  Jitter jitter_;
+  std::vector<Row> rows_;
+  std::vector<Arena> arenas_;  // one per thread
+};
+
+}  // namespace epruner

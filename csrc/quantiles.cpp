@@ -1,0 +1,242 @@
+#include "quantiles.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <tuple>
+#include <utility>
+
+#include "threads.hpp"
+
+namespace epruner {
+namespace {
+
+constexpr Index kSample = 1 << 15;
+constexpr Index kColumnsAtOnce = 16;
+constexpr std::uint64_t kMostBins = std::uint64_t{1} << 22;
+constexpr Index kMostKept = Index{1} << 24;  // values
+
+// What holds the wanted position with near certainty, from a strided sample.
+template <class T>
+std::pair<T, T> bracket(Index n, const T* S, double fraction) {
+  const Index total = n * n;
+  std::vector<T> sample;
+  // An odd step that shares no factor with common row lengths walks all columns.
+  const Index step = std::max<Index>(1, total / kSample) | 1;
+  for (Index k = 0; k < total; k += step)
+    if (S[k] > minus_infinity<T>) sample.push_back(S[k]);
+  if (sample.size() < 1024)
+    return {std::numeric_limits<T>::lowest(), std::numeric_limits<T>::max()};
+  std::sort(sample.begin(), sample.end());
+  const double size = static_cast<double>(sample.size());
+  const double middle = fraction * (size - 1), slack = 3 * std::sqrt(size);
+  const auto low = static_cast<Index>(middle - slack), high = static_cast<Index>(middle + slack);
+  const auto last = static_cast<Index>(sample.size()) - 1;
+  return {low < 0 ? std::numeric_limits<T>::lowest() : sample[static_cast<std::size_t>(low)],
+          high > last ? std::numeric_limits<T>::max() : sample[static_cast<std::size_t>(high)]};
+}
+
+// The ranks under the middle of n values: the same one twice where n is odd.
+std::pair<Index, Index> middle_ranks(Index n) { return {(n - 1) / 2, n / 2}; }
+
+template <class T>
+T median_of(T* values, Index n, Index low, Index high) {
+  std::nth_element(values, values + high, values + n);
+  const T upper = values[high];
+  return low == high ? upper : (*std::max_element(values, values + high) + upper) / 2;
+}
+
+// A narrow part of the values' span that holds the ranks low and high, and how many lie below it
+// and in it. Begins with a sample's middle and closes in on where a straight line through the
+// counts expects them; counting is the cheapest pass over a row.
+template <class T>
+struct Bracket {
+  T from, to;
+  Index below, inside;
+};
+template <class T>
+Bracket<T> close_in(const T* values, Index n, Index low, Index high) {
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  std::array<T, 1024> sample;
+  const Index size = std::min<Index>(n / 16, 1024);
+  for (Index e = 0; e < size; ++e) sample[static_cast<std::size_t>(e)] = values[e * (n / size)];
+  std::sort(sample.begin(), sample.begin() + size);
+  const auto slack = static_cast<Index>(2 * std::sqrt(static_cast<double>(size)));
+  Bracket<T> found{sample[static_cast<std::size_t>(size / 2 - slack)],
+                   std::nextafter(sample[static_cast<std::size_t>(size / 2 + slack)], infinity), 0,
+                   0};
+  found.below = count_between(n, values, -infinity, found.from);
+  found.inside = count_between(n, values, found.from, found.to);
+  while (found.inside > n / 128) {
+    const T width = found.to - found.from;
+    const T share = static_cast<T>(low - found.below) / static_cast<T>(found.inside);
+    const T from = std::max(found.from, found.from + width * (share - T(1) / 16));
+    const T to = std::min(found.to, found.from + width * (share + T(1) / 16));
+    const Index inside = count_between(n, values, from, to);
+    const Index below = found.below + count_between(n, values, found.from, from);
+    if (low < below || high >= below + inside || inside == found.inside) break;
+    found = {from, to, below, inside};
+  }
+  return found;
+}
+
+}  // namespace
+
+template <class T>
+T median(T* values, Index n, std::vector<Column>& where) {
+  if (count_between(n, values, std::numeric_limits<T>::lowest(),
+                    std::numeric_limits<T>::infinity()) < n)
+    n = std::remove(values, values + n, minus_infinity<T>) - values;
+  if (n == 0) return minus_infinity<T>;
+  const auto [low, high] = middle_ranks(n);
+  if (n < 1024) return median_of(values, n, low, high);
+  const Bracket<T> near = close_in(values, n, low, high);
+  if (low < near.below || high >= near.below + near.inside) return median_of(values, n, low, high);
+  const Index inside = collect_between(n, values, near.from, near.to, where.data());
+  for (Index e = 0; e < inside; ++e) values[e] = values[where[static_cast<std::size_t>(e)]];
+  return median_of(values, inside, low - near.below, high - near.below);
+}
+
+template <class T>
+Quantile quantile(Index n, const T* S, double fraction, bool diagonal, int threads) {
+  if (n * n < 1 << 14) threads = 1;
+  T low, high;
+  std::tie(low, high) = bracket(n, S, fraction);
+  while (true) {
+    // The bracket is closed: its upper end counts, too.
+    const T above = std::nextafter(high, std::numeric_limits<T>::infinity());
+    Index count = 0, below = 0;
+    std::vector<std::vector<T>> inside(static_cast<std::size_t>(threads));
+    std::vector<std::vector<Column>> where(static_cast<std::size_t>(threads));
+    for (auto& own : where) own.resize(static_cast<std::size_t>(n));
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : count, below)
+    for (Index i = 0; i < n; ++i) {
+      const auto thread = thread_number();
+      for (const auto& [first, last] : {std::pair<Index, Index>{0, diagonal ? n : i},
+                                        std::pair<Index, Index>{diagonal ? n : i + 1, n}}) {
+        const T* x = S + i * n + first;
+        const Index length = last - first;
+        count += count_between(length, x, std::numeric_limits<T>::lowest(),
+                               std::numeric_limits<T>::infinity());
+        below += count_between(length, x, std::numeric_limits<T>::lowest(), low);
+        Column* hit = where[thread].data();
+        const Index hits = collect_between(length, x, low, above, hit);
+        for (Index e = 0; e < hits; ++e) inside[thread].push_back(x[hit[e]]);
+      }
+    }
+    if (count == 0) return {};
+    const double position = fraction * static_cast<double>(count - 1);
+    const auto rank = static_cast<Index>(position);
+    const Index next = std::min(rank + 1, count - 1);
+    std::vector<T> values;
+    for (const auto& own : inside) values.insert(values.end(), own.begin(), own.end());
+    if (rank < below) {
+      high = low;
+      low = std::numeric_limits<T>::lowest();
+      continue;
+    }
+    if (next - below >= static_cast<Index>(values.size())) {
+      low = high;
+      high = std::numeric_limits<T>::max();
+      continue;
+    }
+    const auto at = [&](Index r) {
+      const auto it = values.begin() + (r - below);
+      std::nth_element(values.begin(), it, values.end());
+      return static_cast<double>(*it);
+    };
+    const double first = at(rank);
+    return {first, at(next), position - static_cast<double>(rank), false};
+  }
+}
+
+template <class T>
+void column_medians(Index n, const T* S, T* medians, int threads) {
+  if (n * n < 1 << 14) threads = 1;
+  const Index groups = (n + kColumnsAtOnce - 1) / kColumnsAtOnce;
+  std::vector<std::vector<T>> scratch(static_cast<std::size_t>(threads));
+  std::vector<std::vector<Column>> where(static_cast<std::size_t>(threads));
+  for (auto& own : scratch) own.resize(static_cast<std::size_t>(n * kColumnsAtOnce));
+  for (auto& own : where) own.resize(static_cast<std::size_t>(n));
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+  for (Index group = 0; group < groups; ++group) {
+    const auto thread = thread_number();
+    T* columns = scratch[thread].data();
+    const Index first = group * kColumnsAtOnce, width = std::min(kColumnsAtOnce, n - first);
+    for (Index i = 0; i < n; ++i)
+      for (Index k = 0; k < width; ++k) columns[k * n + i] = S[i * n + first + k];
+    for (Index k = 0; k < width; ++k)
+      medians[first + k] = median(columns + k * n, n, where[thread]);
+  }
+}
+
+template <class T>
+RankWindow<T>::RankWindow(T low, T high, Index expected, Index writers)
+    : low_(low + T(0)),
+      above_(std::nextafter(high, std::numeric_limits<T>::infinity())),
+      tallies_(static_cast<std::size_t>(writers)) {
+  const std::uint64_t span = distance(high);
+  if (span >= kMostBins && expected <= kMostKept) return;
+  while (span >> shift_ >= kMostBins) ++shift_;
+  bins_ = std::vector<std::atomic<Index>>(static_cast<std::size_t>((span >> shift_) + 1));
+}
+
+// Adding 0 makes one number of both zeros.
+template <class T>
+typename RankWindow<T>::Key RankWindow<T>::distance(T value) const {
+  return static_cast<Key>(to_bits(value + T(0))) - static_cast<Key>(to_bits(low_));
+}
+
+template <class T>
+void RankWindow<T>::add(Index writer, Index n, const T* values, Column* scratch) {
+  Tally& own = tallies_[static_cast<std::size_t>(writer)];
+  own.below += count_between(n, values, minus_infinity<T>, low_);
+  const Index found = collect_between(n, values, low_, above_, scratch);
+  for (Index e = 0; e < found; ++e) {
+    const T value = values[scratch[e]];
+    if (bins_.empty())
+      own.inside.push_back(value);
+    else
+      bins_[distance(value) >> shift_].fetch_add(1, std::memory_order_relaxed);
+  }
+}
+
+template <class T>
+std::vector<T> RankWindow<T>::values_at(const std::vector<Index>& ranks) const {
+  Index below = 0;
+  std::vector<T> kept;
+  for (const Tally& own : tallies_) {
+    below += own.below;
+    kept.insert(kept.end(), own.inside.begin(), own.inside.end());
+  }
+  std::vector<Index> up_to(bins_.size());  // values in this bin and those under it
+  Index inside = static_cast<Index>(kept.size());
+  for (std::size_t bin = 0; bin < bins_.size(); ++bin)
+    up_to[bin] = inside += bins_[bin].load(std::memory_order_relaxed);
+  if (inside == 0) return {};
+
+  std::vector<T> found;
+  for (Index rank : ranks) {
+    const Index place = std::clamp<Index>(rank - below, 0, inside - 1);
+    if (up_to.empty()) {
+      std::nth_element(kept.begin(), kept.begin() + place, kept.end());
+      found.push_back(kept[static_cast<std::size_t>(place)]);
+    } else {
+      const auto bin = std::upper_bound(up_to.begin(), up_to.end(), place) - up_to.begin();
+      const Key number = static_cast<Key>(to_bits(low_)) + (static_cast<Key>(bin) << shift_);
+      found.push_back(from_bits<T>(static_cast<FloatBits<T>>(number)));
+    }
+  }
+  return found;
+}
+
+template Quantile quantile<float>(Index, const float*, double, bool, int);
+template Quantile quantile<double>(Index, const double*, double, bool, int);
+template void column_medians<float>(Index, const float*, float*, int);
+template void column_medians<double>(Index, const double*, double*, int);
+template float median<float>(float*, Index, std::vector<Column>&);
+template double median<double>(double*, Index, std::vector<Column>&);
+template class RankWindow<float>;
+template class RankWindow<double>;
+
+}  // namespace epruner

@@ -1,0 +1,340 @@
+"""Where the active set gets its candidates: a matrix, features seen tile by tile, a sparse matrix.
+
+A source starts an active set, gives more candidates to rows that run out of them, and decodes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import local
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from epruner.cluster import _native, resources
+from epruner.cluster.backends.native import new_active_set
+from epruner.cluster.decode import sorted_by_index
+from epruner.cluster.similarity import cosine, filled, negative_squared_distances
+from epruner.cluster.types import Floats, Indices, Options
+
+_FIRST_CANDIDATES = 48  # per point, from a sweep over tiles; whole rows later cost far more
+_TILE = 1024  # points a side
+_STRIP_ENTRIES = 1 << 24  # similarities held at once when rows are evaluated in full, ...
+_LEAST_STRIP = 64  # ... but never fewer rows: all features are read for each strip
+_BYTES_PER_CANDIDATE = 48  # in lists, and in the sweep's buffers while they are handed over
+
+
+class CandidateSource(ABC):
+    """Similarities of n points that candidates can be taken from."""
+
+    n: int
+    dtype: np.dtype[Any]
+
+    def fits_densely(self) -> bool:
+        """Whether memory has room for dense passes: S, its jittered copy, R and A."""
+        return resources.memory_fits(4 * self.n * self.n * self.dtype.itemsize)
+
+    @abstractmethod
+    def matrix(self) -> Floats:
+        """Return the similarities (n, n)."""
+
+    @abstractmethod
+    def start(self, options: Options) -> _native.ActiveSet:
+        """Return an active set with first candidates for every point, ready to be restarted."""
+
+    def refill(self, active_set: _native.ActiveSet) -> None:
+        """Give more candidates to the rows that need them."""
+        rows = active_set.rows_needing_candidates()
+        resources.require_memory(
+            2 * rows.size * max(_FIRST_CANDIDATES, active_set.longest_list) * _BYTES_PER_CANDIDATE,
+            f"the lists of {self.n} points at iteration {active_set.iteration}",
+            "raise the preference (fewer clusters need longer lists) or cluster a sample",
+        )
+        self._refill(active_set, rows)
+
+    @abstractmethod
+    def _refill(self, active_set: _native.ActiveSet, rows: Indices) -> None:
+        """Give these rows more candidates."""
+
+    @abstractmethod
+    def decode(
+        self,
+        active_set: _native.ActiveSet,
+        preference: Floats,
+        exemplars: Indices,
+        options: Options,
+    ) -> tuple[Indices, Indices]:
+        """Return refined exemplars, ascending, and the labels."""
+
+    @abstractmethod
+    def links(self, rows: Indices, columns: Indices) -> Floats:
+        """Return the similarities of these pairs."""
+
+    def _empty(self, options: Options) -> _native.ActiveSet:
+        return new_active_set(np.zeros(self.n), self.dtype, options)
+
+
+class MatrixSource(CandidateSource):
+    """Similarities (n, n) in memory."""
+
+    def __init__(self, S: Floats) -> None:
+        self.S = S
+        self.n = S.shape[0]
+        self.dtype = S.dtype
+
+    def matrix(self) -> Floats:
+        return self.S
+
+    def start(self, options: Options) -> _native.ActiveSet:
+        active_set = self._empty(options)
+        active_set.refill(np.arange(self.n), self.S)
+        return active_set
+
+    def _refill(self, active_set: _native.ActiveSet, rows: Indices) -> None:
+        active_set.refill(rows, self.S)
+
+    def decode(
+        self,
+        active_set: _native.ActiveSet,
+        preference: Floats,
+        exemplars: Indices,
+        options: Options,
+    ) -> tuple[Indices, Indices]:
+        return _native.decode(
+            self.S,
+            preference.astype(np.float64),
+            exemplars,
+            options.seed,
+            options.n_threads,
+            active_set,
+        )
+
+    def links(self, rows: Indices, columns: Indices) -> Floats:
+        return self.S[rows, columns].astype(np.float64)
+
+
+class SparseSource(CandidateSource):
+    """Stored pairs of a SciPy CSR matrix; pairs that are not stored are never linked."""
+
+    def __init__(self, S: Any) -> None:
+        self.S = S
+        self.n = S.shape[0]
+        self.dtype = S.dtype
+
+    def matrix(self) -> Floats:
+        return filled(self.S)
+
+    def start(self, options: Options) -> _native.ActiveSet:
+        active_set = self._empty(options)
+        active_set.fill_from_csr(
+            self.S.indptr.astype(np.int64),
+            self.S.indices.astype(np.int32),
+            self.S.data.astype(np.float64),
+        )
+        return active_set
+
+    def _refill(self, active_set: _native.ActiveSet, rows: Indices) -> None:
+        raise AssertionError("a sparse matrix lists everything from the start")
+
+    def decode(
+        self,
+        active_set: _native.ActiveSet,
+        preference: Floats,
+        exemplars: Indices,
+        options: Options,
+    ) -> tuple[Indices, Indices]:
+        labels = _assign(active_set, exemplars)
+        moved = np.array(
+            [
+                self._best_member(np.flatnonzero(labels == c), preference)
+                for c in range(exemplars.size)
+            ],
+            dtype=np.intp,
+        )
+        return sorted_by_index(moved, _assign(active_set, moved))
+
+    def _best_member(self, members: Indices, preference: Floats) -> int:
+        within = self.S[members][:, members].tocoo()
+        off = within.row != within.col
+        support = np.bincount(within.col[off], within.data[off], members.size)
+        linked = np.bincount(within.col[off], minlength=members.size) == members.size - 1
+        support = np.where(linked, support + preference[members], -np.inf)
+        return int(members[support.argmax()])
+
+    def links(self, rows: Indices, columns: Indices) -> Floats:
+        if rows.size == 0:  # of which SciPy would make a sparse matrix
+            return np.empty(0)
+        return np.asarray(self.S[rows, columns], dtype=np.float64).ravel()
+
+
+class FeatureSource(CandidateSource):
+    """Features (n, d) whose similarities are made in tiles and thrown away.
+
+    Tiles come from BLAS. Every pair that gets on a list is evaluated again by direct difference,
+    and thresholds carry the product's error bound, so that cancellation decides nothing.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d), float32 or float64
+    cosine : bool
+        Cosine similarity instead of the negative squared distance; `X` has rows of length 1.
+    """
+
+    def __init__(self, X: Floats, cosine: bool) -> None:
+        self.n, d = X.shape
+        self.dtype = X.dtype
+        self.X = X
+        self.cosine = cosine
+        if cosine:
+            self._factor, self._norms = X, None
+        else:
+            self._factor = X - X.mean(axis=0, dtype=np.float64).astype(X.dtype)
+            self._norms = np.einsum("ij,ij->i", self._factor, self._factor)
+        single = X.dtype == np.float32
+        unit = 10 * (d + 4) * float(np.finfo(X.dtype).eps) / 2
+        features = _native.Features32 if single else _native.Features64
+        self._features: Any = features(X, self._norms, unit)
+        self._nearest_type: Any = _native.Nearest32 if single else _native.Nearest64
+
+    def matrix(self) -> Floats:
+        return cosine(self.X) if self.cosine else negative_squared_distances(self.X)
+
+    def start(self, options: Options) -> _native.ActiveSet:
+        return self.start_with_ranks(options, None)[0]
+
+    def start_with_ranks(
+        self, options: Options, position: float | None
+    ) -> tuple[_native.ActiveSet, float]:
+        """Start; in the same sweep, find an order statistic of all pairs' similarities.
+
+        `position` counts ordered off-diagonal pairs in ascending order of similarity, from 0; a
+        fraction interpolates; None asks for nothing.
+        """
+        resources.require_memory(
+            self.n * 2 * _FIRST_CANDIDATES * _BYTES_PER_CANDIDATE,
+            f"affinity propagation from features of {self.n} points",
+            "cluster a sample and use predict for the rest",
+        )
+        nearest = self._nearest_type(self._features, _FIRST_CANDIDATES)
+        if position is None:
+            self._sweep(nearest, options)
+            value = float("nan")
+        else:
+            value = self._sweep_for(nearest, options, position)
+        active_set = self._empty(options)
+        active_set.fill_from_nearest(nearest, self._features)
+        return active_set, value
+
+    def start_with_medians(self, options: Options) -> tuple[_native.ActiveSet, Floats]:
+        """Start from whole rows, and return every row's median, own entry included."""
+        active_set = self._empty(options)
+        medians = np.empty(self.n, dtype=self.dtype)
+        for rows, dots in self._strips(np.arange(self.n)):
+            medians[rows] = active_set.refill_from_dots(rows, dots, self._features, True)
+            if options.verbose:
+                print(f"similarities: {100 * (rows[-1] + 1) // self.n} %", end="\r")
+        if options.verbose:
+            print()
+        return active_set, medians
+
+    def _refill(self, active_set: _native.ActiveSet, rows: Indices) -> None:
+        for some, dots in self._strips(rows):
+            active_set.refill_from_dots(some, dots, self._features, False)
+
+    def decode(
+        self,
+        active_set: _native.ActiveSet,
+        preference: Floats,
+        exemplars: Indices,
+        options: Options,
+    ) -> tuple[Indices, Indices]:
+        decoded: tuple[Indices, Indices] = self._features.decode(
+            active_set, preference.astype(np.float64), exemplars, options.seed, options.n_threads
+        )
+        return decoded
+
+    def links(self, rows: Indices, columns: Indices) -> Floats:
+        similarities: Floats = self._features.similarities(rows, columns)
+        return similarities
+
+    def _strips(self, rows: Indices) -> Iterator[tuple[Indices, Floats]]:
+        """Inner products of these rows with all, some rows at a time, in memory used again."""
+        height = min(rows.size, max(_LEAST_STRIP, _STRIP_ENTRIES // self.n))
+        room = np.empty((height, self.n), dtype=self.dtype)
+        for first in range(0, rows.size, height):
+            some = rows[first : first + height]
+            yield some, np.matmul(self._factor[some], self._factor.T, out=room[: some.size])
+
+    def _sweep(self, nearest: Any, options: Options) -> None:
+        scratch = local()
+        X, n = self._factor, self.n
+
+        def offer(pair: tuple[int, int]) -> None:
+            first, second = pair[0] * _TILE, pair[1] * _TILE
+            left, right = X[first : first + _TILE], X[second : second + _TILE]
+            if not hasattr(scratch, "dots"):
+                scratch.dots = np.empty(_TILE * _TILE, dtype=X.dtype)
+            dots = scratch.dots[: left.shape[0] * right.shape[0]]
+            dots = dots.reshape(left.shape[0], right.shape[0])
+            np.matmul(left, right.T, out=dots)
+            nearest.offer(dots, first, second)
+
+        rounds = list(_tournament(-(-n // _TILE)))
+        with (
+            threadpool_limits(1, user_api="blas"),
+            ThreadPoolExecutor(options.n_threads) as pool,
+        ):
+            try:
+                for played, pairs in enumerate(rounds, 1):
+                    list(pool.map(offer, pairs))
+                    if options.verbose:
+                        print(f"similarities: {100 * played // len(rounds)} %", end="\r")
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        if options.verbose:
+            print()
+
+    def _sweep_for(self, nearest: Any, options: Options, position: float) -> float:
+        pairs = self.n * (self.n - 1) // 2
+        ranks = [int(position) // 2, min(int(position) + 1, 2 * pairs - 1) // 2]
+        sample = np.sort(self._sampled_similarities())
+        middle, slack = ranks[0] / pairs * sample.size, 4 * np.sqrt(sample.size)
+        low = sample[int(middle - slack)] if middle > slack else -np.inf
+        high = sample[int(middle + slack)] if middle + slack < sample.size else np.inf
+        rounding = 1e-5 if self.dtype == np.float32 else 1e-12  # of the products, not the sample
+        low, high = low - rounding * abs(low), high + rounding * abs(high)
+        nearest.open_rank_window(low, high, int(2 * slack / sample.size * pairs))
+        self._sweep(nearest, options)
+        values: list[float] = nearest.values_at_ranks(ranks)
+        if not values:
+            return float(sample[int(middle)])
+        return values[0] + (values[1] - values[0]) * (position - int(position))
+
+    def _sampled_similarities(self) -> Floats:
+        rng = np.random.default_rng(0)
+        rows, columns = rng.integers(self.n, size=(2, min(1 << 20, 4 * self.n * self.n)))
+        rows, columns = rows[rows != columns], columns[rows != columns]
+        return self.links(rows, columns).astype(self.dtype)
+
+
+def _assign(active_set: _native.ActiveSet, exemplars: Indices) -> Indices:
+    position = np.full(active_set.is_exemplar.size, -1, dtype=np.int64)
+    position[exemplars] = np.arange(exemplars.size)
+    labels: Indices = active_set.assign(position)
+    return labels
+
+
+def _tournament(players: int) -> Iterator[list[tuple[int, int]]]:
+    """Rounds in which all unordered pairs of players meet, nobody twice at a time (circle method).
+
+    The first round pairs everyone with themselves.
+    """
+    yield [(p, p) for p in range(players)]
+    seats = list(range(players + players % 2))  # an odd field gets a bye
+    for _ in range(len(seats) - 1):
+        half = len(seats) // 2
+        pairs = zip(seats[:half], reversed(seats[half:]), strict=True)
+        yield [(min(p, q), max(p, q)) for p, q in pairs if max(p, q) < players]
+        seats = [seats[0], seats[-1], *seats[1:-1]]

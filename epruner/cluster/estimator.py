@@ -1,0 +1,370 @@
+"""What users call: scikit-learn's function and estimator, and a function for several problems."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.sparse import issparse
+from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import euclidean_distances, pairwise_distances_argmin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from epruner.cluster import validate
+from epruner.cluster.backends import cuda
+from epruner.cluster.preference import PreferenceRule
+from epruner.cluster.problem import (
+    FeatureProblem,
+    MatrixProblem,
+    Problem,
+    SparseProblem,
+    solve_many,
+)
+from epruner.cluster.similarity import normalised
+from epruner.cluster.types import Clustering, Indices
+
+
+def affinity_propagation(
+    S: ArrayLike,
+    *,
+    preference: ArrayLike | None = None,
+    convergence_iter: int = 15,
+    max_iter: int = 200,
+    damping: float = 0.5,
+    copy: bool = True,
+    verbose: bool = False,
+    return_n_iter: bool = False,
+    random_state: validate.RandomState = None,
+    backend: str = "auto",
+    n_threads: int | None = None,
+) -> tuple[Indices, Indices] | tuple[Indices, Indices, int]:
+    """Cluster similarities by affinity propagation.
+
+    Takes scikit-learn's arguments and gives its answers; see `AffinityPropagation` for the
+    parameters and for more ways to say what is wanted.
+
+    Parameters
+    ----------
+    S : array-like or SciPy sparse matrix of shape (n, n)
+        Similarities, larger for closer pairs; float32 and float64 are used as they are. -inf, or
+        an entry that a sparse matrix does not store, marks a pair that must not be linked. The
+        diagonal is ignored.
+    copy : bool, default=True
+        If False, the preferences are written to the diagonal of `S`, as scikit-learn does.
+    return_n_iter : bool, default=False
+        Whether to return the number of iterations, too.
+
+    Returns
+    -------
+    cluster_centers_indices : ndarray of shape (n_clusters,)
+        Indices of the exemplars, ascending; empty if none emerged.
+    labels : ndarray of shape (n,)
+        Cluster of each point; -1 where there is none.
+    n_iter : int
+        Only with ``return_n_iter=True``.
+
+    Raises
+    ------
+    ValueError
+        If `S` is not square or holds NaN or +inf, or a parameter is out of range.
+    """
+    problem = None if cuda.use_device([S], backend) else _from_similarities(S, backend)
+    options = validate.options(
+        damping, max_iter, convergence_iter, random_state, n_threads=n_threads, verbose=verbose
+    )
+    if problem is None:
+        (clustering,) = cuda.cluster_many([S], [preference], options)
+    else:
+        clustering, _, preferences = problem.solve(PreferenceRule(preference), options)
+        if not copy and isinstance(S, np.ndarray):
+            np.fill_diagonal(S, preferences)
+    _warn(clustering)
+    if return_n_iter:
+        return clustering.exemplars, clustering.labels, clustering.n_iter
+    return clustering.exemplars, clustering.labels
+
+
+def _from_similarities(S: Any, backend: str) -> Problem:
+    if issparse(S):
+        return SparseProblem(validate.sparse_similarities(S), backend)
+    return MatrixProblem(validate.similarities(S), backend)
+
+
+def _warn(clustering: Clustering) -> None:
+    if clustering.exemplars.size == 0:
+        warnings.warn(
+            "Affinity propagation did not converge and this model will not have any cluster "
+            "centers. Raise damping or max_iter, or the preference.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    elif not clustering.converged:
+        warnings.warn(
+            "Affinity propagation did not converge, this model may return degenerate cluster "
+            "centers and labels. Raise damping or max_iter.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+
+
+def affinity_propagation_many(
+    problems: Sequence[ArrayLike],
+    *,
+    preference: Sequence[ArrayLike | None] | float | None = None,
+    damping: float = 0.5,
+    max_iter: int = 200,
+    convergence_iter: int = 15,
+    random_state: validate.RandomState = None,
+    backend: str = "auto",
+    n_threads: int | None = None,
+) -> list[Clustering]:
+    """Cluster several similarity matrices at once, one thread each, the largest first.
+
+    Parameters
+    ----------
+    problems : sequence of array-like of shape (n_i, n_i)
+        Similarities of each problem, as for `affinity_propagation`. Never written.
+    preference : float, None, or a sequence with one entry per problem
+        Each entry is a scalar, an array of shape (n_i,), or None for the median similarity.
+    damping, max_iter, convergence_iter, random_state, backend, n_threads
+        As for `affinity_propagation`, the same for every problem. Where problems are fewer than
+        threads, threads work inside them.
+
+    Returns
+    -------
+    list of Clustering
+        In the order of `problems`. A problem that did not converge says so in ``converged``;
+        no warning is raised.
+
+    Raises
+    ------
+    ValueError
+        If a matrix is not square, holds NaN or +inf, or a preference has the wrong length.
+    """
+    options = validate.options(
+        damping, max_iter, convergence_iter, random_state, n_threads=n_threads
+    )
+    each: Sequence[Any]
+    if isinstance(preference, Sequence | np.ndarray):
+        each = list(preference)
+    else:
+        each = [preference] * len(problems)
+    if len(each) != len(problems):
+        raise ValueError(f"preference has {len(each)} entries for {len(problems)} problems")
+    if cuda.use_device(problems, backend):
+        return cuda.cluster_many(problems, each, options)
+    cleaned = [MatrixProblem(validate.similarities(S), backend) for S in problems]
+    return solve_many(cleaned, each, options)
+
+
+class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
+    """Affinity propagation clustering, a drop-in for scikit-learn's.
+
+    Parameters
+    ----------
+    damping : float or 'auto', default=0.5
+        How much of the old message is kept, in [0.5, 1). Raise it where runs oscillate; 'auto'
+        does so until a run converges, up to 0.95.
+    max_iter : int, default=200
+        Most iterations (with ``damping='auto'``, of each attempt).
+    convergence_iter : int, default=15
+        Iterations without a change of exemplars that count as convergence.
+    copy : bool, default=True
+        Whether to keep a precomputed `X` as it is; if False its diagonal takes the preferences.
+    preference : array-like of shape (n,) or float, default=None
+        How much each point wants to be an exemplar; the larger, the more clusters. None takes the
+        median similarity.
+    affinity : {'euclidean', 'cosine', 'precomputed'} or callable, default='euclidean'
+        'euclidean' is the negative squared distance. 'precomputed' takes similarities (n, n),
+        dense or sparse. A callable gets the features and returns similarities (n, n).
+    verbose : bool, default=False
+        Whether to print progress: iteration, clusters, length of the lists.
+    random_state : int, RandomState or None, default=None
+        Key of the tie-breaking jitter. None is 0: the same input gives the same answer.
+    preference_quantile : float in [0, 1], default=None
+        Instead of `preference`: this quantile of the similarities between different points.
+    beta : float, default=None
+        Instead of `preference`: `beta` times the median similarity of each point, its similarity
+        to itself included (Lin et al., arXiv 2101.07985).
+    n_clusters : int, default=None
+        Search a common preference that gives this many clusters, starting from the preferences
+        that the parameters above set. Damping rises where a run oscillates.
+    memory : {'auto', 'tiles', 'matrix'}, default='auto'
+        Whether similarities of features are made and dropped in tiles or kept as a matrix (n, n).
+        'auto' keeps small ones; only then is there an ``affinity_matrix_``.
+    backend : {'auto', 'native', 'dense', 'numba', 'cupy', 'reference'}, default='auto'
+        The solver. All give the same answer where a run converges and the data decide it;
+        'dense' in float32 may break exact ties by its rounding.
+    n_threads : int or None, default=None
+        Threads of the solver. None honours ``OMP_NUM_THREADS`` and threadpoolctl.
+
+    Attributes
+    ----------
+    cluster_centers_indices_ : ndarray of shape (n_clusters,)
+        Indices of the exemplars, ascending.
+    cluster_centers_ : ndarray of shape (n_clusters, n_features)
+        The exemplars. Not with precomputed similarities.
+    labels_ : ndarray of shape (n,)
+        Cluster of each point; -1 where no exemplar emerged or none may be linked.
+    affinity_matrix_ : ndarray or sparse matrix of shape (n, n)
+        Similarities, where they were kept.
+    n_iter_ : int
+        Iterations run.
+    converged_ : bool
+        Whether the exemplars were stable for `convergence_iter` iterations.
+    net_similarity_ : float
+        Sum of the points' similarities to their exemplars and of the exemplars' preferences.
+    preference_ : ndarray of shape (n,)
+        The preferences used.
+    damping_ : float
+        The damping used.
+
+    References
+    ----------
+    Frey & Dueck, "Clustering by passing messages between data points", Science 315 (2007).
+    """
+
+    def __init__(
+        self,
+        *,
+        damping: float | str = 0.5,
+        max_iter: int = 200,
+        convergence_iter: int = 15,
+        copy: bool = True,
+        preference: ArrayLike | None = None,
+        affinity: str | Callable[[Any], ArrayLike] = "euclidean",
+        verbose: bool = False,
+        random_state: validate.RandomState = None,
+        preference_quantile: float | None = None,
+        beta: float | None = None,
+        n_clusters: int | None = None,
+        memory: str = "auto",
+        backend: str = "auto",
+        n_threads: int | None = None,
+    ) -> None:
+        self.damping = damping
+        self.max_iter = max_iter
+        self.convergence_iter = convergence_iter
+        self.copy = copy
+        self.preference = preference
+        self.affinity = affinity
+        self.verbose = verbose
+        self.random_state = random_state
+        self.preference_quantile = preference_quantile
+        self.beta = beta
+        self.n_clusters = n_clusters
+        self.memory = memory
+        self.backend = backend
+        self.n_threads = n_threads
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.pairwise = self.affinity == "precomputed"
+        tags.input_tags.sparse = True
+        return tags
+
+    def fit(self, X: Any, y: object = None) -> Self:
+        """Cluster features (n, d), or similarities (n, n) with ``affinity='precomputed'``."""
+        automatic = self.damping == "auto"
+        options = validate.options(
+            0.5 if automatic else self.damping,
+            self.max_iter,
+            self.convergence_iter,
+            self.random_state,
+            n_threads=self.n_threads,
+            verbose=self.verbose,
+            rising_damping=automatic,
+        )
+        rule = PreferenceRule(self.preference, self.preference_quantile, self.beta, self.n_clusters)
+        X, problem = self._problem(X)
+        clustering, self.damping_, self.preference_ = problem.solve(rule, options)
+        _warn(clustering)
+        self.cluster_centers_indices_ = clustering.exemplars
+        self.labels_ = clustering.labels
+        self.n_iter_ = clustering.n_iter
+        self.converged_ = clustering.converged
+        self.net_similarity_ = clustering.net_similarity
+        if problem.similarity_matrix is not None:
+            self.affinity_matrix_ = problem.similarity_matrix
+        if self.affinity != "precomputed":
+            self.cluster_centers_ = X[clustering.exemplars].copy()
+        elif not self.copy and isinstance(X, np.ndarray):
+            np.fill_diagonal(X, self.preference_)
+        return self
+
+    def _problem(self, X: Any) -> tuple[Any, Problem]:
+        """Return the validated input and the problem that it poses."""
+        if isinstance(self.affinity, str) and self.affinity not in _AFFINITIES:
+            raise ValueError(
+                f"affinity={self.affinity!r} is not one of {', '.join(_AFFINITIES)} or a callable"
+            )
+        if self.memory not in _MEMORY:
+            raise ValueError(f"memory={self.memory!r} is not one of {', '.join(_MEMORY)}")
+        if self.affinity == "precomputed":
+            X = validate_data(self, X, accept_sparse="csr", ensure_all_finite=False, dtype=_FLOATS)
+            return X, _from_similarities(X, self.backend)
+        X = validate_data(self, X, accept_sparse="csr", dtype=_FLOATS)
+        if callable(self.affinity):
+            return X, MatrixProblem(validate.similarities(self.affinity(X)), self.backend)
+        if issparse(X):
+            if self.affinity == "cosine":
+                raise TypeError("affinity='cosine' takes dense features; pass X.toarray()")
+            S = -euclidean_distances(X, squared=True).astype(X.dtype)
+            return X, MatrixProblem(S, self.backend)
+        cosine = self.affinity == "cosine"
+        features = np.ascontiguousarray(normalised(X) if cosine else X)
+        return X, FeatureProblem(features, cosine, self.memory, self.backend)
+
+    def predict(self, X: Any) -> Indices:
+        """Return the label of the most similar exemplar for each row of `X`.
+
+        Parameters
+        ----------
+        X : array-like of shape (m, d), or (m, n_clusters) with ``affinity='precomputed'``
+            New points; after a precomputed fit, their similarities to the exemplars in the order
+            of ``cluster_centers_indices_``.
+
+        Returns
+        -------
+        labels : ndarray of shape (m,)
+        """
+        check_is_fitted(self)
+        clusters = self.cluster_centers_indices_.size
+        if self.affinity == "precomputed":
+            near = np.asarray(X)
+            if near.ndim != 2 or near.shape[1] != clusters:
+                raise ValueError(
+                    "after a fit on precomputed similarities, predict takes the similarities of "
+                    f"new points to the {clusters} exemplars, shape (m, {clusters}); "
+                    f"got {near.shape}"
+                )
+        else:
+            near = validate_data(self, X, reset=False, accept_sparse="csr", dtype=_FLOATS)
+        if clusters == 0:
+            warnings.warn(
+                "This model does not have any cluster centers because affinity propagation did "
+                "not converge. Labeling every sample as '-1'.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+            return np.full(near.shape[0], -1)
+        if self.affinity == "precomputed":
+            labels: Indices = near.argmax(axis=1)
+            return labels
+        if callable(self.affinity):
+            raise ValueError(
+                "predict needs affinity='euclidean', 'cosine' or 'precomputed': similarities to "
+                "the exemplars alone are not defined by a callable of all features"
+            )
+        if self.affinity == "cosine":
+            labels = (near @ normalised(self.cluster_centers_).T).argmax(axis=1)
+        else:
+            labels = pairwise_distances_argmin(near, self.cluster_centers_)
+        return labels
+
+
+_AFFINITIES = ("euclidean", "cosine", "precomputed")
+_MEMORY = ("auto", "tiles", "matrix")
+_FLOATS = [np.float64, np.float32]

@@ -1,0 +1,69 @@
+"""What goes between the files: options, what a solver returns, what a clustering is."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from epruner.cluster import _native
+
+Floats = NDArray[np.floating]
+Indices = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to iterate: the same for every solver, validated before it gets here.
+
+    `seed` keys the tie-breaking jitter. `verbose` asks for progress on standard output,
+    `rising_damping` for runs with more and more damping until one converges.
+    """
+
+    damping: float = 0.5
+    max_iter: int = 200
+    convergence_iter: int = 15
+    seed: int = 0
+    n_threads: int = 1
+    verbose: bool = False
+    rising_damping: bool = False
+
+
+@dataclass(frozen=True)
+class Messages:
+    """The end of the message passing: which points are exemplars, after how many iterations.
+
+    `active_set`, where a solver kept one, tells the nearest exemplar of most points.
+    """
+
+    is_exemplar: NDArray[np.bool_]
+    n_iter: int
+    converged: bool
+    active_set: "_native.ActiveSet | None" = None
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """One clustered problem.
+
+    Attributes
+    ----------
+    exemplars : ndarray of shape (n_clusters,)
+        Indices of the exemplars, ascending. Empty if none emerged.
+    labels : ndarray of shape (n,)
+        Position in `exemplars` of each point's exemplar; -1 where there is none.
+    n_iter : int
+        Iterations run.
+    converged : bool
+        Whether the set of exemplars was stable for ``convergence_iter`` iterations.
+    net_similarity : float
+        Similarities of the points to their exemplars plus the exemplars' preferences: what
+        affinity propagation maximises.
+    """
+
+    exemplars: Indices
+    labels: Indices
+    n_iter: int
+    converged: bool
+    net_similarity: float
