@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import epruner
 from epruner.cluster import backends
-from epruner.cluster.types import Options
 from epruner.cluster.similarity import median_preference, negative_squared_distances
+from epruner.cluster.types import Options
 from epruner.pruning.network.filters import filter_matrix
 
 if TYPE_CHECKING:

@@ -182,10 +182,10 @@ class Recorder:
         written = tensors[0]
         if isinstance(module, _BatchNorm):
             self.norm[name] = self.norm.get(name, 0) + written.numel()
-        rule = rule_of(module)
-        if rule is not None:
+        if multiplies(module):
             read = next((t.shape for t in tensors_in(inputs)), written.shape)
-            self.macs[name] = self.macs.get(name, 0) + rule.macs(module, read, written.shape)
+            macs = rule_of(module).macs(module, read, written.shape)
+            self.macs[name] = self.macs.get(name, 0) + macs
 
 
 def measure(

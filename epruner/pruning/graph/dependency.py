@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from epruner.pruning.errors import TraceError
 from epruner.pruning.graph.costs import Recorder
 from epruner.pruning.graph.operations import flattens, parts, shapes
-from epruner.pruning.network.layers import can_resize, multiplies, rule_of, sides
+from epruner.pruning.network.layers import can_resize, multiplies, sides
 from epruner.pruning.network.tree import tensors_in
 
 
@@ -103,7 +103,7 @@ def channel_buffers(model: nn.Module) -> dict[str, nn.Parameter]:
     for name, module in model.named_modules():
         for leaf, buffer in module.named_buffers(name, recurse=False):
             wide = buffer.is_floating_point() and not widths.isdisjoint(buffer.shape)
-            if wide and rule_of(module) is None:
+            if wide and not can_resize(module):  # which else slices its own
                 # one of three dimensions would keep the library from following concatenations
                 found[leaf] = nn.Parameter(buffer[None] if buffer.dim() == 3 else buffer)
     return found

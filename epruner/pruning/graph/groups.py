@@ -108,7 +108,7 @@ class Structure:
     groups : tuple of Group
         In the order of the network.
     skipped : tuple of Skipped
-        Layers that multiply whose outputs must stay whole.
+        Layers whose outputs must stay whole.
     costs : Costs
         Of the full-size network, for the example inputs.
     """

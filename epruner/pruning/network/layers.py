@@ -18,16 +18,16 @@ Kept = Sequence[int] | None  # ascending; None keeps all
 
 
 class Rule:
-    """A layer type; the defaults are those of one that multiplies nothing and has no channels."""
+    """A layer type; the defaults are those of one that neither multiplies nor has channels."""
 
-    multiplies = False  # by weights: what it costs is counted, and that it stays whole is said
+    multiplies = False  # by weights: its costs count, and the report names it if it stays whole
 
     def sides(self, module: Any) -> tuple[int, int]:
         """(output, input) channels; inputs 0 where they are the outputs, (0, 0) if it has none."""
         return 0, 0
 
     def mixes(self, module: Any) -> bool:
-        """Whether it has to stay whole, as no channel of it can go without the others."""
+        """Whether it has to stay whole, as no channel can go without the others."""
         return False
 
     def resize(self, module: Any, out: Kept, in_: Kept) -> None:
@@ -38,6 +38,12 @@ class Rule:
         return 0
 
 
+class _Unknown(Rule):
+    def mixes(self, module: Any) -> bool:
+        return True
+
+
+_UNKNOWN = _Unknown()
 _RULES: dict[type[nn.Module], Rule] = {}
 
 
@@ -51,28 +57,19 @@ def rule(*kinds: type[nn.Module]) -> Callable[[type[Rule]], type[Rule]]:
     return register
 
 
-def rule_of(module: nn.Module) -> Rule | None:
-    """What is known of a module's type; None if nothing is."""
-    return next((_RULES[kind] for kind in type(module).__mro__ if kind in _RULES), None)
+def rule_of(module: nn.Module) -> Rule:
+    """What is known of a module's type."""
+    return next((_RULES[kind] for kind in type(module).__mro__ if kind in _RULES), _UNKNOWN)
 
 
 def can_resize(module: nn.Module) -> bool:
-    """Whether a module can lose channels."""
-    known = rule_of(module)
-    return known is not None and not known.mixes(module)
-
-
-def resize(module: nn.Module, out: Kept, in_: Kept) -> None:
-    """Let a module that `can_resize` keep these channels, in place."""
-    known = rule_of(module)
-    assert known is not None
-    known.resize(module, out, in_)
+    """Whether a module is known to lose channels without a change to the others."""
+    return not rule_of(module).mixes(module)
 
 
 def sides(module: nn.Module) -> tuple[int, int]:
     """(output, input) channels; inputs 0 where they are the outputs, (0, 0) if it has none."""
-    known = rule_of(module)
-    return (0, 0) if known is None else known.sides(module)
+    return rule_of(module).sides(module)
 
 
 def has_filters(module: nn.Module) -> bool:
@@ -82,8 +79,7 @@ def has_filters(module: nn.Module) -> bool:
 
 def multiplies(module: nn.Module) -> bool:
     """Whether a module multiplies by weights."""
-    known = rule_of(module)
-    return known is not None and known.multiplies
+    return rule_of(module).multiplies
 
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:

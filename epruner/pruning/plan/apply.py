@@ -12,11 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from epruner.pruning.network.copies import deep_copy
 from epruner.pruning.network.layers import (
-    can_resize,
     multiplies,
     parameter_dim,
-    resize,
-    sides,
+    rule_of,
     take,
     weight_dims,
 )
@@ -46,16 +44,17 @@ def resized(model: nn.Module, parts: Parts) -> nn.Module:
 
 
 def _resize_module(name: str, module: nn.Module, part: ModulePlan) -> None:
-    if not can_resize(module):
+    known = rule_of(module)
+    if known.mixes(module):
         raise ValueError(f"no rule resizes {name!r}, a {type(module).__name__}")
     befores = (part.out_before, part.in_before)
-    for side, before, size in zip(("output", "input"), befores, sides(module), strict=True):
+    for side, before, size in zip(("output", "input"), befores, known.sides(module), strict=True):
         if before is not None and before != size:
             raise ValueError(
                 f"the plan was made for a {name!r} with {before} {side} channels, this one has "
                 f"{size}; apply it to a full-size model of the same kind"
             )
-    resize(module, part.out, part.in_)
+    known.resize(module, part.out, part.in_)
 
 
 def _resize_tensor(model: nn.Module, name: str, part: ModulePlan) -> None:
