@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from epruner.pruning import PruningResult, prune
 from epruner.pruning.plan.plan import Plan
 from examples.cifar_resnet import CifarResNet as CifarResNet
 from examples.cifar_resnet import resnet20 as resnet20
@@ -392,3 +393,10 @@ class ThrownAway(nn.Module):
         x = F.relu(self.stem(x))
         self.spare(F.relu(self.aside(x)).mean((2, 3))).softmax(1)
         return self.head(F.relu(self.body(x)).mean((2, 3)))
+
+
+def cut(model: nn.Module, inputs: Any, **options: Any) -> PruningResult:
+    """Prune by exemplars and without repair, at beta 0.73 where nothing says how much."""
+    how_much = {"macs", "params", "beta", "budget", "recipe", "constraints"}
+    options = {"method": "paper", **options}
+    return prune(model, inputs, **options if how_much & set(options) else options | {"beta": 0.73})

@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from networks import CifarResNet, ConvNext, GroupedSqueezeExcite, Upsampler, Vgg, resnet56
+from networks import CifarResNet, ConvNext, GroupedSqueezeExcite, Upsampler, Vgg, cut, resnet56
 from pytorchcv.model_provider import get_model
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from epruner.pruning.graph.costs import measure
-from epruner.pruning.pipeline import prune
 
 
 class Vgg16(nn.Module):
@@ -69,7 +68,7 @@ def test_torch_counts_the_same(network: type[nn.Module]) -> None:
 def test_arithmetic_agrees_with_counting_the_pruned_network(network: type[nn.Module]) -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 3, 16, 16)
-    result = prune(network(), x, macs=0.6, scope="all")
+    result = cut(network(), x, macs=0.6, scope="all")
     assert measure(result.model, (x,)) == result.report.after
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from networks import difference, silenced
+from networks import cut, difference, silenced
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epruner.pruning import PruningResult, prune
+from epruner.pruning import Constraints, PruningResult
 from epruner.pruning.graph.costs import measure
 
 IMAGE = (2, 3, 8, 8)
@@ -39,7 +39,7 @@ def check_exact(model: nn.Module, pruned: str) -> PruningResult:
             nn.init.uniform_(tensor, 0.5, 1.5)
     before = copy.deepcopy(model.eval().state_dict())
     x = torch.randn(IMAGE)
-    result = prune(model, x, keep={pruned: 0.4})
+    result = cut(model, x, constraints=Constraints(n_filters={pruned: 0.4}))
     with torch.no_grad():
         got = result.model(x)
         assert difference(got, silenced(model, result.plan)(x)) <= 1e-5
@@ -145,7 +145,7 @@ class Written(Scaled):
 def test_buffers_that_are_written_to_are_no_fault() -> None:
     torch.manual_seed(0)
     module = Written((16,), "view", buffer=True)
-    result = prune(Between(module), IMAGE)
+    result = cut(Between(module), IMAGE)
     assert "module.scale" in result.plan.modules
     assert float(module.scale.max()) > 0.6  # the analysis wrote to a copy
 
@@ -154,7 +154,7 @@ def test_shared_buffers_on_the_channels_are_left_alone() -> None:
     module = Scaled((1, 16, 1, 1), "", buffer=True)
     model = Between(module)
     model.register_buffer("again", module.scale)
-    found = {s.name: s.reason for s in prune(model, IMAGE).report.skipped}
+    found = {s.name: s.reason for s in cut(model, IMAGE).report.skipped}
     assert found["first"] == "parameter 'module.scale' on its channels is shared"
 
 
@@ -196,7 +196,7 @@ def test_recurrent_layers_are_counted_and_named(
         read = 6 if layer == 0 else sides * written
         macs += sides * (gates * hidden * (read + written) + hidden * projected)
     rest = 5 * 9 + 9 * 6 + sides * written * 7 + 7 * 2
-    result = prune(model, x, keep={"first": 4, "third": 3})
+    result = cut(model, x, constraints=Constraints(n_filters={"first": 4, "third": 3}))
     assert result.report.before.macs == measure(model, (x,)).macs == 6 * (macs + rest)
     assert result.report.before.params == sum(p.numel() for p in model.parameters())
     assert result.report.after == measure(result.model, (x,))
@@ -217,5 +217,5 @@ def test_what_stays_whole_can_be_ignored_but_not_asked_for() -> None:
     model = Reader(nn.GRU(6, 4), 4)
     x = torch.randn(3, 2, 5)
     with pytest.raises(ValueError, match=r"'recurrent' cannot be pruned.* mixes its channels"):
-        prune(model, x, layers=["recurrent"])
-    assert "recurrent" not in prune(model, x, ignore=["recurrent"]).plan.modules
+        cut(model, x, layers=["recurrent"])
+    assert "recurrent" not in cut(model, x, ignore=["recurrent"]).plan.modules
