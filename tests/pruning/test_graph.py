@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import networks
 import pytest
 import torch
+from networks import difference, silenced
 from pytorchcv.model_provider import get_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -468,3 +470,103 @@ def test_summands_of_an_output_are_left_alone() -> None:
     found = reasons(SummandReturned(), scope="all")
     assert set(found) == {"first", "second", "head"}
     assert found["first"] == found["second"] == "its channels are the output of the model"
+
+
+class Between(nn.Module):
+    """An operation between two layers, and a head that reads what it is told to."""
+
+    def __init__(self, operation: Callable[[Tensor], Tensor], head: nn.Module) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.operation = operation
+        self.head = head
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.operation(self.first(x)))
+
+
+ONE_BY_ONE: dict[str, Callable[[Tensor], Tensor]] = {
+    "masked_fill": lambda x: x.masked_fill(x > 0.3, 0.0),
+    "where": lambda x: torch.where(x > 0, x, 0.1 * x),
+    "lerp": lambda x: torch.lerp(x, x * x, 0.3),
+    "addcmul": lambda x: torch.addcmul(x, x, x, value=0.5),
+    "sin": lambda x: x + torch.sin(x) ** 2,  # the snake activation
+    "remainder": lambda x: x % 0.5,
+    "antialiased": lambda x: F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True),
+    "smallest": lambda x: x.amin((2, 3), keepdim=True),
+    "deviation": lambda x: x / x.std((2, 3), keepdim=True),
+    "softmax": lambda x: x * x.flatten(2).softmax(-1).view_as(x),
+    "norm": lambda x: x / x.norm(dim=(2, 3), keepdim=True),
+    "flip": lambda x: x + x.flip(-1),
+    "roll": lambda x: x + x.roll(1, 2),
+    "permuted": lambda x: x.permute(0, 2, 3, 1)[:, 1:].softmax(2).permute(0, 3, 1, 2),
+}
+ACROSS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda x: x.softmax(1),
+    "norm": lambda x: x / x.norm(dim=-3, keepdim=True),
+    "flip": lambda x: x + x.flip(1),
+    "slice": lambda x: F.pad(x[:, 1:], (0, 0, 0, 0, 1, 0)),
+    "permuted": lambda x: x.permute(0, 2, 3, 1).softmax(-1).permute(0, 3, 1, 2),
+}
+
+
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+def test_operations_that_keep_channels_apart(name: str) -> None:
+    torch.manual_seed(0)
+    check_exact(Between(ONE_BY_ONE[name], nn.Conv2d(8, 4, 1)), "first")
+
+
+@pytest.mark.parametrize("name", ACROSS)
+def test_operations_across_channels_are_left_alone(name: str) -> None:
+    model = Between(ACROSS[name], nn.Sequential(nn.Conv2d(8, 9, 1), nn.Conv2d(9, 4, 1)))
+    assert set(reasons(model)) == {"first", "head.1"}
+
+
+FLATTENED: dict[str, Callable[[Tensor], Tensor]] = {
+    "as they are": lambda x: x.flatten(1),
+    "channels last": lambda x: x.permute(0, 2, 3, 1).flatten(1),
+    "width first": lambda x: x.permute(0, 3, 2, 1).contiguous().view(x.shape[0], -1),
+    "in between": lambda x: x.transpose(1, 2).reshape(x.shape[0], -1),
+    "twice": lambda x: F.relu(x.transpose(1, 3)).transpose(-1, -2).flatten(1),
+    "tokens": lambda x: x.flatten(2).transpose(1, 2).flatten(1),
+}
+
+
+@pytest.mark.parametrize("order", FLATTENED)
+def test_maps_may_be_permuted_before_they_are_flattened(order: str) -> None:
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Linear(8 * 16 * 12, 10), nn.ReLU(), nn.Linear(10, 3))
+    check_exact(Between(FLATTENED[order], head), "first", (2, 3, 16, 12))
+
+
+def test_tokens_may_be_flattened() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 9), nn.Tanh(), nn.Flatten(), nn.Linear(36, 4))
+    check_exact(model, "0", (2, 4, 5))
+
+
+def test_the_end_of_a_sequence_may_be_cut_off() -> None:
+    class Causal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv1d(3, 8, 3, padding=2)
+            self.second = nn.Conv1d(8, 6, 3, padding=2)
+            self.head = nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            x = torch.relu(self.first(x)[:, :, :-2])
+            return self.head(torch.relu(self.second(x)[..., :-2])[..., -1])
+
+    torch.manual_seed(0)
+    check_exact(Causal(), "first", (2, 3, 9))
+    assert set(reasons(Causal(), (2, 3, 9))) == {"head"}
+
+
+def check_exact(model: nn.Module, layer: str, shape: Sequence[int] = (2, 3, 16, 16)) -> None:
+    """A layer is pruned, and that does what silencing does."""
+    result = prune(model, tuple(shape), keep={layer: 5})
+    x = torch.randn(tuple(shape))
+    assert len(result.model.get_parameter(f"{layer}.weight")) == 5
+    with torch.no_grad():
+        got, expected = result.model(x), silenced(model, result.plan)(x)
+    assert difference(got, expected) <= 1e-5

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from epruner.pruning.errors import TraceError
 from epruner.pruning.graph.costs import Recorder
-from epruner.pruning.graph.operations import flattens, parts, shapes
+from epruner.pruning.graph.operations import channel_axis, flattens, objection, parts, shapes
 from epruner.pruning.network.tree import tensors_in
 
 
@@ -199,8 +201,9 @@ def _dead_ends(outputs: Sequence[Tensor], made: Sequence[Tensor]) -> list[Tensor
 def _tolerant(tp: Any) -> Any:
     """The library's graph, kept from guessing.
 
-    It reads every reshape as a flattening and divides by zero on others (channel shuffles). All
-    that matters of those here is that their groups are left alone. It infers where the parts of a
+    It reads every reshape as a flattening and divides by zero on others (channel shuffles), and
+    every slice as one of channels. All that matters of those here is that their groups are left
+    alone. It infers where the parts of a
     concatenation lie from the layers around, and fails where it cannot; autograd knows.
     """
 
@@ -210,6 +213,8 @@ def _tolerant(tp: Any) -> Any:
             for node in nodes.values():
                 if node.type == tp.ops.OPTYPE.RESHAPE and not flattens(node.grad_fn):
                     node.type = tp.ops.OPTYPE.ELEMENTWISE
+                if node.type == tp.ops.OPTYPE.SLICE and not objection(node.grad_fn):
+                    node.type = tp.ops.OPTYPE.ELEMENTWISE  # of positions
                 if node.type == tp.ops.OPTYPE.CONCAT:
                     sizes = [size for _, size in parts(node.grad_fn)]
                     _, after = shapes(node.grad_fn)
@@ -224,6 +229,8 @@ def _tolerant(tp: Any) -> Any:
             for node in self.module2node.values():
                 if node.type == tp.ops.OPTYPE.CONCAT and not any(node.module.concat_sizes):
                     _place_parts(node)  # some depend on no parameter
+                if node.type == tp.ops.OPTYPE.RESHAPE:
+                    _place_positions(node)
             return self
 
     return Graph
@@ -243,6 +250,36 @@ def _place_parts(node: Any) -> None:
         for dep in source.dependencies:
             if dep.target is node:
                 dep.index_mapping[1] = _Part(start, size, inwards=False)
+
+
+def _place_positions(node: Any) -> None:
+    """Map the channels of a flattened map that do not lie in dimension 1."""
+    (source,) = node.inputs[:1] or (None,)
+    before, _ = shapes(node.grad_fn)
+    function = node.grad_fn.next_functions[0][0]
+    axis = None if function is None else channel_axis(function)
+    if source is None or before is None or axis is None or axis < 2:
+        return
+    for dep in (*node.dependencies, *source.dependencies):
+        if dep.index_mapping[0] is not None and {dep.source, dep.target} == {node, source}:
+            dep.index_mapping[0] = _Flattening(before, axis, inwards=dep.target is source)
+
+
+class _Flattening:
+    """From channels in one dimension of a map to places in the flattened map, or inwards."""
+
+    def __init__(self, shape: Sequence[int], axis: int, *, inwards: bool) -> None:
+        self._channels = shape[axis]
+        self._stride = math.prod(shape[axis + 1 :])
+        places = np.arange(math.prod(shape[1:])).reshape(-1, self._channels, self._stride)
+        self._places = places.swapaxes(0, 1).reshape(self._channels, -1).tolist()
+        self._inwards = inwards
+
+    def __call__(self, entries: Sequence[Any]) -> list[Any]:
+        if not self._inwards:
+            return [e._replace(idx=place) for e in entries for place in self._places[e.idx]]
+        found = [e._replace(idx=e.idx // self._stride % self._channels) for e in entries]
+        return list(dict.fromkeys(found))
 
 
 class _Part:

@@ -424,8 +424,7 @@ def _split(kept: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
 
 def _huge(like: Tensor, dim: int, channels: int) -> Tensor:
     """Numbers whose signs alternate with channels and positions: some pass any rectifier."""
-    size = HUGE * (1 + torch.arange(channels) / channels)  # of which no two cancel
-    values = _along(dim, _alternating(channels) * size, like)
+    values = _along(dim, HUGE * _alternating(channels), like)
     positions = [(n, d) for d, n in enumerate(like.shape) if d != dim]
     if positions:
         length, other = max(positions)
@@ -435,7 +434,9 @@ def _huge(like: Tensor, dim: int, channels: int) -> Tensor:
 
 
 def _alternating(count: int) -> Tensor:
-    return 1.0 - 2.0 * (torch.arange(count) % 2)
+    """Numbers between 1 and 2, with alternating signs, of which no two cancel."""
+    sizes = 1 + torch.rand(count, generator=torch.Generator().manual_seed(0))
+    return sizes * (1 - 2 * (torch.arange(count) % 2))
 
 
 def _largest(tensor: Tensor) -> float:
