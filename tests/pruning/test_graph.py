@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +21,7 @@ from epruner.pruning import prune
 from epruner.pruning.errors import TraceError
 from epruner.pruning.graph.groups import Structure, analyse
 from epruner.pruning.network.copies import tracing_copy
+from epruner.pruning.network.tree import tensors_in
 
 IMAGE = (1, 3, 16, 16)
 
@@ -570,3 +572,156 @@ def check_exact(model: nn.Module, layer: str, shape: Sequence[int] = (2, 3, 16, 
     with torch.no_grad():
         got, expected = result.model(x), silenced(model, result.plan)(x)
     assert difference(got, expected) <= 1e-5
+
+
+@dataclass
+class Nested:
+    """What some models return."""
+
+    scores: Tensor
+    rest: Any = None
+
+
+def test_tensors_in_dataclasses_are_outputs() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3)
+            self.body = nn.Conv2d(8, 7, 3)
+            self.heads = nn.ModuleList([nn.Conv2d(7, 4, 1) for _ in range(3)])
+
+        def forward(self, x: Tensor) -> Nested:
+            x = torch.relu(self.body(torch.relu(self.stem(x))))
+            a, b, c = (head(x) for head in self.heads)
+            return Nested(a, {"b": [b], "c": Nested(c)})
+
+    torch.manual_seed(0)
+    model = Heads()
+    result = prune(model, IMAGE, keep={"body": 3})
+    found = {s.name: s.reason for s in result.report.skipped}
+    for i in range(3):
+        assert found[f"heads.{i}"] == "its channels are the output of the model"
+    x = torch.randn(IMAGE)
+    with torch.no_grad():
+        got, expected = tensors_in(result.model(x)), tensors_in(silenced(model, result.plan)(x))
+    assert len(got) == len(expected) == 3
+    assert all(difference(*pair) <= 1e-5 for pair in zip(got, expected, strict=True))
+
+
+class MeetsInput(nn.Module):
+    """A residual stream that begins with the model's input."""
+
+    def __init__(self, join: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(8, 9, 3, padding=1)
+        self.second = nn.Conv2d(9, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 4, 1)
+        self.join = join
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(torch.relu(self.join(x, self.second(torch.relu(self.first(x))))))
+
+
+def test_channels_that_meet_those_of_the_input_are_left_alone() -> None:
+    size = (1, 8, 6, 6)
+    for scope in ("inner", "all"):
+        found = reasons(MeetsInput(lambda x, y: x + y), size, scope=scope)
+        assert found["second"] == (
+            "its channels are added to the model's input and must keep their number and order"
+        )
+        assert "first" not in found
+    joins: list[Callable[[Tensor, Tensor], Tensor]] = [
+        lambda x, y: y * x.sigmoid(),
+        lambda x, y: torch.maximum(y, x),
+        lambda x, y: y - x.mean((2, 3), keepdim=True),
+    ]
+    for join in joins:
+        assert "combined with the model's input" in reasons(MeetsInput(join), size)["second"]
+
+
+def test_one_channel_of_the_input_fixes_nothing() -> None:
+    torch.manual_seed(0)
+    check_exact(MeetsInput(lambda x, y: y * x[:, :1] + 2), "second", (1, 8, 6, 6))
+    check_exact(MeetsInput(lambda x, y: y * (x > 0).any(1, keepdim=True)), "second", (1, 8, 6, 6))
+
+
+class SpatialGate(nn.Module):
+    """One channel weighs the positions of the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.gate = nn.Conv2d(8, 1, 1)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = torch.relu(self.first(x))
+        return self.head(torch.sigmoid(self.gate(x)) * x)
+
+
+def test_a_spatial_gate_goes_with_all_channels() -> None:
+    torch.manual_seed(0)
+    check_exact(SpatialGate(), "first")
+    assert reasons(SpatialGate())["gate"] == "it has one channel"
+
+
+def test_statistics_over_channels_are_a_mixing() -> None:
+    class Pooled(SpatialGate):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = nn.Conv2d(2, 1, 3, padding=1)
+            self.last = nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            x = torch.relu(self.first(x))
+            both = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+            return self.last(self.head(torch.sigmoid(self.gate(both)) * x))
+
+    assert "its channels are mixed" in reasons(Pooled())["first"]
+
+
+def test_tensors_of_fixed_size_are_named_as_the_cause() -> None:
+    model = Between(
+        lambda x: x + torch.linspace(0, 1, 8)[:, None, None],
+        nn.Sequential(nn.Conv2d(8, 9, 1), nn.Conv2d(9, 2, 1)),
+    )
+    assert "meet a tensor of fixed size" in reasons(model)["first"]
+
+
+def test_tied_embeddings_stay_tied() -> None:
+    class Language(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(20, 8)
+            self.up = nn.Linear(8, 16)
+            self.down = nn.Linear(16, 8)
+            self.last = nn.Linear(8, 8)
+            self.head = nn.Linear(8, 20, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, tokens: Tensor) -> Any:
+            x = self.down(torch.relu(self.up(self.embedding(tokens))))
+            return self.head(torch.relu(self.last(x)))
+
+    result = prune(Language(), (torch.arange(5)[None],), keep={"up": 5, "down": 6})
+    found = {s.name: s.reason for s in result.report.skipped}
+    assert found["last"] == "the parameters of 'head' are shared with 'embedding'"
+    for small in (result.model, result.plan.apply(Language())):
+        tensors = dict(small.named_parameters(remove_duplicate=False))
+        assert tensors["head.weight"] is tensors["embedding.weight"]
+        assert small.get_parameter("down.weight").shape == (6, 5)
+
+
+def test_weights_that_the_forward_uses_once_more_are_left_alone() -> None:
+    class Autoencoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.Linear(6, 8)
+            self.inner = nn.Linear(8, 9)
+            self.outer = nn.Linear(9, 8)
+
+        def forward(self, x: Tensor) -> Any:
+            x = self.outer(torch.relu(self.inner(torch.relu(self.encoder(x)))))
+            return F.linear(x, self.encoder.weight.t())
+
+    assert set(reasons(Autoencoder(), (2, 6))) == {"encoder", "outer"}

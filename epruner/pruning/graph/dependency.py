@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,10 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 
 from epruner.pruning.errors import TraceError
 from epruner.pruning.graph.costs import Recorder
-from epruner.pruning.graph.operations import channel_axis, flattens, objection, parts, shapes
+from epruner.pruning.graph.operations import (
+    channel_axis,
+    flattens,
+    is_pointwise,
+    objection,
+    parts,
+    shapes,
+)
 from epruner.pruning.network.tree import tensors_in
 
 
@@ -26,6 +34,7 @@ def trace(
     kwargs: dict[str, Any],
     recorder: Recorder,
     outputs: list[Tensor],
+    meetings: Meetings,
 ) -> Any:
     """The library's dependency graph of a model.
 
@@ -38,6 +47,8 @@ def trace(
         Records the forward pass.
     outputs : list of Tensor
         Filled with the model's outputs that depend on its parameters.
+    meetings : Meetings
+        Filled, too.
 
     Raises
     ------
@@ -50,7 +61,7 @@ def trace(
 
     def forward(traced: nn.Module, _: object) -> Any:
         try:
-            with recorder.recording(), _collected(traced, made):
+            with recorder.recording(), _collected(traced, made), meetings:
                 return traced(*args, **kwargs)
         except Exception as error:
             at = recorder.running[-1] if recorder.running else ""
@@ -91,6 +102,47 @@ def trace(
         ) from error
 
 
+class Meetings(TorchFunctionMode):
+    """Notes, during a forward pass, where what layers make meets the model's input.
+
+    Parameters
+    ----------
+    inputs : iterable of Tensor
+        The model's.
+    """
+
+    def __init__(self, inputs: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._inputs = {id(tensor): tensor for tensor in inputs}  # and what is made of them alone
+        self._met: dict[Any, list[torch.Size]] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            given = tensors_in((args, kwargs))
+            shapes_met = [tensor.shape for tensor in given if id(tensor) in self._inputs]
+            if result.grad_fn is not None:
+                self._met.setdefault(result.grad_fn, []).extend(shapes_met)
+            elif shapes_met and all(not tensor.requires_grad for tensor in given):
+                self._inputs[id(result)] = result
+        return result
+
+    def fixes(self, function: Any) -> bool:
+        """Whether an operation combines channels, one by one, with those of the model's input."""
+        met = self._met.get(function)
+        axis = channel_axis(function) if met and is_pointwise(function) else None
+        if not met or axis is None:
+            return False
+        dims = len(function._input_metadata[0].shape)
+        return any(len(s) > (place := len(s) - dims + axis) >= 0 and s[place] > 1 for s in met)
+
+
+class MixedError(Exception):
+    """Channels do not stay apart."""
+
+
 class Place(NamedTuple):
     """A channel of a node and the channel of the layer it goes with, as the library names them."""
 
@@ -125,7 +177,7 @@ def follow(graph: Any, module: nn.Module) -> list[Entry]:
 
     Raises
     ------
-    ValueError
+    MixedError
         Two channels of the layer reach the same channel of a node.
     """
     pruner = graph.get_pruner_of_module(module)
@@ -143,7 +195,9 @@ def follow(graph: Any, module: nn.Module) -> list[Entry]:
         expected = len(roots) + len(places)
         roots.update(fresh)
         if len(roots) < expected and any(roots[idx] != root for idx, root in places):
-            raise ValueError(f"two of them meet in one channel of {node.name}")
+            raise MixedError(
+                f"its channels are mixed: two of them meet in one of {node.name.split(' ')[0]!r}"
+            )
         for dep in node.dependencies if fresh else ():
             if not dep.is_triggered_by(side):
                 continue
@@ -221,6 +275,7 @@ def _tolerant(tp: Any) -> Any:
                     if after is None or not sizes or sum(sizes) < after[1]:
                         sizes = [0] * len(node.inputs)  # which keeps it from mapping anything
                     node.module.concat_sizes = sizes
+            _cut_broadcasts(nodes.values())
             self._2d_4d = True  # a linear layer on sequences elsewhere must not stop flattenings
             return nodes
 
@@ -234,6 +289,25 @@ def _tolerant(tp: Any) -> Any:
             return self
 
     return Graph
+
+
+def _cut_broadcasts(nodes: Iterable[Any]) -> None:
+    """Part what is of one channel from the channels that each meet it, as under a spatial gate."""
+    by_function = {node.grad_fn: node for node in nodes}
+    for node in by_function.values():
+        axis = channel_axis(node.grad_fn) if is_pointwise(node.grad_fn) else None
+        if axis is None:
+            continue
+        after = node.grad_fn._input_metadata[0].shape
+        for function, place in node.grad_fn.next_functions:
+            source = by_function.get(function)
+            if source is None or source not in node.inputs:
+                continue
+            before = function._input_metadata[place].shape
+            at = axis - len(after) + len(before)
+            if at >= 0 and before[at] == 1 < after[axis]:
+                node.inputs.remove(source)
+                source.outputs.remove(node)
 
 
 def _place_parts(node: Any) -> None:

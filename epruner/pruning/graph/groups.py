@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from epruner.pruning.graph.costs import Costs, Recorder
-from epruner.pruning.graph.dependency import Entry, follow, trace
+from epruner.pruning.graph.dependency import Entry, Meetings, MixedError, follow, trace
 from epruner.pruning.graph.operations import INSIDES, flattens, objection, operation
 from epruner.pruning.network.copies import address_of, own_tensors, owners
+from epruner.pruning.network.tree import tensors_in
 from epruner.pruning.plan.apply import can_resize, is_depthwise
 
 Indices = npt.NDArray[np.intp]
@@ -148,9 +149,10 @@ def analyse(
         )
     recorder = Recorder(model)
     outputs: list[Tensor] = []
-    graph = trace(model, args, dict(kwargs or {}), recorder, outputs)
+    meetings = Meetings(tensors_in((args, kwargs)))
+    graph = trace(model, args, dict(kwargs or {}), recorder, outputs, meetings)
     costs = recorder.costs()
-    walker = _Walker(model, graph, names, outputs, costs)
+    walker = _Walker(model, graph, names, outputs, meetings, costs)
 
     groups: list[Group] = []
     skipped: list[Skipped] = []
@@ -189,6 +191,7 @@ class _Walker:
         graph: Any,
         names: Mapping[int, str],
         outputs: Sequence[Tensor],
+        meetings: Meetings,
         costs: Costs,
     ) -> None:
         self._graph = graph
@@ -196,6 +199,7 @@ class _Walker:
         self._order = {name: place for place, name in enumerate(names.values())}
         self._parameters = {id(p): name for name, p in model.named_parameters()}
         self._heads = {output.grad_fn for output in outputs}
+        self._meetings = meetings
         self._costs = costs
         self._owners = owners(model)
 
@@ -205,6 +209,8 @@ class _Walker:
             return None, reason
         try:
             found = follow(self._graph, module)
+        except MixedError as error:
+            return None, str(error)
         except Exception as error:  # whatever the library trips over, only this group is lost
             return None, f"its dependencies could not be followed ({type(error).__name__}: {error})"
         nodes = {entry.node: None for entry in found}  # a set that keeps its order
@@ -284,6 +290,8 @@ class _Walker:
             if blocks > 1 and member.fold > 1:
                 return None, f"{member.module!r} reads its flattened channels, which are grouped"
         if not consumers:
+            if channels == 1:
+                return None, "it has one channel"
             return None, "nothing that could be made smaller reads its channels"
         stream = len(producers) > 1 and any(
             operation(node.grad_fn) == "Add" and sum(i in nodes for i in node.inputs) > 1
@@ -310,6 +318,9 @@ class _Walker:
             return self._module_objection(self._names[id(module)], node)
         if not node.inputs or _inside_module(node):
             return ""  # works on a parameter alone, or is a part of a layer that is known
+        if self._meetings.fixes(node.grad_fn):
+            how = "added to" if operation(node.grad_fn) == "Add" else "combined with"
+            return f"its channels are {how} the model's input and must keep their number and order"
         return objection(node.grad_fn)
 
     def _module_objection(self, label: str, node: Any) -> str:

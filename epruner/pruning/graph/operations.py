@@ -108,6 +108,11 @@ def operation(function: Any) -> str:
     return str(function.name()).split("Backward")[0]
 
 
+def is_pointwise(function: Any) -> bool:
+    """Whether an operation makes each number of those at the same place."""
+    return operation(function) in _POINTWISE
+
+
 def shapes(function: Any) -> tuple[Shape | None, Shape | None]:
     """Shapes of the input and output of an operation, where autograd has them."""
     saved = getattr(function, "_saved_self_sym_sizes", None)

@@ -166,6 +166,13 @@ def _random_half(group: Group, rng: np.random.Generator) -> Indices:
     return np.concatenate(halves).astype(np.intp)
 
 
+def _in_words(error: Exception) -> str:
+    line = str(error).partition("\n")[0]
+    fixed = line.startswith("The size of tensor a")  # what torch says where shapes do not broadcast
+    why = ", as they meet a tensor of fixed size such as a buffer" if fixed else ""
+    return f"the network does not run without some of its channels{why} ({line})"
+
+
 @contextmanager
 def _redrawn(model: nn.Module) -> Iterator[None]:
     """Small random numbers in place of parameters that are zero or nearly so."""
@@ -275,8 +282,7 @@ class _Trial:
             with self._hooked(small, self._compare, self._lift):
                 got = _run(small, args, kwargs)
         except Exception as error:
-            line = str(error).partition("\n")[0]
-            self.fault = f"the network does not run without some of its channels ({line})"
+            self.fault = _in_words(error)
             return True
         if [t.shape for t in got] != [t.shape for t in expected]:
             self.fault = "the model's output changes its shape with its channels"
