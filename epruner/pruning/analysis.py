@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from epruner.pruning.errors import BudgetWarning
-from epruner.pruning.graph.groups import Group, Skipped, find_groups
+from epruner.pruning.graph.groups import Group, Skipped, find_groups, plan_of
 from epruner.pruning.graph.prunable import (
     by_group,
     in_order,
@@ -21,7 +21,7 @@ from epruner.pruning.graph.prunable import (
     wanted_groups,
     with_values,
 )
-from epruner.pruning.graph.trial import make_plan, sound_groups
+from epruner.pruning.graph.trial import sound_groups
 from epruner.pruning.network.copies import tracing_copy
 from epruner.pruning.network.inputs import (
     Arguments,
@@ -273,7 +273,7 @@ class Analysis:
                 for x in layers
             }
         return Selection(
-            make_plan(groups, kept),
+            plan_of(groups, kept),
             tuple(groups),
             kept,
             tuple(layers),
@@ -339,7 +339,7 @@ class Analysis:
                 )
                 for g in groups
             }
-            value = function(make_plan(groups, kept).apply(self._model))
+            value = function(plan_of(groups, kept).apply(self._model))
             if not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ValueError(f"measure must return a finite number, got {value!r}")
             return float(value)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import networks
 import pytest
 import torch
+from networks import cut, difference, silenced
 from pytorchcv.model_provider import get_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from epruner.pruning import prune
+from epruner.pruning import Constraints
 from epruner.pruning.errors import TraceError
-from epruner.pruning.graph.groups import Structure, analyse
+from epruner.pruning.graph.groups import Structure, find_groups
 from epruner.pruning.network.copies import tracing_copy
+from epruner.pruning.network.tree import tensors_in
 
 IMAGE = (1, 3, 16, 16)
 
@@ -25,12 +29,12 @@ IMAGE = (1, 3, 16, 16)
 def structure_of(model: nn.Module, *args: Any, **kwargs: Any) -> Structure:
     """Analysis of a private copy."""
     traced, _ = tracing_copy(model)
-    return analyse(traced, args or (torch.randn(IMAGE),), kwargs)
+    return find_groups(traced, args or (torch.randn(IMAGE),), kwargs)
 
 
 def reasons(model: nn.Module, x: Any = IMAGE, **options: Any) -> dict[str, str]:
     """Reason of every layer that pruning leaves alone."""
-    return {s.name: s.reason for s in prune(model, x, **options).report.skipped}
+    return {s.name: s.reason for s in cut(model, x, **options).report.skipped}
 
 
 def test_a_chain_is_one_group_a_layer() -> None:
@@ -100,7 +104,7 @@ def test_a_gate_is_no_stream_but_a_sum_is() -> None:
 def test_the_output_keeps_its_channels() -> None:
     for model, last in ((networks.Vgg(), "classifier.2"), (networks.Upsampler(), "last")):
         assert {name for name, reason in reasons(model).items() if "output" in reason} == {last}
-        kept = prune(model, IMAGE, beta=5.0).model.get_submodule(last)
+        kept = cut(model, IMAGE, beta=5.0).model.get_submodule(last)
         assert len(kept.weight) == len(model.get_submodule(last).weight)  # type: ignore[arg-type]
     features = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Softplus())
     assert reasons(features)["2"] == "its channels are the output of the model"
@@ -245,7 +249,7 @@ def chain() -> Any:
 def test_two_parameters_of_one_memory_stay_so() -> None:
     model = chain()
     model[2].weight.data = model[1].weight.data
-    result = prune(model, (1, 6), beta=0.9)
+    result = cut(model, (1, 6), beta=0.9)
     assert {s.name for s in result.report.skipped} == {"0", "1", "2", "4"}
     assert "3" in result.plan.modules
     small: Any = result.model
@@ -253,7 +257,7 @@ def test_two_parameters_of_one_memory_stay_so() -> None:
     assert small[2].weight.data_ptr() != model[2].weight.data_ptr()
     model.half()  # which itself forgets it
     model[2].weight.data = model[1].weight.data
-    halved: Any = prune(model, (1, 6), beta=0.9)
+    halved: Any = cut(model, (1, 6), beta=0.9)
     assert {s.name for s in halved.report.skipped} == {"0", "1", "2", "4"}
     assert halved.model[2].weight.data_ptr() == halved.model[1].weight.data_ptr()
 
@@ -281,7 +285,7 @@ def test_one_module_under_two_names_is_no_sharing() -> None:
             return self.body(x)
 
     model = Named()
-    result = prune(model, (1, 6), beta=0.9)
+    result = cut(model, (1, 6), beta=0.9)
     assert [x.name for x in result.report.layers] == [f"body.{i}" for i in range(4)]
     small: Any = result.model
     assert small.middle is small.body[2]
@@ -356,14 +360,14 @@ def test_attention_is_left_alone_and_named() -> None:
 def test_frozen_layers_are_seen() -> None:
     frozen = networks.Vgg().requires_grad_(False)
     thawed = copy.deepcopy(frozen).requires_grad_(True)
-    assert prune(frozen, IMAGE).plan == prune(thawed, IMAGE).plan
+    assert cut(frozen, IMAGE).plan == cut(thawed, IMAGE).plan
 
 
 def test_no_grad_around_the_call_does_not_matter() -> None:
     model = networks.Vgg()
     with torch.no_grad():
-        inside = prune(model, IMAGE)
-    assert inside.plan == prune(model, IMAGE).plan
+        inside = cut(model, IMAGE)
+    assert inside.plan == cut(model, IMAGE).plan
 
 
 def test_a_forward_without_gradients_is_reported() -> None:
@@ -373,21 +377,21 @@ def test_a_forward_without_gradients_is_reported() -> None:
             return super().forward(x)
 
     with pytest.raises(TraceError, match="no_grad"):
-        prune(NoGrad(), IMAGE)
+        cut(NoGrad(), IMAGE)
 
 
 def test_a_failing_forward_names_the_module_and_what_to_check() -> None:
     with pytest.raises(TraceError, match=r"in module 'features\.0'.*example_inputs"):
-        prune(networks.Vgg(), (1, 4, 16, 16))
+        cut(networks.Vgg(), (1, 4, 16, 16))
     with pytest.raises(TraceError, match=r"missing 1 required positional argument.*keyword"):
-        prune(networks.TwoInputs(), IMAGE)
+        cut(networks.TwoInputs(), IMAGE)
 
 
 def test_networks_without_filters_are_refused() -> None:
     with pytest.raises(ValueError, match="no convolution and no linear layer"):
-        prune(nn.Sequential(nn.ReLU()), (1, 3))
+        cut(nn.Sequential(nn.ReLU()), (1, 3))
     with pytest.raises(ValueError, match=r"nothing in this model can be pruned: 0: its channels"):
-        prune(nn.Sequential(nn.Linear(3, 3)), (1, 3))
+        cut(nn.Sequential(nn.Linear(3, 3)), (1, 3))
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -469,3 +473,260 @@ def test_summands_of_an_output_are_left_alone() -> None:
     found = reasons(SummandReturned(), scope="all")
     assert set(found) == {"first", "second", "head"}
     assert found["first"] == found["second"] == "its channels are the output of the model"
+
+
+class Between(nn.Module):
+    """An operation between two layers, and a head that reads what it is told to."""
+
+    def __init__(self, operation: Callable[[Tensor], Tensor], head: nn.Module) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.operation = operation
+        self.head = head
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.operation(self.first(x)))
+
+
+ONE_BY_ONE: dict[str, Callable[[Tensor], Tensor]] = {
+    "masked_fill": lambda x: x.masked_fill(x > 0.3, 0.0),
+    "where": lambda x: torch.where(x > 0, x, 0.1 * x),
+    "lerp": lambda x: torch.lerp(x, x * x, 0.3),
+    "addcmul": lambda x: torch.addcmul(x, x, x, value=0.5),
+    "sin": lambda x: x + torch.sin(x) ** 2,  # the snake activation
+    "remainder": lambda x: x % 0.5,
+    "antialiased": lambda x: F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True),
+    "smallest": lambda x: x.amin((2, 3), keepdim=True),
+    "deviation": lambda x: x / x.std((2, 3), keepdim=True),
+    "softmax": lambda x: x * x.flatten(2).softmax(-1).view_as(x),
+    "norm": lambda x: x / x.norm(dim=(2, 3), keepdim=True),
+    "flip": lambda x: x + x.flip(-1),
+    "roll": lambda x: x + x.roll(1, 2),
+    "permuted": lambda x: x.permute(0, 2, 3, 1)[:, 1:].softmax(2).permute(0, 3, 1, 2),
+}
+ACROSS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda x: x.softmax(1),
+    "norm": lambda x: x / x.norm(dim=-3, keepdim=True),
+    "flip": lambda x: x + x.flip(1),
+    "slice": lambda x: F.pad(x[:, 1:], (0, 0, 0, 0, 1, 0)),
+    "permuted": lambda x: x.permute(0, 2, 3, 1).softmax(-1).permute(0, 3, 1, 2),
+}
+
+
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+def test_operations_that_keep_channels_apart(name: str) -> None:
+    torch.manual_seed(0)
+    check_exact(Between(ONE_BY_ONE[name], nn.Conv2d(8, 4, 1)), "first")
+
+
+@pytest.mark.parametrize("name", ACROSS)
+def test_operations_across_channels_are_left_alone(name: str) -> None:
+    model = Between(ACROSS[name], nn.Sequential(nn.Conv2d(8, 9, 1), nn.Conv2d(9, 4, 1)))
+    assert set(reasons(model)) == {"first", "head.1"}
+
+
+FLATTENED: dict[str, Callable[[Tensor], Tensor]] = {
+    "as they are": lambda x: x.flatten(1),
+    "channels last": lambda x: x.permute(0, 2, 3, 1).flatten(1),
+    "width first": lambda x: x.permute(0, 3, 2, 1).contiguous().view(x.shape[0], -1),
+    "in between": lambda x: x.transpose(1, 2).reshape(x.shape[0], -1),
+    "twice": lambda x: F.relu(x.transpose(1, 3)).transpose(-1, -2).flatten(1),
+    "tokens": lambda x: x.flatten(2).transpose(1, 2).flatten(1),
+}
+
+
+@pytest.mark.parametrize("order", FLATTENED)
+def test_maps_may_be_permuted_before_they_are_flattened(order: str) -> None:
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Linear(8 * 16 * 12, 10), nn.ReLU(), nn.Linear(10, 3))
+    check_exact(Between(FLATTENED[order], head), "first", (2, 3, 16, 12))
+
+
+def test_tokens_may_be_flattened() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 9), nn.Tanh(), nn.Flatten(), nn.Linear(36, 4))
+    check_exact(model, "0", (2, 4, 5))
+
+
+def test_the_end_of_a_sequence_may_be_cut_off() -> None:
+    class Causal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv1d(3, 8, 3, padding=2)
+            self.second = nn.Conv1d(8, 6, 3, padding=2)
+            self.head = nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            x = torch.relu(self.first(x)[:, :, :-2])
+            return self.head(torch.relu(self.second(x)[..., :-2])[..., -1])
+
+    torch.manual_seed(0)
+    check_exact(Causal(), "first", (2, 3, 9))
+    assert set(reasons(Causal(), (2, 3, 9))) == {"head"}
+
+
+def check_exact(model: nn.Module, layer: str, shape: Sequence[int] = (2, 3, 16, 16)) -> None:
+    """A layer is pruned, and that does what silencing does."""
+    result = cut(model, tuple(shape), constraints=Constraints(n_filters={layer: 5}))
+    x = torch.randn(tuple(shape))
+    assert len(result.model.get_parameter(f"{layer}.weight")) == 5
+    with torch.no_grad():
+        got, expected = result.model(x), silenced(model, result.plan)(x)
+    assert difference(got, expected) <= 1e-5
+
+
+@dataclass
+class Nested:
+    """What some models return."""
+
+    scores: Tensor
+    rest: Any = None
+
+
+def test_tensors_in_dataclasses_are_outputs() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3)
+            self.body = nn.Conv2d(8, 7, 3)
+            self.heads = nn.ModuleList([nn.Conv2d(7, 4, 1) for _ in range(3)])
+
+        def forward(self, x: Tensor) -> Nested:
+            x = torch.relu(self.body(torch.relu(self.stem(x))))
+            a, b, c = (head(x) for head in self.heads)
+            return Nested(a, {"b": [b], "c": Nested(c)})
+
+    torch.manual_seed(0)
+    model = Heads()
+    result = cut(model, IMAGE, constraints=Constraints(n_filters={"body": 3}))
+    found = {s.name: s.reason for s in result.report.skipped}
+    for i in range(3):
+        assert found[f"heads.{i}"] == "its channels are the output of the model"
+    x = torch.randn(IMAGE)
+    with torch.no_grad():
+        got, expected = tensors_in(result.model(x)), tensors_in(silenced(model, result.plan)(x))
+    assert len(got) == len(expected) == 3
+    assert all(difference(*pair) <= 1e-5 for pair in zip(got, expected, strict=True))
+
+
+class MeetsInput(nn.Module):
+    """A residual stream that begins with the model's input."""
+
+    def __init__(self, join: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(8, 9, 3, padding=1)
+        self.second = nn.Conv2d(9, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 4, 1)
+        self.join = join
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(torch.relu(self.join(x, self.second(torch.relu(self.first(x))))))
+
+
+def test_channels_that_meet_those_of_the_input_are_left_alone() -> None:
+    size = (1, 8, 6, 6)
+    for scope in ("inner", "all"):
+        found = reasons(MeetsInput(lambda x, y: x + y), size, scope=scope)
+        assert found["second"] == (
+            "its channels are added to the model's input and must keep their number and order"
+        )
+        assert "first" not in found
+    joins: list[Callable[[Tensor, Tensor], Tensor]] = [
+        lambda x, y: y * x.sigmoid(),
+        lambda x, y: torch.maximum(y, x),
+        lambda x, y: y - x.mean((2, 3), keepdim=True),
+    ]
+    for join in joins:
+        assert "combined with the model's input" in reasons(MeetsInput(join), size)["second"]
+
+
+def test_one_channel_of_the_input_fixes_nothing() -> None:
+    torch.manual_seed(0)
+    check_exact(MeetsInput(lambda x, y: y * x[:, :1] + 2), "second", (1, 8, 6, 6))
+    check_exact(MeetsInput(lambda x, y: y * (x > 0).any(1, keepdim=True)), "second", (1, 8, 6, 6))
+
+
+class SpatialGate(nn.Module):
+    """One channel weighs the positions of the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.gate = nn.Conv2d(8, 1, 1)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = torch.relu(self.first(x))
+        return self.head(torch.sigmoid(self.gate(x)) * x)
+
+
+def test_a_spatial_gate_goes_with_all_channels() -> None:
+    torch.manual_seed(0)
+    check_exact(SpatialGate(), "first")
+    assert reasons(SpatialGate())["gate"] == "it has one channel"
+
+
+def test_statistics_over_channels_are_a_mixing() -> None:
+    class Pooled(SpatialGate):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = nn.Conv2d(2, 1, 3, padding=1)
+            self.last = nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            x = torch.relu(self.first(x))
+            both = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+            return self.last(self.head(torch.sigmoid(self.gate(both)) * x))
+
+    assert "its channels are mixed" in reasons(Pooled())["first"]
+
+
+def test_tensors_of_fixed_size_are_named_as_the_cause() -> None:
+    model = Between(
+        lambda x: x + torch.linspace(0, 1, 8)[:, None, None],
+        nn.Sequential(nn.Conv2d(8, 9, 1), nn.Conv2d(9, 2, 1)),
+    )
+    assert "meet a tensor of fixed size" in reasons(model)["first"]
+
+
+def test_tied_embeddings_stay_tied() -> None:
+    class Language(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(20, 8)
+            self.up = nn.Linear(8, 16)
+            self.down = nn.Linear(16, 8)
+            self.last = nn.Linear(8, 8)
+            self.head = nn.Linear(8, 20, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, tokens: Tensor) -> Any:
+            x = self.down(torch.relu(self.up(self.embedding(tokens))))
+            return self.head(torch.relu(self.last(x)))
+
+    result = cut(
+        Language(),
+        (torch.arange(5)[None],),
+        constraints=Constraints(n_filters={"up": 5, "down": 6}),
+    )
+    found = {s.name: s.reason for s in result.report.skipped}
+    assert found["last"] == "the parameters of 'head' are shared with 'embedding'"
+    for small in (result.model, result.plan.apply(Language())):
+        tensors = dict(small.named_parameters(remove_duplicate=False))
+        assert tensors["head.weight"] is tensors["embedding.weight"]
+        assert small.get_parameter("down.weight").shape == (6, 5)
+
+
+def test_weights_that_the_forward_uses_once_more_are_left_alone() -> None:
+    class Autoencoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.Linear(6, 8)
+            self.inner = nn.Linear(8, 9)
+            self.outer = nn.Linear(9, 8)
+
+        def forward(self, x: Tensor) -> Any:
+            x = self.outer(torch.relu(self.inner(torch.relu(self.encoder(x)))))
+            return F.linear(x, self.encoder.weight.t())
+
+    assert set(reasons(Autoencoder(), (2, 6))) == {"encoder", "outer"}

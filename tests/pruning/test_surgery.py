@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 import wheels
-from networks import difference, silenced, stirred, trained_resnet
+from networks import cut, difference, silenced, stirred, trained_resnet
 from pytorchcv.model_provider import get_model
 from torch import Tensor, nn
 
-from epruner.pruning import Plan, PruningResult, prune
+from epruner.pruning import Constraints, Method, Plan, PruningResult
 from epruner.pruning.network.layers import take
 
 TOLERANCE = 1e-5
@@ -79,7 +79,7 @@ def test_small_networks(name: str, scope: str) -> None:
     torch.manual_seed(0)
     make, inputs = SMALL[name]
     model = stirred(make())
-    check_exact(model, inputs, prune(model, inputs, params=0.8, scope=scope))
+    check_exact(model, inputs, cut(model, inputs, params=0.8, scope=scope))
 
 
 @pytest.mark.filterwarnings("ignore:the budget is")  # out of reach where much is left alone
@@ -101,14 +101,24 @@ def test_public_networks(name: str, scope: str) -> None:
             module.kernel_size = module.stride = 2
     stirred(model)
     inputs = torch.randn(1, 3, size, size)
-    check_exact(model, inputs, prune(model, inputs, widths="uniform", params=0.5, scope=scope))
+    check_exact(
+        model,
+        inputs,
+        cut(
+            model,
+            inputs,
+            method=Method("uniform", "exemplar", repair="none"),
+            params=0.5,
+            scope=scope,
+        ),
+    )
 
 
 @pytest.mark.parametrize("which", ["theo", "akamaster", "akamaster20"])
 def test_trained_residual_networks(which: str, data_dir: Path) -> None:
     model = trained_resnet(data_dir, which)
     inputs = torch.randn(4, 3, 32, 32)
-    check_exact(model, inputs, prune(model, inputs, beta=0.76))
+    check_exact(model, inputs, cut(model, inputs, beta=0.76))
 
 
 @pytest.mark.parametrize(
@@ -121,13 +131,15 @@ def test_trained_residual_networks(which: str, data_dir: Path) -> None:
 def test_trained_networks_from_wheels(name: str, scope: str) -> None:
     model, shape = wheels.trained(name)
     inputs = torch.randn(shape)
-    check_exact(model, inputs, prune(model, inputs, beta=0.6, scope=scope))
+    check_exact(model, inputs, cut(model, inputs, beta=0.6, scope=scope))
 
 
 def test_equal_numbers_stay_in_every_group_of_a_grouped_convolution() -> None:
     torch.manual_seed(0)
     model = stirred(networks.GroupedSqueezeExcite())
-    result = prune(model, (1, 3, 16, 16), keep={"reduce": 0.5, "grouped": 0.5})
+    result = cut(
+        model, (1, 3, 16, 16), constraints=Constraints(n_filters={"reduce": 0.5, "grouped": 0.5})
+    )
     part = result.plan.modules["grouped"]
     for kept in (part.in_, part.out):
         assert kept is not None
@@ -147,7 +159,7 @@ def test_the_model_passed_in_is_untouched() -> None:
     flags = [p.requires_grad for p in model.parameters()]
     modes = [m.training for m in model.modules()]
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
-    result = prune(model, (1, 3, 16, 16), params=0.5)
+    result = cut(model, (1, 3, 16, 16), params=0.5)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert [p.requires_grad for p in model.parameters()] == flags
@@ -167,7 +179,7 @@ def test_parametrizations_of_the_model_passed_in_survive() -> None:
     )  # fmt: skip
     x = torch.randn(1, 3, 16, 16)
     before = run(model, x)
-    result = prune(model, x, beta=0.9)
+    result = cut(model, x, beta=0.9)
     assert torch.equal(run(model, x), before)
     assert nn.utils.parametrize.is_parametrized(result.model[0])  # type: ignore[index]
 
@@ -175,7 +187,7 @@ def test_parametrizations_of_the_model_passed_in_survive() -> None:
 def test_channels_last_stays() -> None:
     model = networks.Vgg()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    small = prune(model, (1, 3, 16, 16), params=0.5).model
+    small = cut(model, (1, 3, 16, 16), params=0.5).model
     for (_, a), (_, b) in zip(model.named_parameters(), small.named_parameters(), strict=True):
         if a.dim() == 4:
             assert b.is_contiguous(memory_format=torch.channels_last)
@@ -190,7 +202,7 @@ def test_channels_last_stays() -> None:
 def test_other_precisions_stay(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = stirred(networks.Vgg()).to(dtype)
-    result = prune(model, (1, 3, 16, 16), params=0.5)
+    result = cut(model, (1, 3, 16, 16), params=0.5)
     assert {t.dtype for t in result.model.state_dict().values() if t.is_floating_point()} == {dtype}
     wide = result.plan.apply(copy.deepcopy(model).float())
     for a, b in zip(result.model.parameters(), wide.parameters(), strict=True):
@@ -201,15 +213,15 @@ def test_other_precisions_stay(dtype: torch.dtype) -> None:
 def test_half_precision_takes_float32_examples(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model, x = stirred(networks.Vgg()).to(dtype), torch.randn(1, 3, 16, 16)
-    result = prune(model, x, params=0.5)
-    assert result.plan == prune(model, x.to(dtype).float(), params=0.5).plan
+    result = cut(model, x, params=0.5)
+    assert result.plan == cut(model, x.to(dtype).float(), params=0.5).plan
     assert run(result.model, x.to(dtype)).dtype == dtype
 
 
 def test_the_small_network_trains() -> None:
     torch.manual_seed(0)
     model = networks.GroupedSqueezeExcite()
-    small = prune(model, (2, 3, 16, 16), beta=1.0).model.train()
+    small = cut(model, (2, 3, 16, 16), beta=1.0).model.train()
     optimiser = torch.optim.SGD(small.parameters(), 0.05)
     x, y = torch.randn(8, 3, 16, 16), torch.randint(0, 5, (8,))
     losses = []
@@ -225,32 +237,32 @@ def test_the_small_network_trains() -> None:
 def test_random_initialisation_is_of_the_seed() -> None:
     model = stirred(networks.Vgg())
     x = torch.randn(1, 3, 16, 16)
+    plan = cut(model, x, params=0.5).plan
     results = [
-        prune(model, x, params=0.5, init="random", bn="reset", random_state=seed)
-        for seed in (0, 0, 1)
+        plan.apply(model, init="random", bn="reset", random_state=seed) for seed in (0, 0, 1)
     ]
-    outputs = [run(r.model, x) for r in results]
+    outputs = [run(small, x) for small in results]
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])
-    assert torch.equal(run(results[0].plan.apply(model), x), outputs[0])
-    norm = results[0].model.get_submodule("features.1")
+    norm = results[0].get_submodule("features.1")
     assert isinstance(norm, nn.BatchNorm2d)
     assert torch.equal(norm.weight, torch.ones_like(norm.weight))
     assert norm.running_mean is not None
     assert torch.equal(norm.running_mean, torch.zeros_like(norm.weight))
     state = torch.random.get_rng_state()
-    prune(model, x, params=0.5, init="random")
+    plan.apply(model, init="random")
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_random_projection_keeps_the_weights_on_average() -> None:
     model = nn.Sequential(nn.Linear(4, 400), nn.Linear(400, 300), nn.Linear(300, 2))
-    result = prune(model, (1, 4), keep={"0": 100}, init="random_projection")
-    full, small = model.get_parameter("1.weight"), result.model.get_parameter("1.weight")
+    plan = cut(model, (1, 4), constraints=Constraints(n_filters={"0": 100})).plan
+    projected = plan.apply(model, init="random_projection")
+    full, small = model.get_parameter("1.weight"), projected.get_parameter("1.weight")
     assert small.shape == (300, 100)
     # a projection keeps the length of vectors
     assert float(small.detach().norm() / full.detach().norm()) == pytest.approx(1, abs=0.1)
-    assert not torch.equal(small, full[:, list(result.plan.modules["1"].in_ or ())])
+    assert not torch.equal(small, full[:, list(plan.modules["1"].in_ or ())])
 
 
 def test_bare_parameters_on_the_channels_are_sliced() -> None:
@@ -265,6 +277,6 @@ def test_bare_parameters_on_the_channels_are_sliced() -> None:
             return self.down(torch.relu(self.up(x)) * self.scale)
 
     model, x = Scaled(), torch.randn(5, 6)
-    result = prune(model, x, keep={"up": 7})
+    result = cut(model, x, constraints=Constraints(n_filters={"up": 7}))
     assert result.model.scale.shape == (7,)
     check_exact(model, x, result)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from epruner.pruning.errors import TraceError
 from epruner.pruning.graph.costs import Recorder
-from epruner.pruning.graph.operations import flattens, parts, shapes
+from epruner.pruning.graph.operations import (
+    channel_axis,
+    flattens,
+    is_pointwise,
+    objection,
+    parts,
+    shapes,
+)
 from epruner.pruning.network.layers import can_resize, multiplies, sides
 from epruner.pruning.network.tree import tensors_in
 
@@ -25,6 +35,7 @@ def trace(
     recorder: Recorder,
     outputs: list[Tensor],
     buffers: Mapping[str, nn.Parameter],
+    meetings: Meetings,
 ) -> Any:
     """The library's dependency graph of a model.
 
@@ -39,6 +50,8 @@ def trace(
         Filled with the model's outputs that depend on its parameters.
     buffers : mapping of str to Parameter
         See `channel_buffers`.
+    meetings : Meetings
+        Filled, too.
 
     Raises
     ------
@@ -51,7 +64,12 @@ def trace(
 
     def forward(traced: nn.Module, _: object) -> Any:
         try:
-            with recorder.recording(), _collected(traced, made), _followed(traced, buffers):
+            with (
+                recorder.recording(),
+                _collected(traced, made),
+                meetings,
+                _followed(traced, buffers),
+            ):
                 return traced(*args, **kwargs)
         except Exception as error:
             at = recorder.running[-1] if recorder.running else ""
@@ -109,6 +127,47 @@ def channel_buffers(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
+class Meetings(TorchFunctionMode):
+    """Notes, during a forward pass, where what layers make meets the model's input.
+
+    Parameters
+    ----------
+    inputs : iterable of Tensor
+        The model's.
+    """
+
+    def __init__(self, inputs: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._inputs = {id(tensor): tensor for tensor in inputs}  # and what is made of them alone
+        self._met: dict[Any, list[torch.Size]] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            given = tensors_in((args, kwargs))
+            shapes_met = [tensor.shape for tensor in given if id(tensor) in self._inputs]
+            if result.grad_fn is not None:
+                self._met.setdefault(result.grad_fn, []).extend(shapes_met)
+            elif shapes_met and all(not tensor.requires_grad for tensor in given):
+                self._inputs[id(result)] = result
+        return result
+
+    def fixes(self, function: Any) -> bool:
+        """Whether an operation combines channels, one by one, with those of the model's input."""
+        met = self._met.get(function)
+        axis = channel_axis(function) if met and is_pointwise(function) else None
+        if not met or axis is None:
+            return False
+        dims = len(function._input_metadata[0].shape)
+        return any(len(s) > (place := len(s) - dims + axis) >= 0 and s[place] > 1 for s in met)
+
+
+class MixedError(Exception):
+    """Channels do not stay apart."""
+
+
 class Place(NamedTuple):
     """A channel of a node and the channel of the layer it goes with, as the library names them."""
 
@@ -143,7 +202,7 @@ def follow(graph: Any, module: nn.Module) -> list[Entry]:
 
     Raises
     ------
-    ValueError
+    MixedError
         Two channels of the layer reach the same channel of a node.
     """
     pruner = graph.get_pruner_of_module(module)
@@ -161,7 +220,9 @@ def follow(graph: Any, module: nn.Module) -> list[Entry]:
         expected = len(roots) + len(places)
         roots.update(fresh)
         if len(roots) < expected and any(roots[idx] != root for idx, root in places):
-            raise ValueError(f"two of them meet in one channel of {node.name}")
+            raise MixedError(
+                f"its channels are mixed: two of them meet in one of {node.name.split(' ')[0]!r}"
+            )
         for dep in node.dependencies if fresh else ():
             if not dep.is_triggered_by(side):
                 continue
@@ -239,8 +300,9 @@ def _dead_ends(outputs: Sequence[Tensor], made: Sequence[Tensor]) -> list[Tensor
 def _tolerant(tp: Any) -> Any:
     """The library's graph, kept from guessing.
 
-    It reads every reshape as a flattening and divides by zero on others (channel shuffles). All
-    that matters of those here is that their groups are left alone. It infers where the parts of a
+    It reads every reshape as a flattening and divides by zero on others (channel shuffles), and
+    every slice as one of channels. All that matters of those here is that their groups are left
+    alone. It infers where the parts of a
     concatenation lie from the layers around, and fails where it cannot; autograd knows.
     """
 
@@ -250,12 +312,15 @@ def _tolerant(tp: Any) -> Any:
             for node in nodes.values():
                 if node.type == tp.ops.OPTYPE.RESHAPE and not flattens(node.grad_fn):
                     node.type = tp.ops.OPTYPE.ELEMENTWISE
+                if node.type == tp.ops.OPTYPE.SLICE and not objection(node.grad_fn):
+                    node.type = tp.ops.OPTYPE.ELEMENTWISE  # of positions
                 if node.type == tp.ops.OPTYPE.CONCAT:
                     sizes = [size for _, size in parts(node.grad_fn)]
                     _, after = shapes(node.grad_fn)
                     if after is None or not sizes or sum(sizes) < after[1]:
                         sizes = [0] * len(node.inputs)  # which keeps it from mapping anything
                     node.module.concat_sizes = sizes
+            _cut_broadcasts(nodes.values())
             self._2d_4d = True  # a linear layer on sequences elsewhere must not stop flattenings
             return nodes
 
@@ -264,9 +329,30 @@ def _tolerant(tp: Any) -> Any:
             for node in self.module2node.values():
                 if node.type == tp.ops.OPTYPE.CONCAT and not any(node.module.concat_sizes):
                     _place_parts(node)  # some depend on no parameter
+                if node.type == tp.ops.OPTYPE.RESHAPE:
+                    _place_positions(node)
             return self
 
     return Graph
+
+
+def _cut_broadcasts(nodes: Iterable[Any]) -> None:
+    """Part what is of one channel from the channels that each meet it, as under a spatial gate."""
+    by_function = {node.grad_fn: node for node in nodes}
+    for node in by_function.values():
+        axis = channel_axis(node.grad_fn) if is_pointwise(node.grad_fn) else None
+        if axis is None:
+            continue
+        after = node.grad_fn._input_metadata[0].shape
+        for function, place in node.grad_fn.next_functions:
+            source = by_function.get(function)
+            if source is None or source not in node.inputs:
+                continue
+            before = function._input_metadata[place].shape
+            at = axis - len(after) + len(before)
+            if at >= 0 and before[at] == 1 < after[axis]:
+                node.inputs.remove(source)
+                source.outputs.remove(node)
 
 
 def _place_parts(node: Any) -> None:
@@ -283,6 +369,36 @@ def _place_parts(node: Any) -> None:
         for dep in source.dependencies:
             if dep.target is node:
                 dep.index_mapping[1] = _Part(start, size, inwards=False)
+
+
+def _place_positions(node: Any) -> None:
+    """Map the channels of a flattened map that do not lie in dimension 1."""
+    (source,) = node.inputs[:1] or (None,)
+    before, _ = shapes(node.grad_fn)
+    function = node.grad_fn.next_functions[0][0]
+    axis = None if function is None else channel_axis(function)
+    if source is None or before is None or axis is None or axis < 2:
+        return
+    for dep in (*node.dependencies, *source.dependencies):
+        if dep.index_mapping[0] is not None and {dep.source, dep.target} == {node, source}:
+            dep.index_mapping[0] = _Flattening(before, axis, inwards=dep.target is source)
+
+
+class _Flattening:
+    """From channels in one dimension of a map to places in the flattened map, or inwards."""
+
+    def __init__(self, shape: Sequence[int], axis: int, *, inwards: bool) -> None:
+        self._channels = shape[axis]
+        self._stride = math.prod(shape[axis + 1 :])
+        places = np.arange(math.prod(shape[1:])).reshape(-1, self._channels, self._stride)
+        self._places = places.swapaxes(0, 1).reshape(self._channels, -1).tolist()
+        self._inwards = inwards
+
+    def __call__(self, entries: Sequence[Any]) -> list[Any]:
+        if not self._inwards:
+            return [e._replace(idx=place) for e in entries for place in self._places[e.idx]]
+        found = [e._replace(idx=e.idx // self._stride % self._channels) for e in entries]
+        return list(dict.fromkeys(found))
 
 
 class _Part:

@@ -16,7 +16,14 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from epruner.pruning.graph.costs import Costs, Recorder
-from epruner.pruning.graph.dependency import Entry, channel_buffers, follow, trace
+from epruner.pruning.graph.dependency import (
+    Entry,
+    Meetings,
+    MixedError,
+    channel_buffers,
+    follow,
+    trace,
+)
 from epruner.pruning.graph.operations import INSIDES, flattens, objection, operation
 from epruner.pruning.network.copies import address_of, own_tensors, owners
 from epruner.pruning.network.layers import (
@@ -27,6 +34,9 @@ from epruner.pruning.network.layers import (
     parameter_dim,
     sides,
 )
+from epruner.pruning.network.tree import tensors_in
+from epruner.pruning.plan.parts import ModulePlan
+from epruner.pruning.plan.plan import Plan
 
 Indices = npt.NDArray[np.intp]
 
@@ -151,10 +161,11 @@ def find_groups(
     recorder = Recorder(model)
     outputs: list[Tensor] = []
     buffers = channel_buffers(model)
-    graph = trace(model, args, dict(kwargs or {}), recorder, outputs, buffers)
+    meetings = Meetings(tensors_in((args, kwargs)))
+    graph = trace(model, args, dict(kwargs or {}), recorder, outputs, buffers, meetings)
     costs = recorder.costs()
     bare = {**dict(model.named_parameters()), **buffers}
-    walker = _Walker(model, graph, names, outputs, costs, bare)
+    walker = _Walker(model, graph, names, outputs, meetings, costs, bare)
 
     groups: list[Group] = []
     skipped: list[Skipped] = []
@@ -186,6 +197,37 @@ def mixing(name: str, module: nn.Module) -> str:
     return f"{type(module).__name__} {name!r} mixes its channels"
 
 
+def plan_of(groups: Sequence[Group], kept: Mapping[str, Indices]) -> Plan:
+    """The plan that keeps the given channels.
+
+    Parameters
+    ----------
+    groups : sequence of Group
+    kept : mapping of str to ndarray of int
+        By group name, ascending. Groups that are not in it keep all.
+    """
+    dropped: dict[tuple[str, str], set[int]] = {}
+    sizes: dict[tuple[str, str], int] = {}
+    for group in groups:
+        if group.name not in kept or len(kept[group.name]) == group.channels:
+            continue
+        stays = np.zeros(group.channels, dtype=bool)
+        stays[kept[group.name]] = True
+        members = [("out", m) for m in (*group.producers, *group.followers)]
+        members += [("in", m) for m in group.consumers]
+        for side, member in members:
+            key = (member.module, side)
+            sizes[key] = member.size
+            dropped.setdefault(key, set()).update(member.index[~stays[member.root]].tolist())
+    parts: dict[str, dict[str, Any]] = {}
+    for (name, side), gone in dropped.items():
+        size = sizes[name, side]
+        part = parts.setdefault(name, {})
+        part["in_" if side == "in" else "out"] = tuple(i for i in range(size) if i not in gone)
+        part[f"{side}_before"] = size
+    return Plan({name: ModulePlan(**part) for name, part in parts.items()})
+
+
 class _Walker:
     """Turns the library's groups into ours, or into a reason why not."""
 
@@ -195,6 +237,7 @@ class _Walker:
         graph: Any,
         names: Mapping[int, str],
         outputs: Sequence[Tensor],
+        meetings: Meetings,
         costs: Costs,
         bare: Mapping[str, nn.Parameter],
     ) -> None:
@@ -203,6 +246,7 @@ class _Walker:
         self._order = {name: place for place, name in enumerate(names.values())}
         self._parameters = {id(p): name for name, p in bare.items()}
         self._heads = {output.grad_fn for output in outputs}
+        self._meetings = meetings
         self._costs = costs
         self._owners = owners(model)
 
@@ -212,6 +256,8 @@ class _Walker:
             return None, reason
         try:
             found = follow(self._graph, module)
+        except MixedError as error:
+            return None, str(error)
         except Exception as error:  # whatever the library trips over, only this group is lost
             return None, f"its dependencies could not be followed ({type(error).__name__}: {error})"
         nodes = {entry.node: None for entry in found}  # a set that keeps its order
@@ -291,6 +337,8 @@ class _Walker:
             if blocks > 1 and member.fold > 1:
                 return None, f"{member.module!r} reads its flattened channels, which are grouped"
         if not consumers:
+            if channels == 1:
+                return None, "it has one channel"
             return None, "nothing that could be made smaller reads its channels"
         stream = len(producers) > 1 and any(
             operation(node.grad_fn) == "Add" and sum(i in nodes for i in node.inputs) > 1
@@ -317,6 +365,9 @@ class _Walker:
             return self._module_objection(self._names[id(module)], node)
         if not node.inputs or _inside_module(node):
             return ""  # works on a parameter alone, or is a part of a layer that is known
+        if self._meetings.fixes(node.grad_fn):
+            how = "added to" if operation(node.grad_fn) == "Add" else "combined with"
+            return f"its channels are {how} the model's input and must keep their number and order"
         return objection(node.grad_fn)
 
     def _module_objection(self, label: str, node: Any) -> str:

@@ -17,21 +17,43 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 Shape = tuple[int, ...]
 
 # fmt: off
-_CHANNELWISE = frozenset([
-    "Add", "Sub", "Rsub", "Mul", "Div", "Neg", "Abs", "Pow", "Sqrt", "Rsqrt", "Exp", "Log",
-    "Log1P", "Clamp", "ClampMin", "ClampMax", "Maximum", "Minimum", "Relu", "Hardtanh",
-    "LeakyRelu", "PreluKernel", "Elu", "Celu", "Selu", "Gelu", "Silu", "Mish", "Sigmoid",
-    "LogSigmoid", "Tanh", "Softplus", "Hardswish", "Hardsigmoid", "Hardshrink", "Softshrink",
-    "Threshold", "Erf", "Clone", "ToCopy", "Alias", "Detach", "Contiguous", "NativeDropout",
-    "FusedDropout", "MaxPool2DWithIndices", "MaxPool3DWithIndices", "AvgPool2D", "AvgPool3D",
-    "MkldnnMaxPool2D", "AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "AdaptiveMaxPool2D",
-    "AdaptiveMaxPool3D", "Mean", "Sum", "Amax", "Max", "UpsampleNearest1D", "UpsampleNearest2D",
-    "UpsampleNearest3D", "UpsampleNearestExact2D", "UpsampleBilinear2D", "UpsampleBicubic2D",
-    "UpsampleTrilinear3D", "UpsampleLinear1D", "ReflectionPad1D", "ReflectionPad2D",
-    "ReplicationPad1D", "ReplicationPad2D", "Squeeze", "Unsqueeze", "Permute", "Transpose",
-    "NativeBatchNorm", "CudnnBatchNorm", "AsStrided",
+# One number of one or of several tensors at a time.
+_POINTWISE = frozenset([
+    "Add", "Sub", "Rsub", "Mul", "Div", "Neg", "Abs", "Sign", "Sgn", "Pow", "Sqrt", "Rsqrt",
+    "Reciprocal", "Exp", "Exp2", "Expm1", "Log", "Log1P", "Log2", "Log10", "Logit", "Logaddexp",
+    "Xlogy", "Hypot", "Sin", "Cos", "Tan", "Sinh", "Cosh", "Tanh", "Asin", "Acos", "Atan", "Atan2",
+    "Asinh", "Acosh", "Atanh", "Sinc", "Erf", "Erfc", "Round", "Floor", "Ceil", "Trunc", "Frac",
+    "Fmod", "Remainder", "Clamp", "ClampMin", "ClampMax", "Maximum", "Minimum", "Fmax", "Fmin",
+    "NanToNum", "Where", "MaskedFill", "Lerp", "Addcmul", "Addcdiv", "Relu", "Hardtanh",
+    "LeakyRelu", "PreluKernel", "RreluWithNoise", "Elu", "Celu", "Selu", "Gelu", "Silu", "Mish",
+    "Sigmoid", "LogSigmoid", "Softplus", "Hardswish", "Hardsigmoid", "Hardshrink", "Softshrink",
+    "Threshold", "Clone", "ToCopy", "Alias", "Detach", "Contiguous", "NativeDropout",
+    "FusedDropout",
 ])
+# The positions of one channel at a time, in the dimensions in which they come.
+_SPATIAL = frozenset([
+    "MaxPool2DWithIndices", "MaxPool3DWithIndices", "MkldnnMaxPool2D", "MkldnnMaxPool3D",
+    "FractionalMaxPool2D", "FractionalMaxPool3D", "AvgPool2D", "AvgPool3D", "AdaptiveAvgPool2D",
+    "AdaptiveAvgPool3D", "AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "MaxUnpool2D", "MaxUnpool3D",
+    "UpsampleNearest1D", "UpsampleNearest2D", "UpsampleNearest3D", "UpsampleNearestExact1D",
+    "UpsampleNearestExact2D", "UpsampleNearestExact3D", "UpsampleLinear1D", "UpsampleBilinear2D",
+    "UpsampleBilinear2DAa", "UpsampleBicubic2D", "UpsampleBicubic2DAa", "UpsampleTrilinear3D",
+    "ReflectionPad1D", "ReflectionPad2D", "ReflectionPad3D", "ReplicationPad1D", "ReplicationPad2D",
+    "ReplicationPad3D", "NativeBatchNorm", "CudnnBatchNorm",
+])
+# Over which dimensions, a trial tells.
+_REDUCTIONS = frozenset(["Mean", "Sum", "Nansum", "Std", "Var", "Amax", "Amin", "Max", "Min"])
+# One dimension or some, which must not be that of the channels.
+_ALONG = frozenset([
+    "Slice", "Select", "IndexSelect", "Flip", "Roll", "Softmax", "LogSoftmax", "Cumsum",
+    "Logsumexp", "LinalgVectorNorm",
+])
+_CHANNELWISE = _POINTWISE | _SPATIAL | _REDUCTIONS | {
+    "Squeeze", "Unsqueeze", "Permute", "Transpose", "AsStrided",
+}
 # fmt: on
+# Their channels come out in dimension 1, whatever went in.
+_LAYERS = frozenset(["Convolution", "Addmm", "Mm", "NativeBatchNorm", "CudnnBatchNorm"])
 _VIEWS = frozenset(["View", "UnsafeView", "ReshapeAlias", "Reshape"])
 # What a layer is made of where one module is several operations; the layer is known, so they are.
 INSIDES: dict[type[nn.Module], frozenset[str]] = {
@@ -59,6 +81,12 @@ def objection(function: Any) -> str:
         if _harmless_view(before, after):
             return ""
         return f"its channels are rearranged by a view from {before} to {after}"
+    if name in _ALONG and (sources := _sources(function)):
+        source, place = sources[0]
+        axis = channel_axis(source)
+        dims = len(source._input_metadata[place].shape)
+        if axis is not None and axis not in _along(function, dims):
+            return ""
     if name == "Expand" and before and after and before[-3:-2] == after[-3:-2]:
         return ""
     if name == "Slice" and before is not None:
@@ -78,6 +106,11 @@ def objection(function: Any) -> str:
 def operation(function: Any) -> str:
     """Name of an autograd function without its suffix: AddBackward0 -> Add."""
     return str(function.name()).split("Backward")[0]
+
+
+def is_pointwise(function: Any) -> bool:
+    """Whether an operation makes each number of those at the same place."""
+    return operation(function) in _POINTWISE
 
 
 def shapes(function: Any) -> tuple[Shape | None, Shape | None]:
@@ -121,6 +154,67 @@ def flattens(function: Any) -> bool:
     return before[0] == after[0] and after[1] == math.prod(before[1:])
 
 
+def channel_axis(function: Any) -> int | None:
+    """Dimension of an operation's output in which the channels of the layers before it lie.
+
+    Returns
+    -------
+    int or None
+        None where they cannot be followed.
+    """
+    way = []
+    while operation(function) not in _LAYERS:
+        sources = _sources(function)
+        if not sources:
+            return None
+        way.append(function)
+        function = sources[0][0]
+    axis: int | None = 1
+    for function in reversed(way):
+        axis = None if axis is None else _axis_after(function, axis)
+    return axis
+
+
+def _sources(function: Any) -> list[tuple[Any, int]]:
+    """What an operation works on, but for parameters: functions, and which of their outputs."""
+    return [
+        (source, place)
+        for source, place in function.next_functions
+        if source is not None and "AccumulateGrad" not in source.name()
+    ]
+
+
+def _along(function: Any, dims: int) -> list[int]:
+    """Dimensions that an operation works along; all if it does not say which."""
+    saved = getattr(function, "_saved_dim", getattr(function, "_saved_dims", None))
+    if saved is None or saved == ():
+        return list(range(dims))
+    return [_positive(dim, dims) for dim in (saved if isinstance(saved, tuple) else [saved])]
+
+
+def _axis_after(function: Any, axis: int) -> int | None:
+    name = operation(function)
+    before, after = shapes(function)
+    if name in _POINTWISE or name in _SPATIAL or name in {"Cat", "ConstantPadNd", "Slice"}:
+        return axis
+    if name == "Permute":
+        dims = [_positive(dim, len(function._saved_dims)) for dim in function._saved_dims]
+        return dims.index(axis)
+    if after is not None and name == "Transpose":
+        dims = [_positive(d, len(after)) for d in (function._saved_dim0, function._saved_dim1)]
+        return sum(dims) - axis if axis in dims else axis
+    if after is not None and name == "Unsqueeze":
+        return axis + (_positive(function._saved_dim, len(after)) <= axis)
+    if before and after and name == "Squeeze" and hasattr(function, "_saved_dim"):
+        return axis - (_positive(function._saved_dim, len(before)) < axis)
+    if before and after and name in _VIEWS:
+        if before[: axis + 1] == after[: axis + 1]:
+            return axis
+        if axis == len(before) - 1 and before[-1] == after[-1]:
+            return len(after) - 1
+    return None
+
+
 def _harmless_view(before: Shape | None, after: Shape | None) -> bool:
     """Whether a view keeps channels together: flattening from dim 1, or leading dims only."""
     if before is None or after is None:
@@ -137,6 +231,9 @@ def _harmless_view(before: Shape | None, after: Shape | None) -> bool:
 
 
 def _dim(function: Any, dims: int) -> int:
+    return _positive(function._saved_dim, dims)
+
+
+def _positive(dim: int, dims: int) -> int:
     # negative dimensions are saved as unsigned numbers
-    dim = int(function._saved_dim)
     return dim if dim < dims else dim - 2**64 + dims

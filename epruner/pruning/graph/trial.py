@@ -1,65 +1,69 @@
 """Proof by trial: slicing must do exactly what silencing does.
 
 The dependency analysis is believed only as far as it can be checked. A random half of the channels
-of every group is removed, and the output compared with that of the full network in which the
-consumers ignore the same channels. Groups for which the two differ are left alone.
+of every group is removed, and the sliced network compared with the full one in which the consumers
+ignore the same channels: at whatever each layer reads, and at the outputs.
+
+A trial at the model's own values can be vacuous: a zero-initialised scale, a threshold or an empty
+example hide what an operation does to the channels. Hence what is zero is redrawn; in the full
+network the channels to be removed hold huge numbers, which no mean, maximum or comparison
+overlooks; and a group counts as sound only if all its readers see something in those that stay.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
-from epruner.pruning.graph.groups import Group, Indices, Skipped
+from epruner.pruning.graph.groups import Group, Indices, Skipped, plan_of
 from epruner.pruning.network.copies import deep_copy
 from epruner.pruning.network.inputs import in_float64
-from epruner.pruning.network.tree import tensors_in
-from epruner.pruning.plan.parts import ModulePlan
+from epruner.pruning.network.layers import is_depthwise
+from epruner.pruning.network.tree import mapped, tensors_in
 from epruner.pruning.plan.plan import Plan
 
 # Sliced and silenced sums differ in their order alone. What differs by more is tried again in
-# float64, where nothing of that is left; a mean over 16 channels or over 8 of them may change the
-# output by as little as 1e-4.
+# float64, where nothing of that is left; a mean over 16 channels or over 8 of them may change what
+# comes after it by as little as 1e-4.
 TOLERANCE = 5e-6
 COARSE = 1e-4  # where the forward pass insists on float32
+FAINT = 1e-3  # what is nowhere larger is redrawn, as it may hide what it scales
+HUGE = 1e6  # size of what is put into the channels to be removed
 
 
-def make_plan(groups: Sequence[Group], kept: Mapping[str, Indices], **options: Any) -> Plan:
-    """The plan that keeps the given channels.
+# What is called with the name of a layer, itself, and its arguments or its output.
+Before = Callable[[str, nn.Module, Any], Any]
+After = Callable[[str, nn.Module, Any], None]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a trial puts into the channels.
 
     Parameters
     ----------
-    groups : sequence of Group
-    kept : mapping of str to ndarray of int
-        By group name, ascending. Groups that are not in it keep all.
-    **options
-        Other fields of the plan.
+    sign : int
+        Of the first of those that are removed, in the full network; the next ones alternate, and
+        from one position to the next all do.
+    lifted : bool
+        Whether those that stay are moved, each by a random amount about as large as all of them.
     """
-    dropped: dict[tuple[str, str], set[int]] = {}
-    sizes: dict[tuple[str, str], int] = {}
-    for group in groups:
-        if group.name not in kept or len(kept[group.name]) == group.channels:
-            continue
-        stays = np.zeros(group.channels, dtype=bool)
-        stays[kept[group.name]] = True
-        members = [("out", m) for m in (*group.producers, *group.followers)]
-        members += [("in", m) for m in group.consumers]
-        for side, member in members:
-            key = (member.module, side)
-            sizes[key] = member.size
-            dropped.setdefault(key, set()).update(member.index[~stays[member.root]].tolist())
-    parts: dict[str, dict[str, Any]] = {}
-    for (name, side), gone in dropped.items():
-        size = sizes[name, side]
-        part = parts.setdefault(name, {})
-        part["in_" if side == "in" else "out"] = tuple(i for i in range(size) if i not in gone)
-        part[f"{side}_before"] = size
-    return Plan({name: ModulePlan(**part) for name, part in parts.items()}, **options)
+
+    sign: int
+    lifted: bool
+
+
+# The later ones are for groups of which those before say nothing, as their channels are zero.
+PROBES = (Probe(1, lifted=False), Probe(1, lifted=True), Probe(-1, lifted=True))
 
 
 def sound_groups(
@@ -83,51 +87,41 @@ def sound_groups(
     """
     rng = np.random.default_rng(seed)
     kept = {group.name: _random_half(group, rng) for group in groups}
+    faults: dict[str, str] = {}
     sound: list[Group] = []
-    skipped: list[Skipped] = []
 
-    def admit(some: Sequence[Group]) -> None:
-        fault = _fault(model, args, kwargs, [*sound, *some], kept)
+    def admit(some: Sequence[Group], probe: Probe) -> None:
+        fault, proven = _outcome(model, args, kwargs, [*sound, *some], kept, probe)
         if not fault:
-            sound.extend(some)
+            sound.extend(group for group in some if group.name in proven)
         elif len(some) == 1:
-            skipped.extend(Skipped(member.module, fault) for member in some[0].producers)
+            faults[some[0].name] = fault
         else:  # halves, so that few culprits among many groups cost few trials
-            admit(some[: len(some) // 2])
-            admit(some[len(some) // 2 :])
+            admit(some[: len(some) // 2], probe)
+            admit(some[len(some) // 2 :], probe)
 
-    if groups:
-        admit(groups)
-    return sound, skipped
+    rest = list(groups)
+    args, kwargs = mapped((args, kwargs), lambda x: _drawn(x) if _faint(x) else x)
+    with _redrawn(model):
+        for probe in PROBES:
+            if rest:
+                admit(rest, probe)
+            done = {group.name for group in sound} | set(faults)
+            rest = [group for group in rest if group.name not in done]
+    faults |= dict.fromkeys((group.name for group in rest), _VACUOUS)
+    skipped = [
+        Skipped(member.module, faults[group.name])
+        for group in groups
+        if group.name in faults
+        for member in group.producers
+    ]
+    return [group for group in groups if group.name not in faults], skipped
 
 
-class Silenced:
-    """Context in which the consumers of a plan ignore their dropped inputs."""
-
-    def __init__(self, model: nn.Module, plan: Plan) -> None:
-        self._model = model
-        self._plan = plan
-        self._saved: list[tuple[Tensor, Tensor]] = []
-
-    def __enter__(self) -> None:
-        for name, part in self._plan.modules.items():
-            if part.in_ is None or part.in_before is None:
-                continue
-            module = self._model.get_submodule(name)
-            weight: Tensor = module.weight.data  # type: ignore[assignment]
-            self._saved.append((weight, weight.clone()))
-            gone = np.setdiff1d(np.arange(part.in_before), np.asarray(part.in_))
-            if getattr(module, "transposed", False):
-                weight[gone] = 0
-                continue
-            groups: int = getattr(module, "groups", 1)
-            blocks = weight.view(groups, weight.shape[0] // groups, *weight.shape[1:])
-            width = part.in_before // groups
-            blocks[gone // width, :, gone % width] = 0
-
-    def __exit__(self, *_: object) -> None:
-        for weight, saved in self._saved:
-            weight.copy_(saved)
+_VACUOUS = (
+    "no trial on the example inputs shows that its channels can be removed: they are zero where "
+    "they are read, or the forward pass does not run with other values in them"
+)
 
 
 def _random_half(group: Group, rng: np.random.Generator) -> Indices:
@@ -139,59 +133,290 @@ def _random_half(group: Group, rng: np.random.Generator) -> Indices:
     return np.concatenate(halves).astype(np.intp)
 
 
-def _fault(
+def _in_words(error: Exception) -> str:
+    line = str(error).partition("\n")[0]
+    fixed = line.startswith("The size of tensor a")  # what torch says where shapes do not broadcast
+    why = ", as they meet a tensor of fixed size such as a buffer" if fixed else ""
+    return f"the network does not run without some of its channels{why} ({line})"
+
+
+@contextmanager
+def _redrawn(model: nn.Module) -> Iterator[None]:
+    """Small random numbers in place of parameters that are zero or nearly so."""
+    saved = []
+    for parameter in model.parameters():
+        tensor = parameter.data
+        if _faint(tensor):
+            saved.append((tensor, tensor.clone()))
+            tensor.copy_(_drawn(tensor))
+    try:
+        yield
+    finally:
+        for tensor, values in saved:
+            tensor.copy_(values)
+
+
+def _faint(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.numel() > 0
+        and _largest(value) <= FAINT
+    )
+
+
+def _drawn(like: Tensor) -> Tensor:
+    """Small positive numbers, which no square root and no logarithm objects to."""
+    generator = torch.Generator().manual_seed(like.numel())
+    fan_in = like[0].numel() if like.dim() else 1
+    return torch.rand(like.shape, generator=generator).to(like) * (0.1 / math.sqrt(fan_in))
+
+
+def _outcome(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     groups: Sequence[Group],
     kept: Mapping[str, Indices],
-) -> str:
-    """What goes wrong when all these groups are halved; empty if nothing does."""
-    plan = make_plan(groups, kept)
-    fault, difference = _trial(model, args, kwargs, plan)
+    probe: Probe,
+) -> tuple[str, set[str]]:
+    """What goes wrong when all these groups are halved, and which of them the trial tells of."""
+    plan = plan_of(groups, kept)
+    trial = _Trial(plan, probe)
     limit = TOLERANCE
-    if not fault and not difference <= TOLERANCE:
+    if not trial.run(model, args, kwargs):
+        return "", set()
+    if not trial.fault and TOLERANCE < trial.difference < math.inf:
+        wide = _Trial(plan, probe)
         try:
-            wide = deep_copy(model).double()
-            fault, difference = _trial(wide, in_float64(args), in_float64(kwargs), plan)
+            ran = wide.run(deep_copy(model).double(), in_float64(args), in_float64(kwargs))
         except Exception:  # whatever a forward pass written for float32 raises
+            ran = False
+        if ran:
+            trial = wide
+        else:
             limit = COARSE
-    if not fault and not difference <= limit:
-        return (
-            "removing its channels does more than silencing them (relative difference "
-            f"{difference:.2g}): something counts or mixes them"
+    if not trial.fault and not trial.difference <= limit:
+        trial.fault = (
+            "removing its channels does more than silencing them (as seen in what "
+            f"{trial.place}): something counts or mixes them"
         )
-    return fault
+    return trial.fault, {group.name for group in groups if trial.tells_of(group, kept)}
 
 
-def _trial(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], plan: Plan
-) -> tuple[str, float]:
-    """What goes wrong, and the relative difference of the outputs if nothing does."""
-    with Silenced(model, plan):
-        expected = _run(model, args, kwargs)
-    small = plan.apply(model)
-    try:
-        got = _run(small, args, kwargs)
-    except Exception as error:  # anything that a forward pass can raise
-        line = str(error).partition("\n")[0]
-        return f"the network does not run without some of its channels ({line})", math.inf
-    if [t.shape for t in got] != [t.shape for t in expected]:
-        return "the model's output changes its shape with its channels", math.inf
-    return "", max(map(relative_difference, got, expected), default=0.0)
+class _Trial:
+    """The full network and the sliced one, compared at what every layer reads.
+
+    Attributes
+    ----------
+    fault : str
+        Why they cannot be compared; empty if they can.
+    difference : float
+        The largest relative one of all tensors.
+    place : str
+        Where the first stands that differs.
+    """
+
+    def __init__(self, plan: Plan, probe: Probe) -> None:
+        self._plan = plan
+        self._probe = probe
+        self._read: dict[str, list[list[Tensor]]] = {}  # what stays of the inputs, call by call
+        self._lifts: dict[str, list[Tensor]] = {}  # of the channels that stay, call by call
+        self._filled: dict[str, Tensor] = {}  # by layer: which of the channels it reads hold values
+        self._sides = {
+            (name, reads): _split(kept, size)
+            for name, part in plan.modules.items()
+            for reads, kept, size in (
+                (False, part.out, part.out_before),
+                (True, part.in_, part.in_before),
+            )
+            if kept is not None and size is not None
+        }
+        self._generator = torch.Generator().manual_seed(probe.sign + 1)
+        self.fault = ""
+        self.difference = 0.0
+        self.place = ""
+
+    def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Compare; False if the full network does not run with the values of the probe."""
+        try:
+            with self._hooked(model, self._record, self._fill):
+                expected = _run(model, args, kwargs)
+        except Exception:  # anything that a forward pass can raise
+            return False
+        small = self._plan.apply(model)
+        try:
+            with self._hooked(small, self._compare, self._lift):
+                got = _run(small, args, kwargs)
+        except Exception as error:
+            self.fault = _in_words(error)
+            return True
+        if [t.shape for t in got] != [t.shape for t in expected]:
+            self.fault = "the model's output changes its shape with its channels"
+        elif any(self._read.values()):
+            self.fault = "without some of its channels the network runs fewer of its layers"
+        else:
+            self._note("the model returns", got, expected)
+        return True
+
+    def tells_of(self, group: Group, kept: Mapping[str, Indices]) -> bool:
+        """Whether every reader saw something in the channels that stay, and in the others."""
+        stays = np.isin(np.arange(group.channels), kept[group.name])
+        return bool(stays.all()) or all(
+            member.module in self._filled
+            and bool(self._filled[member.module][member.index[side[member.root]]].any())
+            for member in group.consumers
+            for side in (stays, ~stays)
+        )
+
+    @contextmanager
+    def _hooked(self, model: nn.Module, before: Before, after: After) -> Iterator[None]:
+        """Let functions see what goes into the layers, and what comes out of those that change."""
+
+        def enter(name: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
+            return before(name, module, (args, kwargs))
+
+        def leave(name: str, module: nn.Module, _: object, output: Any) -> None:
+            after(name, module, output)
+
+        with ExitStack() as hooks:
+            for name, module in model.named_modules():
+                if isinstance(module, (_ConvNd, nn.Linear)) and not is_depthwise(module):
+                    hook = partial(enter, name)
+                    hooks.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
+                if (name, False) in self._sides:
+                    hooks.enter_context(module.register_forward_hook(partial(leave, name)))
+            yield
+
+    def _record(self, name: str, module: nn.Module, inputs: Any) -> Any:
+        """Before a layer of the full network: note what stays, and silence the rest."""
+        tensors = tensors_in(inputs)
+        channels = self._channels(name, module, tensors, reads=True)
+        if channels is None:
+            self._read.setdefault(name, []).append([t.clone() for t in tensors])
+            return inputs
+        whole, (dim, stays, gone) = tensors[0], channels
+        part = whole.index_select(dim, stays)
+        self._read.setdefault(name, []).append([part])
+        filled = torch.zeros(whole.shape[dim], dtype=torch.bool, device=whole.device)
+        filled[stays] = _nonzero(torch.nan_to_num(part, 0.0, 0.0, 0.0), dim)
+        filled[gone] = _nonzero(whole.index_select(dim, gone), dim)
+        self._filled[name] = filled.cpu()
+        silent = whole.index_fill(dim, gone, 0)
+        return mapped(inputs, lambda leaf: silent if leaf is whole else leaf)
+
+    def _fill(self, name: str, module: nn.Module, output: Any) -> None:
+        """After a layer of the full network: put the values of the probe into its channels."""
+        tensors = tensors_in(output)
+        if channels := self._channels(name, module, tensors, reads=False):
+            written, (dim, stays, gone) = tensors[0], channels
+            if self._probe.lifted:
+                scale = 1 + _largest(written.index_select(dim, stays))
+                lift = torch.randn(len(stays), generator=self._generator).to(written) * scale
+                self._lifts.setdefault(name, []).append(lift)
+                wide = lift.new_zeros(written.shape[dim]).index_copy(0, stays, lift)
+                written.add_(_along(dim, wide, written))
+            written.index_copy_(dim, gone, _huge(written, dim, len(gone)) * self._probe.sign)
+
+    def _compare(self, name: str, module: nn.Module, inputs: Any) -> Any:
+        """Before a layer of the sliced network: is it what the full one read here?"""
+        if name in self._read:  # a depthwise convolution of one channel no longer looks like one
+            seen = self._read[name]
+            self._note(f"{name!r} reads", tensors_in(inputs), seen.pop(0) if seen else [])
+        return inputs
+
+    def _lift(self, name: str, module: nn.Module, output: Any) -> None:
+        """After a layer of the sliced network: what `_fill` did to the channels that stay."""
+        if lifts := self._lifts.get(name):
+            (written,) = tensors_in(output)[:1]
+            written.add_(_along(_channel_dim(module, written), lifts.pop(0), written))
+
+    def _channels(
+        self, name: str, module: nn.Module, tensors: Sequence[Tensor], *, reads: bool
+    ) -> tuple[int, Tensor, Tensor] | None:
+        """Dimension, channels that stay and those that go; None where all stay."""
+        sides = self._sides.get((name, reads))
+        if sides is None or not tensors:
+            return None
+        dim = _channel_dim(module, tensors[0])
+        stays, gone = (side.to(tensors[0].device) for side in sides)
+        if tensors[0].shape[dim] != len(stays) + len(gone):
+            return None
+        return dim, stays, gone
+
+    def _note(self, place: str, got: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+        if len(got) != len(expected):
+            differences = [math.inf]
+        else:  # modules around others may read some of the channels
+            same = [(g, e) for g, e in zip(got, expected, strict=True) if g.shape == e.shape]
+            differences = [relative_difference(g, e) for g, e in same]
+        self.difference = max(self.difference, *differences, 0.0)
+        if not self.place and self.difference > TOLERANCE:
+            self.place = place
 
 
 def relative_difference(got: Tensor, expected: Tensor) -> float:
-    """Largest absolute difference over the largest absolute value expected."""
+    """Largest absolute difference over the largest absolute value expected; inf if not finite."""
     if not expected.numel() or not expected.is_floating_point():
         return 0.0 if torch.equal(got, expected) else 1.0
-    same_nan = torch.isnan(got) & torch.isnan(expected)
-    error = torch.where(same_nan, 0, got - expected).abs().max()
-    scale = torch.nan_to_num(expected, 0.0).abs().max()
-    return float(error / scale) if scale > 0 else float(error)
+    error, scale = _largest(got - expected), _largest(expected)
+    if not math.isfinite(error) or not math.isfinite(scale):
+        same = (got == expected) | (torch.isnan(got) & torch.isnan(expected))
+        error = _largest(torch.where(same, 0, got - expected))
+        scale = _largest(torch.nan_to_num(expected, 0.0, 0.0, 0.0))
+    if math.isnan(error):
+        return math.inf
+    return error / scale if scale > 0 else error
 
 
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # models that draw even in eval mode draw the same twice
         return tensors_in(model(*args, **kwargs))
+
+
+def _channel_dim(module: nn.Module, tensor: Tensor) -> int:
+    if isinstance(module, nn.Linear):
+        return tensor.dim() - 1
+    if isinstance(module, _ConvNd):
+        return tensor.dim() - 1 - len(module.kernel_size)
+    return min(1, tensor.dim() - 1)
+
+
+def _along(dim: int, values: Tensor, like: Tensor) -> Tensor:
+    """A vector as a tensor that broadcasts along one dimension of another."""
+    return values.view([-1 if d == dim else 1 for d in range(like.dim())])
+
+
+def _split(kept: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
+    """Channels that stay, and those that go."""
+    stays = np.zeros(size, dtype=bool)
+    stays[np.asarray(kept)] = True
+    return torch.from_numpy(np.flatnonzero(stays)), torch.from_numpy(np.flatnonzero(~stays))
+
+
+def _huge(like: Tensor, dim: int, channels: int) -> Tensor:
+    """Numbers whose signs alternate with channels and positions: some pass any rectifier."""
+    values = _along(dim, HUGE * _alternating(channels), like)
+    positions = [(n, d) for d, n in enumerate(like.shape) if d != dim]
+    if positions:
+        length, other = max(positions)
+        values = values * _along(other, _alternating(length), like)
+    shape = [channels if d == dim else n for d, n in enumerate(like.shape)]
+    return values.to(like).expand(shape)
+
+
+def _alternating(count: int) -> Tensor:
+    """Numbers between 1 and 2, with alternating signs, of which no two cancel."""
+    sizes = 1 + torch.rand(count, generator=torch.Generator().manual_seed(0))
+    return sizes * (1 - 2 * (torch.arange(count) % 2))
+
+
+def _largest(tensor: Tensor) -> float:
+    """Largest absolute value; nan if one is."""
+    return float(torch.linalg.vector_norm(tensor, math.inf))
+
+
+def _nonzero(tensor: Tensor, dim: int) -> Tensor:
+    """Which of the channels hold something."""
+    return tensor.ne(0).movedim(dim, 0).flatten(1).any(1)
