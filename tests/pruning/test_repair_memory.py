@@ -14,7 +14,8 @@ from test_repair import SHAPES, Dense, Mobile, inputs
 from torch import Tensor, nn
 
 import epruner
-from epruner.pruning import calibration, trace
+from epruner.pruning.repair import calibration
+from epruner.pruning.trace import replay
 from epruner.pruning.trace.record import record
 from epruner.pruning.trace.replay import Replay
 from epruner.pruning.trace.spill import Spill, can_spill
@@ -40,11 +41,12 @@ print(before / 1e3, after / 1e3)
 """
 
 SMALL = """
-from epruner.pruning import calibration, trace
+from epruner.pruning.repair import calibration
+from epruner.pruning.trace import replay
 from epruner.pruning.trace.record import record
 from torch import nn
 torch.set_num_threads(1)
-trace.WAITING = {waiting}
+replay.WAITING = {waiting}
 calibration._MOST_IMAGES = 8
 
 class Block(nn.Module):
@@ -113,8 +115,8 @@ def test_where_values_wait_changes_no_bit(
 
     monkeypatch.setattr(Spill, "_write", counted)
     states = []
-    for waiting in (trace.WAITING, 0):
-        monkeypatch.setattr(trace, "WAITING", waiting)
+    for waiting in (replay.WAITING, 0):
+        monkeypatch.setattr(replay, "WAITING", waiting)
         torch.manual_seed(0)
         result = epruner.prune(
             stirred(kind()),
@@ -171,7 +173,7 @@ def test_full_disk_leaves_values_in_memory(monkeypatch: pytest.MonkeyPatch) -> N
         raise OSError(28, "No space left on device")
 
     model, x = stirred(Mobile()), inputs((3, 8, 8), 8)
-    monkeypatch.setattr(trace, "WAITING", 0)
+    monkeypatch.setattr(replay, "WAITING", 0)
     monkeypatch.setattr(Spill, "_write", full)
     with torch.no_grad():
         run = Replay([record(model, (x[:4],), {})] * 2, [((part,), {}) for part in x.chunk(2)])
@@ -196,12 +198,12 @@ def test_what_is_not_plain_memory_stays() -> None:
 
 def test_branches_that_wait_for_their_weights_leave_nothing_behind() -> None:
     model, x = stirred(Mobile()), inputs((3, 8, 8), 4)
-    tape_ = record(model, (x,), {})
-    ops = [s.module for s in tape_.ops]
+    taken = record(model, (x,), {})
+    ops = [s.module for s in taken.ops]
     branch = [ops.index("block2.6"), ops.index("block2.7")]
-    run = Replay([tape_], [((x,), {})], {tape_.ops[branch[0]].reads[0]: branch[1] + 1})
+    run = Replay([taken], [((x,), {})], {taken.ops[branch[0]].reads[0]: branch[1] + 1})
     run.advance(0, branch[1] + 1, branch)
-    assert not {s for i in branch for s in tape_.ops[i].writes} & set(run._values[0])
+    assert not {s for i in branch for s in taken.ops[i].writes} & set(run._values[0])
     with torch.no_grad():
         model.get_submodule("block2.6").weight.mul_(2)  # type: ignore[operator]
         run.advance(0, len(ops))

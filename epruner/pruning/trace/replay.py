@@ -137,9 +137,9 @@ class Replay:
         batch, self._current = self._current, None
         values = self._values[batch]
         storages: dict[int, dict[Value, Tensor]] = {}
-        for value, value in values.items():
-            if isinstance(value, Tensor) and can_spill(value):
-                storages.setdefault(value.untyped_storage().data_ptr(), {})[value] = value
+        for value, tensor in values.items():
+            if isinstance(tensor, Tensor) and can_spill(tensor):
+                storages.setdefault(tensor.untyped_storage().data_ptr(), {})[value] = tensor
         mine = [group for place, group in storages.items() if place not in self._others]
         held = [next(iter(group.values())).untyped_storage().nbytes() for group in mine]
         left = sum(held)
