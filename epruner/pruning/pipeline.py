@@ -35,8 +35,8 @@ from epruner.pruning.network.inputs import (
 )
 from epruner.pruning.options import Goal, check_choice, check_min_keep, label_of, set_goal
 from epruner.pruning.plan.apply import BN_MODES, INITS, apply_plan
-from epruner.pruning.repair.calibration import calibration_batches
-from epruner.pruning.repair.repair import check_compensation, compensate_for
+from epruner.pruning.repair.calibration import calibration_inputs
+from epruner.pruning.repair.repair import check_compensation, repair_network
 from epruner.pruning.report.progress import Stages
 from epruner.pruning.report.report import Report
 from epruner.pruning.result import PruningResult, layer_clusters, layer_reports, totals_of
@@ -188,7 +188,8 @@ def prune(
     repairs = check_compensation(
         compensate, calibrated=calibrate is not None, init=init, bn=bn, needs=needs
     )
-    batches = [] if calibrate is None else calibration_batches(model, calibrate, arguments)
+    given = None if calibrate is None else calibration_inputs(model, calibrate, arguments)
+    batches = () if given is None else given.fit
     check_min_keep(min_keep)
     threads.resolve(n_threads)
     if not isinstance(random_state, Integral) or random_state < 0:
@@ -277,7 +278,7 @@ def prune(
         small = apply_plan(model, plan)
         _dry_run(small, arguments)
     with stages.run("repair"):
-        small, repair, more = compensate_for(repairs, model, small, plan, groups, kept, batches)
+        small, repair, more = repair_network(repairs, model, small, plan, groups, kept, given)
     stages.close()
     notes = [*choice.notes, *notes, *more]
     for note in choice.notes:

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 import epruner
 from epruner.pruning.errors import RepairWarning
-from epruner.pruning.repair.calibration import calibration_batches
+from epruner.pruning.repair.calibration import calibration_inputs
 from epruner.pruning.repair.least_squares import output_error
 from epruner.pruning.report.report import Report
 from epruner.pruning.trace.normal import Normal, input_rows, output_rows, stacked, unstack
@@ -341,7 +341,7 @@ def test_several_inputs_by_position_and_by_name() -> None:
 
 def test_calibration_batches_are_of_two_sizes_at_most() -> None:
     model, x = network(Vgg), inputs((3, 16, 16), 70)
-    batches = calibration_batches(model, iter(x.split(9)), ((x[:1],), {}))  # type: ignore[no-untyped-call]
+    batches = calibration_inputs(model, iter(x.split(9)), ((x[:1],), {}))  # type: ignore[no-untyped-call]
     sizes = [len(args[0]) for args, _ in batches]
     assert sum(sizes) == 70
     assert len(set(sizes)) <= 2

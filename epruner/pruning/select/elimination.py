@@ -72,7 +72,7 @@ def eliminations(
     """
     modules = dict(model.named_modules())
     traces = record_all(model, batches)
-    sites, _ = find_sites(traces[0])
+    sites, _ = find_sites(model, traces[0])
     readers: dict[str, list[tuple[Group, Member]]] = {}
     for group in groups:
         for member in group.consumers:

@@ -3,9 +3,10 @@
 A convolution is a linear layer on its unfolded input. With U its rows (one per output position of
 one image), T the outputs it should have and W0 the weights it has, the refit solves
 
-    (U'U + R) W = U'T + R W0,    R = r I on weights, 0 on the bias,  r = 1e-3 of the mean diagonal
+    (U'U + R) W = U'T + R W0,    R = r I on weights, 0 on the bias,  r a share of the mean diagonal
 
-in float64. U'U and U'T are summed batch by batch, so memory does not grow with the images.
+in float64. U'U and U'T are summed batch by batch, so memory does not grow with the images; the
+same sums over other inputs tell how far off any weights are there.
 """
 
 from __future__ import annotations
@@ -219,12 +220,14 @@ class Normal:
         square = (weights * (self.gram @ weights)).sum(1) / self.rows
         return mean, (square - mean.square()).clamp_min(0)
 
-    def solve(self, start: Tensor, *, bias: bool) -> Tensor:
+    def solve(self, start: Tensor, ridge: float = RIDGE, *, bias: bool) -> Tensor:
         """Weights of least squared error, drawn towards those given.
 
         Parameters
         ----------
         start : Tensor of shape (groups, d + 1, o)
+        ridge : float
+            How strongly: a share of the mean diagonal of U'U.
         bias : bool
             Whether the last row (the bias) may change.
         """
@@ -232,15 +235,16 @@ class Normal:
         gram, cross = self.gram[:, :size, :size], self.cross[:, :size]
         if not bias:  # the bias that is there stays
             cross = cross - self.gram[:, :size, size:] @ start[:, size:]
-        strength = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)  # (groups,)
-        ridge = strength[:, None].expand(-1, size).clone()
+        strength = ridge * gram.diagonal(dim1=1, dim2=2).mean(1)  # (groups,)
+        pull = strength[:, None].expand(-1, size).clone()
         if bias:
-            ridge[:, -1] *= 1e-6  # keeps inputs that are all zero solvable
-        ridge.clamp_min_(torch.finfo(torch.float64).tiny ** 0.5)
-        right = cross + ridge[..., None] * start[:, :size]
+            pull[:, -1] *= 1e-6  # keeps inputs that are all zero solvable
+        pull.clamp_min_(torch.finfo(torch.float64).tiny ** 0.5)
+        right = cross + pull[..., None] * start[:, :size]
         gram = gram.clone()
-        gram.diagonal(dim1=1, dim2=2).add_(ridge)
-        found, failed = torch.linalg.solve_ex(gram, right)
+        gram.diagonal(dim1=1, dim2=2).add_(pull)
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        found = torch.cholesky_solve(right, factor)
         usable = (failed == 0) & torch.isfinite(found).all(2).all(1)
         solved = start.clone()
         solved[:, :size] = torch.where(usable[:, None, None], found, start[:, :size])
