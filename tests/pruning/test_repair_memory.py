@@ -17,8 +17,7 @@ import epruner
 from epruner.pruning.repair import calibration
 from epruner.pruning.trace import replay
 from epruner.pruning.trace.record import record
-from epruner.pruning.trace.replay import Replay
-from epruner.pruning.trace.spill import Spill, can_spill
+from epruner.pruning.trace.replay import Replay, is_plain_memory
 
 pytestmark = pytest.mark.filterwarnings("ignore::epruner.pruning.errors.BudgetWarning")
 
@@ -106,14 +105,14 @@ def test_where_values_wait_changes_no_bit(
     kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration, "_MOST_IMAGES", 16)
-    written: list[int] = []
-    write = Spill._write
+    written: list[Any] = []
+    save = torch.save
 
-    def counted(self: Spill, region: Any, view: memoryview) -> None:
-        written.append(region.nbytes)
-        write(self, region, view)
+    def counted(values: Any, path: Any) -> None:
+        written.append(path)
+        save(values, path)
 
-    monkeypatch.setattr(Spill, "_write", counted)
+    monkeypatch.setattr(torch, "save", counted)
     states = []
     for waiting in (replay.WAITING, 0):
         monkeypatch.setattr(replay, "WAITING", waiting)
@@ -131,41 +130,39 @@ def test_where_values_wait_changes_no_bit(
         assert torch.equal(value, states[1][key]), key
 
 
-def test_tensors_of_one_storage_come_back_as_one() -> None:
-    base = torch.arange(24.0).reshape(4, 6)
-    kept = {"all": base.clone(), "column": base[:, 2].clone()}
-    spill = Spill()
-    for _ in range(2):
-        aside = spill.put({"all": base, "column": base[:, 2]})
-        spill.forget()
-        back = spill.get(aside)
-        assert torch.equal(back["all"], kept["all"])
-        assert torch.equal(back["column"], kept["column"])
-        back["column"].add_(1)  # a op in place: the whole has it too, here and in the file
-        kept["all"][:, 2] += 1
-        assert torch.equal(back["all"], kept["all"])
-        base, kept["column"] = back["all"], kept["column"] + 1
+class Views(nn.Module):
+    """Writes into a part of what waits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 1
+        part = x[:, :2]
+        y = torch.sigmoid(x)
+        part.add_(y[:, :2])
+        return x * 2
 
 
-def test_what_nobody_wrote_into_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    spill, x = Spill(), torch.randn(100)
-    aside = spill.put({0: x})
-    monkeypatch.setattr(Spill, "_write", lambda *_: pytest.fail("written twice"))
-    for _ in range(3):
-        aside = spill.put(spill.get(aside))
-        spill.forget()
-    assert torch.equal(spill.get(aside)[0], x)
+def test_tensors_of_one_storage_come_back_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "WAITING", 0)
+    x = torch.randn(4, 6)
+    taken = record(Views(), (x[:2],), {})
+    run = Replay([taken] * 2, [((part,), {}) for part in x.chunk(2)])
+    for stop in range(len(taken.ops) + 1):
+        for batch in range(2):
+            run.advance(batch, stop)
+    assert torch.equal(torch.cat([run.outputs(b)[0] for b in range(2)]), Views()(x))
 
 
-def test_places_in_the_file_are_used_again() -> None:
-    spill = Spill()
-    for size in (100, 200) * 5:
-        aside = spill.put({0: torch.randn(size)})
-        spill.forget()
-        spill.get(aside)
-        spill.forget()
-        del aside
-    assert spill._end == 4 * 300
+def test_the_folder_goes_with_the_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "WAITING", 0)
+    x = torch.randn(4, 6)
+    run = Replay([record(Views(), (x[:2],), {})] * 2, [((part,), {}) for part in x.chunk(2)])
+    for batch in range(2):
+        run.advance(batch, 1)
+    assert run._folder is not None
+    folder = run._folder
+    assert [file.name for file in folder.iterdir()] == ["0.pt"]
+    del run
+    assert not folder.exists()
 
 
 def test_full_disk_leaves_values_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +171,7 @@ def test_full_disk_leaves_values_in_memory(monkeypatch: pytest.MonkeyPatch) -> N
 
     model, x = stirred(Mobile()), inputs((3, 8, 8), 8)
     monkeypatch.setattr(replay, "WAITING", 0)
-    monkeypatch.setattr(Spill, "_write", full)
+    monkeypatch.setattr(torch, "save", full)
     with torch.no_grad():
         run = Replay([record(model, (x[:4],), {})] * 2, [((part,), {}) for part in x.chunk(2)])
         run.advance(0, 5)
@@ -186,14 +183,13 @@ def test_full_disk_leaves_values_in_memory(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_is_not_plain_memory_stays() -> None:
-    assert can_spill(torch.zeros(3))
+    assert is_plain_memory(torch.zeros(3))
     others: list[Tensor] = [
         torch.zeros(3, device="meta"),
         torch.zeros(3).to_sparse(),
-        torch.zeros(3, dtype=torch.complex64).conj(),
         nn.Parameter(torch.zeros(3)),
     ]
-    assert not any(can_spill(tensor) for tensor in others)
+    assert not any(is_plain_memory(tensor) for tensor in others)
 
 
 def test_branches_that_wait_for_their_weights_leave_nothing_behind() -> None:
