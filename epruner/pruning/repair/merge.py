@@ -43,7 +43,8 @@ def folded_matrix(modules: Mapping[str, nn.Module], group: Group) -> Matrix:
             bias = module.bias.detach().double().cpu().numpy()
         norm = next((m for m in norms if len(m.index) == len(rows)), None)
         if norm is not None:
-            scale, shift = (x.cpu().numpy()[norm.index] for x in scale_shift(modules[norm.module]))
+            layer: Any = modules[norm.module]
+            scale, shift = (x.cpu().numpy()[norm.index] for x in scale_shift(layer))
             rows, bias = rows * scale[:, None], bias * scale + shift
         parts += [rows, bias[:, None]]
     return np.concatenate(parts, axis=1)

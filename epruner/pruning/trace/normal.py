@@ -209,10 +209,9 @@ class Normal:
         fitted = (weights * (self.gram @ weights - 2 * self.cross)).sum(1)
         return (fitted + self.square).clamp_min(0)
 
-    def spread(self) -> float:
-        """Sum of squares of T about its mean, over all outputs."""
-        mean = self.cross[:, -1] / self.rows
-        return float((self.square - self.rows * mean.square()).sum())
+    def spread(self) -> Tensor:
+        """Sum of squares of T about its mean, per output: (groups, o)."""
+        return self.square - self.cross[:, -1].square() / max(self.rows, 1)
 
     def moments(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of U W, per output: (groups, o) each."""

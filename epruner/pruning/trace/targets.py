@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from epruner.pruning.network.copies import address_of, own_tensors, owners
+from epruner.pruning.trace.normal import positions, unknowns
 from epruner.pruning.trace.record import is_plain
 from epruner.pruning.trace.trace import Trace, Value
 
@@ -81,9 +82,16 @@ def find_sites(model: nn.Module, trace: Trace) -> tuple[list[Site], list[str]]:
     return sites, notes
 
 
+def fit_positions(site: Site, module: nn.Module, traces: Sequence[Trace]) -> Tensor | None:
+    """Output positions of a layer to fit at over all batches; None is all of them."""
+    shapes = [trace.ops[site.op].shapes[0] for trace in traces]
+    spatial = shapes[0][1:-1] if isinstance(module, nn.Linear) else shapes[0][2:]
+    return positions(spatial, sum(shape[0] for shape in shapes), unknowns(module))
+
+
 def _shared(model: nn.Module) -> dict[str, str]:
     """Modules that hold tensors of others, and the first of those."""
-    found = {}
+    found: dict[str, str] = {}
     holders = owners(model)
     for name, module in model.named_modules():
         for tensor in own_tensors(module):
