@@ -39,7 +39,7 @@ from epruner.pruning.options import (
     make_request,
 )
 from epruner.pruning.plan.plan import Plan
-from epruner.pruning.repair.calibration import calibration_batches
+from epruner.pruning.repair.calibration import calibration_inputs
 from epruner.pruning.report.progress import Stages
 from epruner.pruning.report.report import left_alone
 from epruner.pruning.select.allocation import Choice, Counts, Measure, Search, Sizes
@@ -209,9 +209,9 @@ class Analysis:
             random_state=random_state,
             n_threads=n_threads,
         )
-        batches = (
-            [] if calibrate is None else calibration_batches(self._model, calibrate, self.arguments)
-        )
+        batches: Sequence[Arguments] = ()
+        if calibrate is not None:
+            batches = calibration_inputs(self._model, calibrate, self.arguments).fit
         chosen = self.choose(request, batches, Stages(show=False))
         for note in chosen.choice.notes:
             warnings.warn(BudgetWarning(note), stacklevel=2)

@@ -26,7 +26,7 @@ from epruner.pruning.options import (
     make_request,
 )
 from epruner.pruning.plan.plan import Plan
-from epruner.pruning.repair.calibration import calibration_batches
+from epruner.pruning.repair.calibration import calibration_inputs
 from epruner.pruning.repair.repair import repair_network
 from epruner.pruning.report.progress import Stages
 from epruner.pruning.report.report import Repair, Report
@@ -144,16 +144,16 @@ def prune(
     )
     known = isinstance(inputs, Analysis)
     arguments = inputs.arguments if known else as_arguments(model, inputs)
-    batches = [] if calibrate is None else calibration_batches(model, calibrate, arguments)
+    given = None if calibrate is None else calibration_inputs(model, calibrate, arguments)
     stages = Stages(progress)
     net = inputs if known else Analysis(model, inputs, stages)
-    chosen = net.choose(request, batches, stages)
+    chosen = net.choose(request, () if given is None else given.fit, stages)
     with stages.run("surgery"):
         small = chosen.plan.apply(model)
         _dry_run(small, net.arguments)
     with stages.run("repair"):
         small, repaired, more = repair_network(
-            request.method.repair, model, small, chosen.plan, chosen.groups, chosen.kept, batches
+            request.method.repair, model, small, chosen.plan, chosen.groups, chosen.kept, given
         )
     stages.close()
     choice = chosen.choice
@@ -235,12 +235,12 @@ def repair(
             part = plan.modules.get(group.name)
             if part is not None and part.out is not None:
                 kept[group.name] = np.asarray(part.out, np.intp)
-    batches: list[Arguments] = []
+    given = None
     if calibrate is not None:
         if inputs is None:
             calibrate, inputs = _with_example(model, calibrate)
-        batches = calibration_batches(model, calibrate, as_arguments(model, inputs))
-    repaired, done, _ = repair_network(repair, model, small, plan, groups, kept, batches)
+        given = calibration_inputs(model, calibrate, as_arguments(model, inputs))
+    repaired, done, _ = repair_network(repair, model, small, plan, groups, kept, given)
     return repaired, done
 
 

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 import epruner
 from epruner.pruning.errors import RepairWarning
-from epruner.pruning.repair.calibration import calibration_batches
+from epruner.pruning.repair.calibration import calibration_inputs, inputs_in
 from epruner.pruning.repair.least_squares import output_error
 from epruner.pruning.report.report import Report
 from epruner.pruning.trace.normal import Normal, input_rows, output_rows, stacked, unstack
@@ -62,6 +62,17 @@ def error(got: nn.Module, full: nn.Module, x: Tensor) -> float:
 def network(kind: type[nn.Module]) -> nn.Module:
     torch.manual_seed(0)
     return stirred(kind())
+
+
+def as_after_training(full: nn.Module, x: Tensor) -> None:
+    """Give BatchNorm the statistics of some inputs."""
+    for module in full.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+    with torch.no_grad():
+        full.train()(x)
+    full.eval()
 
 
 class Mobile(nn.Module):
@@ -169,13 +180,7 @@ def test_real_resnet_is_useful_without_labels_or_training(data_dir: Path) -> Non
 def test_training_mode_starts_from_the_repaired_network() -> None:
     full = network(Mobile)
     x = inputs((3, 8, 8), 300)
-    for module in full.modules():  # statistics of the inputs, as after training
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None
-    with torch.no_grad():
-        full.train()(x)
-    full.eval()
+    as_after_training(full, x)
     result = epruner.prune(full, (1, 3, 8, 8), macs=0.6, calibrate=x)
     with torch.no_grad():
         trained = copy.deepcopy(result.model).train()(x)
@@ -339,13 +344,54 @@ def test_several_inputs_by_position_and_by_name() -> None:
         epruner.prune(full, example, macs=0.6, calibrate=[(image,)])
 
 
-def test_calibration_batches_are_of_two_sizes_at_most() -> None:
-    model, x = network(Vgg), inputs((3, 16, 16), 70)
-    batches = calibration_batches(model, iter(x.split(9)), ((x[:1],), {}))  # type: ignore[no-untyped-call]
-    sizes = [len(args[0]) for args, _ in batches]
-    assert sum(sizes) == 70
-    assert len(set(sizes)) <= 2
-    assert torch.equal(torch.cat([args[0] for args, _ in batches]), x)
+@pytest.mark.parametrize(("count", "held_back"), [(14, 0), (15, 3), (70, 14)])
+def test_every_fifth_input_is_held_back(count: int, held_back: int) -> None:
+    model, x = network(Vgg), inputs((3, 16, 16), count)
+    found = calibration_inputs(model, iter(x.split(9)), ((x[:1],), {}), size=8)  # type: ignore[no-untyped-call]
+    assert (inputs_in(found.fit), inputs_in(found.held_back)) == (count - held_back, held_back)
+    unseen = torch.arange(count) % 5 == 4 if held_back else torch.zeros(count, dtype=torch.bool)
+    for batches, part in ((found.fit, x[~unseen]), (found.held_back, x[unseen])):
+        assert len({len(args[0]) for args, _ in batches}) <= 2
+        assert torch.equal(torch.cat([args[0] for args, _ in batches] or [x[:0]]), part)
+
+
+class Wide(nn.Sequential):
+    """Far more weights per output than there are inputs."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Linear(12, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 6)
+        )
+
+
+@pytest.mark.filterwarnings("ignore::epruner.pruning.errors.RepairWarning")
+@pytest.mark.parametrize(
+    ("kind", "compensate"),
+    [(Wide, "least_squares"), (Mobile, "least_squares"), (Mobile, "batchnorm")],
+)
+def test_reported_error_is_that_of_inputs_never_seen(
+    kind: type[nn.Module], compensate: str
+) -> None:
+    shape = SHAPES.get(kind, (12,))
+    full, unseen = network(kind), torch.randn(2000, *shape)
+    as_after_training(full, unseen)
+    options: dict[str, Any] = {"criterion": "l1", "calibrate": torch.randn(150, *shape)}
+    result = epruner.prune(full, (1, *shape), macs=0.6, compensate=compensate, **options)
+    sliced = epruner.prune(full, (1, *shape), macs=0.6, compensate="none", **options)
+    repair = result.report.repair
+    assert repair is not None
+    assert (repair.fit, repair.held_back) == (120, 30)
+    assert "on 30 inputs held back" in str(repair)
+    for reported, model in ((repair.before, sliced.model), (repair.after, result.model)):
+        assert 0.6 < reported / error(model, full, unseen) < 1.6
+
+
+def test_too_few_inputs_to_hold_some_back_are_said_to_be() -> None:
+    x = inputs((3, 8, 8), 14)
+    result = epruner.prune(network(Mobile), x[:1], macs=0.6, calibrate=x)
+    assert result.report.repair is not None
+    assert result.report.repair.held_back == 0
+    assert "on these same inputs, too few" in str(result.report)
 
 
 @pytest.mark.parametrize(
@@ -454,17 +500,94 @@ def test_tape_runs_other_batches_like_the_model() -> None:
     assert all(len(values) <= 2 for values in run._values)  # the rest was let go
 
 
-def test_network_that_reads_values_is_left_sliced_with_a_message() -> None:
-    class Conditional(Vgg):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x * (1.0 if x.sum().item() > 0 else 2.0))  # type: ignore[no-any-return]
+class Attention(nn.Module):
+    """Looks at the mask that it makes for itself, as text encoders do."""
 
+    def __init__(self, limit: float | None = None) -> None:
+        super().__init__()
+        self.limit = limit
+        self.values = nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.ones(x.shape[:2])
+        if self.limit is not None:
+            mask[:, 0].masked_fill_(x[:, 0, 0] > self.limit, 0)  # through a view
+        weights = torch.full(x.shape[:2], 1 / x.shape[1])
+        if not (mask == 1).all():
+            weights = torch.softmax(mask, 1)
+        return x + (weights[:, :, None] * self.values(x)).sum(1, keepdim=True)  # type: ignore[no-any-return]
+
+
+class Encoder(nn.Module):
+    def __init__(self, limit: float | None = None) -> None:
+        super().__init__()
+        self.attention = Attention(limit)
+        self.wide, self.narrow = nn.Linear(12, 32), nn.Linear(32, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attention(x)
+        return x + self.narrow(F.gelu(self.wide(x)))  # type: ignore[no-any-return]
+
+
+def test_values_that_no_input_decides_may_be_read() -> None:
     torch.manual_seed(0)
-    with pytest.warns(RepairWarning, match="depends on values"):
-        result = epruner.prune(
-            Conditional().eval(), (1, 3, 16, 16), macs=0.6, calibrate=inputs((3, 16, 16), 20)
-        )
+    full, x = Encoder().eval(), torch.randn(100, 5, 12)
+    result = epruner.prune(full, x[:1], keep={"wide": 0.5}, calibrate=x)
+    assert result.report.repair is not None
+    assert [layer.name for layer in result.report.repair.layers] == ["narrow"]
+
+
+def test_network_that_reads_its_inputs_stays_sliced_and_says_where() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(40, 5, 12)
+    with pytest.warns(RepairWarning, match=r"depends on values.*in 'attention'"):
+        result = epruner.prune(Encoder(1.0).eval(), x[:1], keep={"wide": 0.5}, calibrate=x)
     assert result.report.repair is None
+
+
+class Tied(nn.Module):
+    """Two parameters of one memory, and one module under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.read = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 1)
+        self.norm = nn.BatchNorm2d(8)
+        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm_a, self.norm_b = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.once = nn.Conv2d(8, 8, 1)
+        self.again = self.once
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.read(F.relu(self.stem(x)))))
+        x = F.relu(self.norm_b(self.b(F.relu(self.norm_a(self.a(x))))))
+        return self.head(self.again(F.relu(self.once(x))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("compensate", ["none", "merge", "batchnorm", "least_squares"])
+def test_what_is_shared_stays_shared(compensate: str) -> None:
+    full = network(Tied)
+    assert isinstance(full, Tied)
+    full.b.weight.data = full.a.weight.data
+    full.norm_b.bias.data = full.norm_a.bias.data
+    x = inputs((3, 8, 8), 100)
+    as_after_training(full, x)
+    result = epruner.prune(
+        full, x[:1], keep={"stem": 0.5}, criterion="l1", calibrate=x, compensate=compensate
+    )
+    small = result.model
+    assert isinstance(small, Tied)
+    assert small.again is small.once
+    for one, other in ((small.a.weight, small.b.weight), (small.norm_a.bias, small.norm_b.bias)):
+        assert one.data_ptr() == other.data_ptr()
+    if compensate == "least_squares":
+        assert result.report.repair is not None
+        assert [layer.name for layer in result.report.repair.layers] == ["read", "head"]
+        notes = str(result.report.notes)
+        assert "its weights are shared with 'b'): a" in notes
+        assert "used more than once in a forward pass): once" in notes
+        assert torch.equal(small.a.weight, full.a.weight)
+        assert torch.equal(small.norm_a.bias, full.norm_a.bias)
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,10 @@ from test_repair import SHAPES, Dense, Mobile, inputs
 from torch import Tensor, nn
 
 import epruner
-from epruner.pruning import calibration, trace
+from epruner.pruning.repair import calibration
+from epruner.pruning.trace import replay
 from epruner.pruning.trace.record import record
-from epruner.pruning.trace.replay import Replay
-from epruner.pruning.trace.spill import Spill, can_spill
+from epruner.pruning.trace.replay import Replay, is_plain_memory
 
 pytestmark = pytest.mark.filterwarnings("ignore::epruner.pruning.errors.BudgetWarning")
 
@@ -40,11 +40,12 @@ print(before / 1e3, after / 1e3)
 """
 
 SMALL = """
-from epruner.pruning import calibration, trace
+from epruner.pruning.repair import calibration
+from epruner.pruning.trace import replay
 from epruner.pruning.trace.record import record
 from torch import nn
 torch.set_num_threads(1)
-trace.WAITING = {waiting}
+replay.WAITING = {waiting}
 calibration._MOST_IMAGES = 8
 
 class Block(nn.Module):
@@ -104,17 +105,17 @@ def test_where_values_wait_changes_no_bit(
     kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration, "_MOST_IMAGES", 16)
-    written: list[int] = []
-    write = Spill._write
+    written: list[Any] = []
+    save = torch.save
 
-    def counted(self: Spill, region: Any, view: memoryview) -> None:
-        written.append(region.nbytes)
-        write(self, region, view)
+    def counted(values: Any, path: Any) -> None:
+        written.append(path)
+        save(values, path)
 
-    monkeypatch.setattr(Spill, "_write", counted)
+    monkeypatch.setattr(torch, "save", counted)
     states = []
-    for waiting in (trace.WAITING, 0):
-        monkeypatch.setattr(trace, "WAITING", waiting)
+    for waiting in (replay.WAITING, 0):
+        monkeypatch.setattr(replay, "WAITING", waiting)
         torch.manual_seed(0)
         result = epruner.prune(
             stirred(kind()),
@@ -129,41 +130,39 @@ def test_where_values_wait_changes_no_bit(
         assert torch.equal(value, states[1][key]), key
 
 
-def test_tensors_of_one_storage_come_back_as_one() -> None:
-    base = torch.arange(24.0).reshape(4, 6)
-    kept = {"all": base.clone(), "column": base[:, 2].clone()}
-    spill = Spill()
-    for _ in range(2):
-        aside = spill.put({"all": base, "column": base[:, 2]})
-        spill.forget()
-        back = spill.get(aside)
-        assert torch.equal(back["all"], kept["all"])
-        assert torch.equal(back["column"], kept["column"])
-        back["column"].add_(1)  # a op in place: the whole has it too, here and in the file
-        kept["all"][:, 2] += 1
-        assert torch.equal(back["all"], kept["all"])
-        base, kept["column"] = back["all"], kept["column"] + 1
+class Views(nn.Module):
+    """Writes into a part of what waits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 1
+        part = x[:, :2]
+        y = torch.sigmoid(x)
+        part.add_(y[:, :2])
+        return x * 2
 
 
-def test_what_nobody_wrote_into_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    spill, x = Spill(), torch.randn(100)
-    aside = spill.put({0: x})
-    monkeypatch.setattr(Spill, "_write", lambda *_: pytest.fail("written twice"))
-    for _ in range(3):
-        aside = spill.put(spill.get(aside))
-        spill.forget()
-    assert torch.equal(spill.get(aside)[0], x)
+def test_tensors_of_one_storage_come_back_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "WAITING", 0)
+    x = torch.randn(4, 6)
+    taken = record(Views(), (x[:2],), {})
+    run = Replay([taken] * 2, [((part,), {}) for part in x.chunk(2)])
+    for stop in range(len(taken.ops) + 1):
+        for batch in range(2):
+            run.advance(batch, stop)
+    assert torch.equal(torch.cat([run.outputs(b)[0] for b in range(2)]), Views()(x))
 
 
-def test_places_in_the_file_are_used_again() -> None:
-    spill = Spill()
-    for size in (100, 200) * 5:
-        aside = spill.put({0: torch.randn(size)})
-        spill.forget()
-        spill.get(aside)
-        spill.forget()
-        del aside
-    assert spill._end == 4 * 300
+def test_the_folder_goes_with_the_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "WAITING", 0)
+    x = torch.randn(4, 6)
+    run = Replay([record(Views(), (x[:2],), {})] * 2, [((part,), {}) for part in x.chunk(2)])
+    for batch in range(2):
+        run.advance(batch, 1)
+    assert run._folder is not None
+    folder = run._folder
+    assert [file.name for file in folder.iterdir()] == ["0.pt"]
+    del run
+    assert not folder.exists()
 
 
 def test_full_disk_leaves_values_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,8 +170,8 @@ def test_full_disk_leaves_values_in_memory(monkeypatch: pytest.MonkeyPatch) -> N
         raise OSError(28, "No space left on device")
 
     model, x = stirred(Mobile()), inputs((3, 8, 8), 8)
-    monkeypatch.setattr(trace, "WAITING", 0)
-    monkeypatch.setattr(Spill, "_write", full)
+    monkeypatch.setattr(replay, "WAITING", 0)
+    monkeypatch.setattr(torch, "save", full)
     with torch.no_grad():
         run = Replay([record(model, (x[:4],), {})] * 2, [((part,), {}) for part in x.chunk(2)])
         run.advance(0, 5)
@@ -184,24 +183,23 @@ def test_full_disk_leaves_values_in_memory(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_is_not_plain_memory_stays() -> None:
-    assert can_spill(torch.zeros(3))
+    assert is_plain_memory(torch.zeros(3))
     others: list[Tensor] = [
         torch.zeros(3, device="meta"),
         torch.zeros(3).to_sparse(),
-        torch.zeros(3, dtype=torch.complex64).conj(),
         nn.Parameter(torch.zeros(3)),
     ]
-    assert not any(can_spill(tensor) for tensor in others)
+    assert not any(is_plain_memory(tensor) for tensor in others)
 
 
 def test_branches_that_wait_for_their_weights_leave_nothing_behind() -> None:
     model, x = stirred(Mobile()), inputs((3, 8, 8), 4)
-    tape_ = record(model, (x,), {})
-    ops = [s.module for s in tape_.ops]
+    taken = record(model, (x,), {})
+    ops = [s.module for s in taken.ops]
     branch = [ops.index("block2.6"), ops.index("block2.7")]
-    run = Replay([tape_], [((x,), {})], {tape_.ops[branch[0]].reads[0]: branch[1] + 1})
+    run = Replay([taken], [((x,), {})], {taken.ops[branch[0]].reads[0]: branch[1] + 1})
     run.advance(0, branch[1] + 1, branch)
-    assert not {s for i in branch for s in tape_.ops[i].writes} & set(run._values[0])
+    assert not {s for i in branch for s in taken.ops[i].writes} & set(run._values[0])
     with torch.no_grad():
         model.get_submodule("block2.6").weight.mul_(2)  # type: ignore[operator]
         run.advance(0, len(ops))

@@ -1,9 +1,13 @@
-"""Calibration inputs: whatever holds a few hundred of them, made into batches of fixed sizes."""
+"""Calibration inputs: whatever holds a few hundred of them, made into batches of fixed sizes.
+
+What learns from inputs is judged on others: every fifth input is held back from all fitting.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,13 +20,41 @@ from epruner.pruning.network.tree import tensors_in
 # may be a thousand times a sequence of indices.
 _MOST, _MOST_IMAGES = 32, 128
 _MOST_ELEMENTS = 2**21
+_HELD_BACK = 5  # one in so many
+_FEWEST = 15  # inputs of which some are held back: three at least
 _USUAL_KEYS = ("pixel_values", "image", "images", "img", "inputs", "input", "x", "data")
 
 
-def calibration_batches(
+@dataclass(frozen=True)
+class Calibration:
+    """Inputs of a network, batch by batch.
+
+    Parameters
+    ----------
+    fit : tuple of (args, kwargs)
+        To measure and to fit to.
+    held_back : tuple of (args, kwargs)
+        To judge by what was fit; empty where the inputs are too few.
+    """
+
+    fit: tuple[Arguments, ...]
+    held_back: tuple[Arguments, ...] = ()
+
+    @property
+    def unseen(self) -> tuple[Arguments, ...]:
+        """What to judge by: those held back if there are any."""
+        return self.held_back or self.fit
+
+
+def inputs_in(batches: Iterable[Arguments]) -> int:
+    """How many inputs some batches hold."""
+    return sum(len(tensors_in(batch)[0]) for batch in batches)
+
+
+def calibration_inputs(
     model: nn.Module, calibrate: Any, example: Arguments, *, size: int | None = None
-) -> list[Arguments]:
-    """Arguments of the model's forward, batch by batch.
+) -> Calibration:
+    """Inputs to fit to and inputs to judge by, as arguments of the model's forward.
 
     The batches do not depend on those of a loader: the same inputs give the same bits.
 
@@ -40,8 +72,8 @@ def calibration_batches(
 
     Returns
     -------
-    list of (args, kwargs)
-        In at most two sizes; half precision becomes float32.
+    Calibration
+        Each part in batches of at most two sizes; half precision becomes float32.
 
     Raises
     ------
@@ -82,15 +114,24 @@ def calibration_batches(
         most = _MOST_IMAGES if all(tensor.dim() >= 4 for tensor in whole) else _MOST
         size = min(most, max(1, _MOST_ELEMENTS // elements))
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    parts_wanted = -(-count // size)
-    # all of one size, if a few more batches are enough for that
-    even = range(parts_wanted, 2 * parts_wanted)
-    parts_wanted = next((n for n in even if count % n == 0), parts_wanted)
-    chunks = [tensor.tensor_split(parts_wanted) for tensor in whole]
-    return [
-        _fill(example, [tensor.to(device) for tensor in batch])
-        for batch in zip(*chunks, strict=True)
-    ]
+    held_back = torch.arange(count) % _HELD_BACK == _HELD_BACK - 1
+    if count < _FEWEST:
+        held_back[:] = False
+    fit, unseen = (
+        tuple(
+            _fill(example, [tensor.to(device) for tensor in batch])
+            for batch in zip(*(_split(tensor[part], size) for tensor in whole), strict=True)
+        )
+        for part in (~held_back, held_back)
+    )
+    return Calibration(fit, unseen)
+
+
+def _split(inputs: Tensor, size: int) -> Sequence[Tensor]:
+    """Batches of at most `size`: all of one size, if a few more are enough for that."""
+    fewest = -(-len(inputs) // size)
+    even = (n for n in range(fewest, 2 * fewest) if len(inputs) % n == 0)
+    return inputs.tensor_split(next(even, fewest)) if fewest else ()
 
 
 def _slots(model: nn.Module, example: Arguments) -> tuple[list[str], list[Tensor]]:

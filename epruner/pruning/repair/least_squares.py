@@ -5,6 +5,9 @@ unlabelled inputs, so that each layer of the small network, reading what the sma
 it, comes as near as it can to what the full network computes at the same place. Where a layer's
 output is added to a shortcut, the target is the sum after the addition: what went wrong upstream
 and arrives through the shortcut is made good here. Elsewhere it is the layer's own output.
+
+How strongly weights are drawn towards the sliced ones, whether they change at all, and what the
+report says of them is decided on inputs that were held back from the fit.
 """
 
 from __future__ import annotations
@@ -23,26 +26,29 @@ from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.network.layers import scale_shift
 from epruner.pruning.network.tree import tensors_in
 from epruner.pruning.plan.plan import Plan
+from epruner.pruning.repair.calibration import Calibration, inputs_in
 from epruner.pruning.report.report import LayerRepair, Repair
 from epruner.pruning.trace.normal import (
     EXACT,
+    RIDGE,
     Normal,
     as_rows,
     at_positions,
     input_rows,
-    positions,
     stacked,
     unknowns,
     unstack,
 )
 from epruner.pruning.trace.record import record_all
 from epruner.pruning.trace.replay import Replay
-from epruner.pruning.trace.targets import Site, find_sites
+from epruner.pruning.trace.targets import Site, find_sites, fit_positions
 from epruner.pruning.trace.trace import Value
+
+RIDGES = (1e-4, RIDGE, 1e-2, 1e-1, 1.0)  # tried on the inputs held back
 
 
 def refit(
-    full: nn.Module, small: nn.Module, plan: Plan, batches: Sequence[Arguments]
+    full: nn.Module, small: nn.Module, plan: Plan, calibration: Calibration
 ) -> tuple[nn.Module, Repair | None, list[str]]:
     """Refit the layers of a pruned network by least squares.
 
@@ -51,8 +57,7 @@ def refit(
     full, small : torch.nn.Module
         The original and what `plan` makes of it; neither is modified.
     plan : Plan
-    batches : sequence of (args, kwargs)
-        See `epruner.pruning.repair.calibration.calibration_batches`.
+    calibration : Calibration
 
     Returns
     -------
@@ -70,26 +75,29 @@ def refit(
         The forward pass cannot be followed op by op.
     """
     reference, work = working_copy(full), working_copy(small)
+    batches = (*calibration.fit, *calibration.held_back)
     full_traces, traces = record_all(reference, batches), record_all(work, batches)
     if [s.label for s in full_traces[0].ops] != [s.label for s in traces[0].ops]:
         note = "least squares left off: the pruned network takes another course than the original"
-        warnings.warn(RepairWarning(note), stacklevel=3)
+        warnings.warn(RepairWarning(note), stacklevel=4)
         return deep_copy(small), None, [note]
-    sites, notes = find_sites(traces[0])
-    sliced = _outputs(work, batches)
+    sites, notes = find_sites(work, traces[0])
+    sliced = _outputs(work, calibration.unseen)
     keep: dict[Value, int] = {}
     for site in sites:  # in ascending order of `at`: of several that read one value the last counts
         keep[traces[0].ops[site.op].reads[0]] = site.at
-    pair = _Pair(reference, work, plan, Replay(full_traces, batches), Replay(traces, batches, keep))
+    replays = Replay(full_traces, batches), Replay(traces, batches, keep)
+    pair = _Pair(work, plan, *replays, len(calibration.fit))
     done = [found for site in sites if (found := pair.repair(site)) is not None]
-    original, repaired = zip(*(pair.finish(batch) for batch in range(len(batches))), strict=True)
+    unseen = range(len(batches))[-len(calibration.unseen) :]
+    original, repaired = zip(*(pair.finish(batch) for batch in unseen), strict=True)
     before, after = output_error(sliced, original), output_error(repaired, original)
-    if after > before:  # each layer gained, the network did not: rather leave it as it was
+    if not after <= before:  # each layer gained, the network did not: rather leave it as it was
         notes.append(
             "least squares left off: the output's error would grow from "
             f"{before:.3g} to {after:.3g}"
         )
-        warnings.warn(RepairWarning(notes[-1]), stacklevel=3)
+        warnings.warn(RepairWarning(notes[-1]), stacklevel=4)
         return deep_copy(small), None, notes
     if pair.poor:
         notes.append(
@@ -97,8 +105,9 @@ def refit(
             f"{len(pair.poor)} of the layers refit (the first is {pair.poor[0]}); the ridge keeps "
             "them near the sliced weights, more inputs would repair more"
         )
-        warnings.warn(RepairWarning(notes[-1]), stacklevel=3)
-    return with_weights_of(small, work), Repair(tuple(done), before, after), notes
+        warnings.warn(RepairWarning(notes[-1]), stacklevel=4)
+    numbers = inputs_in(calibration.fit), inputs_in(calibration.held_back)
+    return with_weights_of(small, work), Repair(tuple(done), before, after, *numbers), notes
 
 
 def reestimate(small: nn.Module, batches: Sequence[Arguments]) -> nn.Module:
@@ -144,61 +153,64 @@ class _Pair:
     """The full and the small network on the same inputs, op by op."""
 
     def __init__(
-        self, reference: nn.Module, work: nn.Module, plan: Plan, full: Replay, small: Replay
+        self, work: nn.Module, plan: Plan, full: Replay, small: Replay, n_fit: int
     ) -> None:
-        self._reference, self._modules = reference, dict(work.named_modules())
-        self._plan, self._full, self.small = plan, full, small
+        self._modules, self._plan = dict(work.named_modules()), plan
+        self._full, self._small = full, small
+        self._n_fit = n_fit  # batches to fit to; those after them are held back
         self.poor: list[str] = []
 
     def finish(self, batch: int) -> tuple[list[Tensor], list[Tensor]]:
         """Outputs of the full and the small network."""
-        ops = len(self.small.traces[batch].ops)
+        ops = len(self._small.traces[batch].ops)
         self._full.advance(batch, ops)
-        self.small.advance(batch, ops)
-        return self._full.outputs(batch), self.small.outputs(batch)
+        self._small.advance(batch, ops)
+        return self._full.outputs(batch), self._small.outputs(batch)
 
     def repair(self, site: Site) -> LayerRepair | None:
         """Refit one layer; None where there was nothing to gain."""
         module = self._modules[site.name]
         norm = self._modules.get(site.norm or "")
-        count, batches = unknowns(module), len(self.small.traces)
-        shape = self.small.traces[0].ops[site.op].shapes[0]
-        spatial = shape[1:-1] if isinstance(module, nn.Linear) else shape[2:]
-        images = sum(trace.ops[site.op].shapes[0][0] for trace in self.small.traces)
-        chosen = positions(spatial, images, count)
-        normal = Normal.empty(module)
+        chosen = fit_positions(site, module, self._small.traces[: self._n_fit])
+        normal, held_back = Normal.empty(module), Normal.empty(module)
         # what the layer gives is of use with the repaired weights only
         branch = [s for s in (site.op, site.norm_op) if s >= 0 and site.other is not None]
-        for batch in range(batches):
+        for batch, trace in enumerate(self._small.traces):
             self._full.advance(batch, site.at + 1)
-            self.small.advance(batch, site.at, branch)
-            read = self.small.traces[batch].ops[site.op].reads[0]
-            rows = input_rows(self.small.value(batch, read), module, chosen)
-            normal.add(rows, self._target(batch, site, module, norm, chosen))
-        if not normal.finite():
+            self._small.advance(batch, site.at, branch)
+            read = self._small.value(batch, trace.ops[site.op].reads[0])
+            rows = input_rows(read, module, chosen)
+            part = normal if batch < self._n_fit else held_back
+            part.add(rows, self._target(batch, site, module, norm, chosen))
+        if not normal.finite() or not held_back.finite():
             raise ValueError(_not_finite(f"layer {site.name!r}"))
-        start = stacked(module)
-        before = normal.error(start)
-        spread = normal.spread()
-        if not spread > 0 or float(before.sum()) <= EXACT * spread:
+        judge = held_back if held_back.rows else normal
+        start, before = stacked(module), judge.error(stacked(module))  # (groups, o)
+        units = torch.ones_like(before)
+        if isinstance(norm, _BatchNorm):  # what counts is what BatchNorm makes of an output
+            units = scale_shift(norm)[0].square().view_as(before)
+        spread, error = float((judge.spread() * units).sum()), float((before * units).sum())
+        if not spread > 0 or error <= EXACT * spread:
             return None
-        if normal.rows < count:
+        if normal.rows < unknowns(module):
             self.poor.append(site.name)
-        bias = norm is not None or module.bias is not None
-        solved = normal.solve(start, bias=bias)
-        # as the layer will hold it, so that the comparison is one of what comes to be
-        solved = solved.to(module.weight.dtype).double()
-        better = normal.error(solved) < before
-        weights = torch.where(better[:, None], solved, start)
+        tried = []
+        for ridge in RIDGES if held_back.rows else (RIDGE,):
+            solved = normal.solve(start, ridge, bias=norm is not None or module.bias is not None)
+            # as the layer will hold it, so that the comparison is one of what comes to be
+            solved = solved.to(module.weight.dtype).double()
+            tried.append((float((judge.error(solved) * units).sum()), ridge, solved))
+        _, ridge, solved = min(tried, key=lambda found: found[0])
+        weights = torch.where((judge.error(solved) < before)[:, None], solved, start)
         offset = unstack(module, weights)
         if isinstance(norm, _BatchNorm):
-            plain = module.bias is None
-            _settle(norm, normal, weights, offset if plain else None)
+            _set_statistics(norm, normal, weights, offset if module.bias is None else None)
         return LayerRepair(
             site.name,
             "output" if site.other is None else "stream",
-            float(before.sum()) / spread,
-            float(normal.error(weights).sum()) / spread,
+            error / spread,
+            float((judge.error(weights) * units).sum()) / spread,
+            ridge,
         )
 
     def _target(
@@ -212,7 +224,7 @@ class _Pair:
         if part is not None and part.out is not None:
             wanted = wanted.index_select(dim, torch.tensor(part.out, device=wanted.device))
         if site.other is not None:
-            wanted = wanted - at_positions(self.small.value(batch, site.other), module, chosen)
+            wanted = wanted - at_positions(self._small.value(batch, site.other), module, chosen)
             if isinstance(norm, _BatchNorm):
                 scale, shift = scale_shift(norm)
                 alive = scale.abs() > 1e-12
@@ -224,7 +236,9 @@ class _Pair:
         return as_rows(wanted, module)
 
 
-def _settle(norm: _BatchNorm, normal: Normal, weights: Tensor, offset: Tensor | None) -> None:
+def _set_statistics(
+    norm: _BatchNorm, normal: Normal, weights: Tensor, offset: Tensor | None
+) -> None:
     """Give a BatchNorm the statistics of what it now reads, and the offset its layer cannot hold.
 
     What it computes in eval mode stays the same but for the offset; in training mode, where the

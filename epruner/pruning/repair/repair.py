@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -10,9 +9,10 @@ from torch import nn
 
 from epruner.pruning.errors import RepairWarning, TraceError
 from epruner.pruning.graph.groups import Group
-from epruner.pruning.network.inputs import Arguments
+from epruner.pruning.network.copies import deep_copy
 from epruner.pruning.network.layers import is_depthwise
 from epruner.pruning.plan.plan import Plan
+from epruner.pruning.repair.calibration import Calibration, inputs_in
 from epruner.pruning.repair.least_squares import (
     output_error,
     outputs,
@@ -23,6 +23,8 @@ from epruner.pruning.repair.merge import merge
 from epruner.pruning.report.report import Repair
 from epruner.pruning.select.importance import Indices
 
+Repaired = tuple[nn.Module, Repair | None, list[str]]
+
 
 def repair_network(
     kind: str,
@@ -31,56 +33,64 @@ def repair_network(
     plan: Plan,
     groups: Sequence[Group],
     kept: Mapping[str, Indices],
-    batches: Sequence[Arguments],
-) -> tuple[nn.Module, Repair | None, list[str]]:
+    calibration: Calibration | None = None,
+) -> Repaired:
     """A repaired copy of the pruned network, what was done, and notes.
 
     Parameters
     ----------
     kind : {"none", "merge", "batchnorm", "least_squares"}
     model, small : torch.nn.Module
-        The original, and what `plan` made of it.
+        The original, and what `plan` made of it; neither is modified.
     plan : Plan
     groups : sequence of Group
     kept : mapping of str to ndarray of int
         By group name.
-    batches : sequence of (args, kwargs)
-        Calibration inputs, where the repair needs them.
+    calibration : Calibration, optional
+        For the kinds that learn from inputs.
     """
     if kind == "none":
         return small, None, []
     if kind == "merge":
-        modules = dict(model.named_modules())
-        between = [
-            g.name
-            for g in groups
-            if any(is_depthwise(modules[m.module]) for m in g.followers if m.module in modules)
-        ]
-        notes = []
-        if between:
-            notes.append(
-                f"merge left off for {len(between)} layers (the first is {between[0]}): a "
-                "depthwise convolution filters their channels one by one"
-            )
-        repaired = copy.deepcopy(small)
-        notes += merge(model, repaired, groups, kept, leave=between)
-        return repaired, None, notes
+        return _merged(model, small, groups, kept)
+    assert calibration is not None
     if kind == "batchnorm":
-        return _reestimated(model, small, batches)
+        return _reestimated(model, small, calibration)
     try:
-        return refit(model, small, plan, batches)
+        return refit(model, small, plan, calibration)
     except TraceError as error:
         note = f"least squares left off: {error}"
         warnings.warn(RepairWarning(note), stacklevel=3)
         return small, None, [note]
 
 
-def _reestimated(
-    model: nn.Module, small: nn.Module, batches: Sequence[Arguments]
-) -> tuple[nn.Module, Repair | None, list[str]]:
+def _merged(
+    model: nn.Module, small: nn.Module, groups: Sequence[Group], kept: Mapping[str, Indices]
+) -> Repaired:
+    """Dropped filters handed to the most similar kept ones, but not across a depthwise layer."""
+    modules = dict(model.named_modules())
+    between = [
+        g.name
+        for g in groups
+        if any(is_depthwise(modules[m.module]) for m in g.followers if m.module in modules)
+    ]
+    notes = []
+    if between:
+        notes.append(
+            f"merge left off for {len(between)} layers (the first is {between[0]}): a "
+            "depthwise convolution filters their channels one by one"
+        )
+    repaired = deep_copy(small)
+    notes += merge(model, repaired, groups, kept, leave=between)
+    return repaired, None, notes
+
+
+def _reestimated(model: nn.Module, small: nn.Module, calibration: Calibration) -> Repaired:
     """BatchNorm statistics anew, if that brings the outputs nearer to the original's."""
-    repaired = reestimate(small, batches)
-    expected, sliced, got = (outputs(network, batches) for network in (model, small, repaired))
+    repaired = reestimate(small, calibration.fit)
+    expected, sliced, got = (
+        outputs(network, calibration.unseen) for network in (model, small, repaired)
+    )
     before, after = output_error(sliced, expected), output_error(got, expected)
     if not after <= before:
         note = (
@@ -89,4 +99,5 @@ def _reestimated(
         )
         warnings.warn(RepairWarning(note), stacklevel=4)
         return small, None, [note]
-    return repaired, Repair((), before, after), []
+    numbers = inputs_in(calibration.fit), inputs_in(calibration.held_back)
+    return repaired, Repair((), before, after, *numbers), []

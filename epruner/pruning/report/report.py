@@ -71,14 +71,18 @@ class LayerRepair:
     target : {"stream", "output"}
         What it was fit to: the residual stream after the addition, or its own output.
     before, after : float
-        Squared error on the calibration inputs over the variance of the target, with the sliced
-        and with the refit weights.
+        Squared error over the variance of the target, with the sliced and with the refit weights,
+        on the inputs held back.
+    ridge : float
+        How strongly the weights were drawn towards the sliced ones, of the mean diagonal of the
+        normal equations.
     """
 
     name: str
     target: str
     before: float
     after: float
+    ridge: float
 
 
 @dataclass(frozen=True)
@@ -91,12 +95,17 @@ class Repair:
         Layers that least squares refit, in the order of the network; none if only BatchNorm
         statistics were estimated anew.
     before, after : float
-        Squared error of the network's outputs on the calibration inputs, over their variance.
+        Squared error of the network's outputs over their variance, on the inputs held back.
+    fit, held_back : int
+        Numbers of calibration inputs. With none held back all errors are those of the inputs that
+        were fit to, and say little of others.
     """
 
     layers: tuple[LayerRepair, ...]
     before: float
     after: float
+    fit: int
+    held_back: int
 
     def __str__(self) -> str:
         """One line."""
@@ -107,7 +116,15 @@ class Repair:
             if self.layers
             else "BatchNorm statistics re-estimated"
         )
-        return f"{what}; error of the output {self.before:.3g} -> {self.after:.3g} of its variance"
+        where = (
+            f"on {self.held_back} inputs held back"
+            if self.held_back
+            else "on these same inputs, too few to hold some back"
+        )
+        return (
+            f"{what} on {self.fit} inputs; error of the output {self.before:.3g} -> "
+            f"{self.after:.3g} of its variance {where}"
+        )
 
 
 @dataclass(frozen=True)
@@ -300,8 +317,7 @@ class Report:
 def _repair(data: Mapping[str, Any] | None) -> Repair | None:
     if data is None:
         return None
-    layers = tuple(LayerRepair(**layer) for layer in data["layers"])
-    return Repair(layers, data["before"], data["after"])
+    return Repair(**{**data, "layers": tuple(LayerRepair(**layer) for layer in data["layers"])})
 
 
 def left_alone(skipped: Iterable[Skipped]) -> list[str]:

@@ -24,10 +24,10 @@ from epruner.pruning.graph.groups import Group, Member
 from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.network.layers import scale_shift
 from epruner.pruning.select.importance import Candidates, Importance, Indices, l1
-from epruner.pruning.trace.normal import RIDGE, inner, input_rows, positions, unknowns
+from epruner.pruning.trace.normal import RIDGE, inner, input_rows
 from epruner.pruning.trace.record import record_all
 from epruner.pruning.trace.replay import Replay
-from epruner.pruning.trace.targets import Site, find_sites
+from epruner.pruning.trace.targets import Site, find_sites, fit_positions
 from epruner.pruning.trace.trace import Value
 
 # Beyond this many columns the taps of a kernel are taken to be independent of each other.
@@ -72,7 +72,7 @@ def eliminations(
     """
     modules = dict(model.named_modules())
     traces = record_all(model, batches)
-    sites, _ = find_sites(traces[0])
+    sites, _ = find_sites(model, traces[0])
     readers: dict[str, list[tuple[Group, Member]]] = {}
     for group in groups:
         for member in group.consumers:
@@ -131,10 +131,7 @@ def _measure(
     run: Replay, site: Site, modules: Mapping[str, Any], members: Sequence[Member]
 ) -> list[_Problem]:
     module = modules[site.name]
-    shape = run.traces[0].ops[site.op].shapes[0]
-    spatial = shape[1:-1] if isinstance(module, nn.Linear) else shape[2:]
-    images = sum(trace.ops[site.op].shapes[0][0] for trace in run.traces)
-    chosen = positions(spatial, images, unknowns(module))
+    chosen = fit_positions(site, module, run.traces)
     columns = [_columns(member, module) for member in members]  # (n, k) each
     averaged = [index.numel() > MAX_COLUMNS for index in columns]
     sizes = [len(i) if a else i.numel() for i, a in zip(columns, averaged, strict=True)]

@@ -3,9 +3,10 @@
 A convolution is a linear layer on its unfolded input. With U its rows (one per output position of
 one image), T the outputs it should have and W0 the weights it has, the refit solves
 
-    (U'U + R) W = U'T + R W0,    R = r I on weights, 0 on the bias,  r = 1e-3 of the mean diagonal
+    (U'U + R) W = U'T + R W0,    R = r I on weights, 0 on the bias,  r a share of the mean diagonal
 
-in float64. U'U and U'T are summed batch by batch, so memory does not grow with the images.
+in float64. U'U and U'T are summed batch by batch, so memory does not grow with the images; the
+same sums over other inputs tell how far off any weights are there.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 RIDGE = 1e-3
-MIN_ROWS = 12_000
+MIN_ROWS = 30_000
 ROWS_PER_UNKNOWN = 16  # neighbouring positions say nearly the same: more of them add little
 EXACT = 1e-9  # relative error below which there is nothing to refit
 
@@ -208,10 +209,9 @@ class Normal:
         fitted = (weights * (self.gram @ weights - 2 * self.cross)).sum(1)
         return (fitted + self.square).clamp_min(0)
 
-    def spread(self) -> float:
-        """Sum of squares of T about its mean, over all outputs."""
-        mean = self.cross[:, -1] / self.rows
-        return float((self.square - self.rows * mean.square()).sum())
+    def spread(self) -> Tensor:
+        """Sum of squares of T about its mean, per output: (groups, o)."""
+        return self.square - self.cross[:, -1].square() / max(self.rows, 1)
 
     def moments(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of U W, per output: (groups, o) each."""
@@ -219,12 +219,14 @@ class Normal:
         square = (weights * (self.gram @ weights)).sum(1) / self.rows
         return mean, (square - mean.square()).clamp_min(0)
 
-    def solve(self, start: Tensor, *, bias: bool) -> Tensor:
+    def solve(self, start: Tensor, ridge: float = RIDGE, *, bias: bool) -> Tensor:
         """Weights of least squared error, drawn towards those given.
 
         Parameters
         ----------
         start : Tensor of shape (groups, d + 1, o)
+        ridge : float
+            How strongly: a share of the mean diagonal of U'U.
         bias : bool
             Whether the last row (the bias) may change.
         """
@@ -232,15 +234,16 @@ class Normal:
         gram, cross = self.gram[:, :size, :size], self.cross[:, :size]
         if not bias:  # the bias that is there stays
             cross = cross - self.gram[:, :size, size:] @ start[:, size:]
-        strength = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)  # (groups,)
-        ridge = strength[:, None].expand(-1, size).clone()
+        strength = ridge * gram.diagonal(dim1=1, dim2=2).mean(1)  # (groups,)
+        pull = strength[:, None].expand(-1, size).clone()
         if bias:
-            ridge[:, -1] *= 1e-6  # keeps inputs that are all zero solvable
-        ridge.clamp_min_(torch.finfo(torch.float64).tiny ** 0.5)
-        right = cross + ridge[..., None] * start[:, :size]
+            pull[:, -1] *= 1e-6  # keeps inputs that are all zero solvable
+        pull.clamp_min_(torch.finfo(torch.float64).tiny ** 0.5)
+        right = cross + pull[..., None] * start[:, :size]
         gram = gram.clone()
-        gram.diagonal(dim1=1, dim2=2).add_(ridge)
-        found, failed = torch.linalg.solve_ex(gram, right)
+        gram.diagonal(dim1=1, dim2=2).add_(pull)
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        found = torch.cholesky_solve(right, factor)
         usable = (failed == 0) & torch.isfinite(found).all(2).all(1)
         solved = start.clone()
         solved[:, :size] = torch.where(usable[:, None, None], found, start[:, :size])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from epruner.pruning.errors import TraceError
 from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.network.tree import mapped, tensors_in
-from epruner.pruning.trace.trace import Op, Trace, Value
+from epruner.pruning.trace.trace import Op, Trace, Value, values_in
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LEAVES = (_ConvNd, nn.Linear, _BatchNorm)  # run as a whole, with the parameters they then have
@@ -26,8 +27,8 @@ _FORWARDS = {
         nn.ConvTranspose3d, nn.Linear, _BatchNorm, nn.SyncBatchNorm,
     )
 }  # fmt: skip
-# what a op reads off the values of one batch would be taken for all others
-_READS_VALUES = frozenset({"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"})
+# what an op reads off the values of one batch would be taken for all others
+_READS_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -41,7 +42,7 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def record(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Trace:
-    """Replay a forward pass and write down its ops.
+    """Run a forward pass and write down its ops.
 
     Parameters
     ----------
@@ -53,14 +54,16 @@ def record(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     Raises
     ------
     TraceError
-        The pass fails, or its course depends on the values of its inputs.
+        The course of the pass depends on the values of its inputs. What it computes from sizes and
+        weights alone it may read.
     """
-    recorder = _Recorder()
+    recorder = _Recorder(model)
     # a copy, because a forward pass may write into its inputs
     args, kwargs = mapped(
         (tuple(args), dict(kwargs)), lambda x: x.clone() if isinstance(x, Tensor) else x
     )
     inputs = tuple(recorder.value(tensor) for tensor in tensors_in((args, kwargs)))
+    recorder.variable.update(inputs)
     hooks = [
         hook
         for name, module in model.named_modules()
@@ -97,9 +100,11 @@ class _Recording:
     seconds and 150 MB.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        self._names = {id(module): name for name, module in model.named_modules()}
         self.ops: list[Op] = []
+        self.variable: set[Value] = set()  # what differs from batch to batch
         # by identity, as long as the tensor lives: holding on to all that a pass computes would
         # take many times the memory of the pass
         self.values: dict[int, Value] = {}
@@ -125,13 +130,19 @@ class _Recording:
         if self._inside:
             return func(*args, **kwargs)
         name = func._schema.name
-        if name in _READS_VALUES:
-            raise TraceError(
-                f"the forward pass depends on values of its inputs ({name}), so that it cannot be "
-                "followed layer by layer"
-            )
         read = self._references((args, kwargs))
+        if _READS_VALUES.intersection(func.tags):
+            looked_at = read
+            if name == "aten::index":  # positions are data like any other, a mask is not
+                looked_at = self._references([i for i in args[1] if i is not None and _is_mask(i)])
+            if self._varies(looked_at):
+                raise TraceError(
+                    f"the forward pass depends on values of its inputs ({name} in "
+                    f"{self._running()}), so that it cannot be followed layer by layer"
+                )
         result = func(*args, **kwargs)
+        if func._schema.is_mutable and self._varies(read):
+            self._written(tensors_in(result))
         plain = self._convolution(name, args)
         if plain is not None:
             read = ((read[0][0],), {})
@@ -185,8 +196,30 @@ class _Recording:
             module.register_forward_hook(leave, with_kwargs=True),
         ]
 
+    def _varies(self, read: Any) -> bool:
+        return not self.variable.isdisjoint(values_in(read))
+
+    def _written(self, tensors: Sequence[Tensor]) -> None:
+        """Inputs were written into these, and so into all that lies in the same memory."""
+        memory = {_memory(tensor) for tensor in tensors}
+        for key, watched in self._watched.items():
+            other = watched()
+            if other is not None and _memory(other) in memory:
+                self.variable.add(self.values[key])
+
+    def _running(self) -> str:
+        """The innermost module whose forward is under way."""
+        for frame, _ in traceback.walk_stack(None):
+            name = self._names.get(id(frame.f_locals.get("self")))
+            if name is not None:
+                return repr(name) if name else "the model's own forward"
+        return "the model's own forward"
+
     def _add(self, label: str, module: str | None, function: Any, read: Any, result: Any) -> None:
         written = mapped(result, lambda x: self.value(x) if isinstance(x, Tensor) else x)
+        drawn = torch.Tag.nondeterministic_seeded in getattr(function, "tags", ())
+        if drawn or self._varies(read):
+            self.variable.update(values_in(written))
         shapes = tuple(tuple(t.shape) for t in tensors_in(result))
         args, kwargs = read
         self.ops.append(Op(label, module, function, args, kwargs, written, shapes))
@@ -197,6 +230,14 @@ class _Recording:
 
 class _Recorder(_Recording, TorchDispatchMode):  # type: ignore[no-untyped-call]
     pass
+
+
+def _is_mask(index: Tensor) -> bool:
+    return index.dtype in (torch.bool, torch.uint8)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
 def _nothing(_: Any) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from epruner.pruning.network.copies import address_of, own_tensors, owners
+from epruner.pruning.trace.normal import positions, unknowns
 from epruner.pruning.trace.record import is_plain
 from epruner.pruning.trace.trace import Trace, Value
 
@@ -42,12 +45,14 @@ class Site:
     other: Value | None
 
 
-def find_sites(trace: Trace) -> tuple[list[Site], list[str]]:
+def find_sites(model: nn.Module, trace: Trace) -> tuple[list[Site], list[str]]:
     """Layers that can be refit, in the order of their places, and why others cannot.
 
     Parameters
     ----------
+    model : torch.nn.Module
     trace : Trace
+        Of its forward pass.
 
     Returns
     -------
@@ -56,20 +61,18 @@ def find_sites(trace: Trace) -> tuple[list[Site], list[str]]:
         One line a reason.
     """
     readers = trace.readers()
-    calls: dict[str, int] = {}
-    for op in trace.ops:
-        if op.module is not None:
-            calls[op.module] = calls.get(op.module, 0) + 1
+    calls = Counter(op.module for op in trace.ops if op.module is not None)
+    shared = _shared(model)
     sites: list[Site] = []
     left: dict[str, list[str]] = {}
     for index, op in enumerate(trace.ops):
         module = op.function
         if op.module is None or not isinstance(module, (_ConvNd, nn.Linear)):
             continue
-        if reason := _objection(module, op.args, calls[op.module]):
+        if reason := _objection(module, op.args, calls[op.module], shared.get(op.module, "")):
             left.setdefault(reason, []).append(op.module)
             continue
-        sites.append(_site(trace, readers, index, calls))
+        sites.append(_site(trace, readers, index, calls, shared))
     sites.sort(key=lambda site: (site.at, site.op))
     notes = [
         f"not refit ({reason}): {', '.join(names[:3])}"
@@ -79,11 +82,32 @@ def find_sites(trace: Trace) -> tuple[list[Site], list[str]]:
     return sites, notes
 
 
-def _objection(module: Any, args: tuple[Any, ...], calls: int) -> str:
+def fit_positions(site: Site, module: nn.Module, traces: Sequence[Trace]) -> Tensor | None:
+    """Output positions of a layer to fit at over all batches; None is all of them."""
+    shapes = [trace.ops[site.op].shapes[0] for trace in traces]
+    spatial = shapes[0][1:-1] if isinstance(module, nn.Linear) else shapes[0][2:]
+    return positions(spatial, sum(shape[0] for shape in shapes), unknowns(module))
+
+
+def _shared(model: nn.Module) -> dict[str, str]:
+    """Modules that hold tensors of others, and the first of those."""
+    found: dict[str, str] = {}
+    holders = owners(model)
+    for name, module in model.named_modules():
+        for tensor in own_tensors(module):
+            others = [other for other in holders.get(address_of(tensor), ()) if other != name]
+            if others:
+                found.setdefault(name, others[0])
+    return found
+
+
+def _objection(module: Any, args: tuple[Any, ...], calls: int, shared: str) -> str:
     if getattr(module, "transposed", False):
         return "transposed convolution"
     if calls > 1:
         return "used more than once in a forward pass"
+    if shared:
+        return f"its weights are shared with {shared!r}"
     if not is_plain(module):
         return "its forward is its own"
     if parametrize.is_parametrized(module):
@@ -94,7 +118,11 @@ def _objection(module: Any, args: tuple[Any, ...], calls: int) -> str:
 
 
 def _site(
-    trace: Trace, readers: Mapping[Value, list[int]], index: int, calls: Mapping[str, int]
+    trace: Trace,
+    readers: Mapping[Value, list[int]],
+    index: int,
+    calls: Mapping[str, int],
+    shared: Mapping[str, str],
 ) -> Site:
     op = trace.ops[index]
     assert op.module is not None
@@ -105,6 +133,7 @@ def _site(
             isinstance(reader.function, _BatchNorm)
             and reader.function.track_running_stats
             and is_plain(reader.function)
+            and reader.module not in shared
         )
         if is_norm and norm is None and calls[reader.module or ""] == 1:
             norm, norm_op, value = reader.module, after[0], reader.writes[0]
@@ -132,7 +161,7 @@ def _addend(trace: Trace, index: int, value: Value) -> Value | None:
 
 
 def _overwritten(trace: Trace, value: Value, first: int, last: int) -> bool:
-    """Whether a op between two writes into a tensor in place."""
+    """Whether an op between two writes into a tensor in place."""
     return any(
         op.module is None and value in op.reads and op.label.endswith("_")
         for op in trace.ops[first + 1 : last]

@@ -42,18 +42,18 @@ class Op:
 
     @property
     def reads(self) -> list[Value]:
-        """Slots among the arguments, in order."""
+        """Values among the arguments, in order."""
         return values_in((self.args, self.kwargs))
 
     @property
     def writes(self) -> list[Value]:
-        """Slots of the result."""
+        """Values of the result."""
         return values_in(self.result)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Steps of one forward pass.
+    """The ops of one forward pass.
 
     Parameters
     ----------
