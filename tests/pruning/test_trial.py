@@ -1,4 +1,4 @@
-"""The trial sees what the example's output hides, and lets pass what is right."""
+"""The trial sees what an example hides, and lets pass what is right."""
 
 from __future__ import annotations
 
@@ -214,6 +214,21 @@ def test_a_forward_pass_that_checks_its_values_is_tried_with_finite_ones() -> No
     assert "more than silencing" in skipped_of(Checked(by_mean).eval(), IMAGE)["first"]
 
 
+def test_a_forward_pass_that_needs_its_zeros_keeps_them() -> None:
+    class Masked(Body):
+        def __init__(self) -> None:
+            super().__init__(alone)
+            self.offset = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Any:
+            if self.offset.item() != 0:
+                raise ValueError("not centred")
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    assert "first" not in skipped_of(Masked().eval(), IMAGE)
+
+
 def test_where_no_trial_tells_anything_the_group_is_left_alone() -> None:
     class Empty(Body):
         def forward(self, x: Tensor) -> Any:
@@ -245,6 +260,7 @@ def test_relative_difference() -> None:
         b = a.clone()
         b[place] = other
         assert relative_difference(b, a) == inf
+    assert relative_difference(torch.zeros(2), torch.zeros(3)) == inf
     assert relative_difference(torch.zeros(2), torch.zeros(2)) == 0
     assert relative_difference(torch.tensor([1, 2]), torch.tensor([1, 3])) == 1
     assert difference(torch.tensor([3.0]), torch.tensor([4.0])) == 0.25

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -39,7 +39,6 @@ COARSE = 1e-4  # where the forward pass insists on float32
 FAINT = 1e-3  # what is nowhere larger is redrawn, as it may hide what it scales
 HUGE = 1e6  # size of what is put into the channels to be removed
 
-
 # What is called with the name of a layer, itself, and its arguments or its output.
 Before = Callable[[str, nn.Module, Any], Any]
 After = Callable[[str, nn.Module, Any], None]
@@ -56,14 +55,18 @@ class Probe:
         from one position to the next all do.
     lifted : bool
         Whether those that stay are moved, each by a random amount about as large as all of them.
+    redrawn : bool
+        Whether inputs and parameters that are zero are redrawn.
     """
 
-    sign: int
-    lifted: bool
+    sign: int = 1
+    lifted: bool = False
+    redrawn: bool = True
 
 
-# The later ones are for groups of which those before say nothing, as their channels are zero.
-PROBES = (Probe(1, lifted=False), Probe(1, lifted=True), Probe(-1, lifted=True))
+# The later ones are for groups of which those before say nothing, as their channels are zero or
+# the forward pass fails.
+PROBES = (Probe(), Probe(lifted=True), Probe(sign=-1, lifted=True), Probe(redrawn=False))
 
 
 def sound_groups(
@@ -101,13 +104,12 @@ def sound_groups(
             admit(some[len(some) // 2 :], probe)
 
     rest = list(groups)
-    args, kwargs = mapped((args, kwargs), lambda x: _drawn(x) if _faint(x) else x)
-    with _redrawn(model):
-        for probe in PROBES:
-            if rest:
+    for probe in PROBES:
+        if rest:
+            with _redrawn(model) if probe.redrawn else nullcontext():
                 admit(rest, probe)
-            done = {group.name for group in sound} | set(faults)
-            rest = [group for group in rest if group.name not in done]
+        done = {group.name for group in sound} | set(faults)
+        rest = [group for group in rest if group.name not in done]
     faults |= dict.fromkeys((group.name for group in rest), _VACUOUS)
     skipped = [
         Skipped(member.module, faults[group.name])
@@ -152,7 +154,7 @@ def _redrawn(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for tensor, values in saved:
+        for tensor, values in reversed(saved):  # two of them may share their memory
             tensor.copy_(values)
 
 
@@ -181,6 +183,8 @@ def _outcome(
     probe: Probe,
 ) -> tuple[str, set[str]]:
     """What goes wrong when all these groups are halved, and which of them the trial tells of."""
+    if probe.redrawn:
+        args, kwargs = mapped((args, kwargs), lambda x: _drawn(x) if _faint(x) else x)
     plan = plan_of(groups, kept)
     trial = _Trial(plan, probe)
     limit = TOLERANCE
@@ -298,10 +302,7 @@ class _Trial:
         whole, (dim, stays, gone) = tensors[0], channels
         part = whole.index_select(dim, stays)
         self._read.setdefault(name, []).append([part])
-        filled = torch.zeros(whole.shape[dim], dtype=torch.bool, device=whole.device)
-        filled[stays] = _nonzero(torch.nan_to_num(part, 0.0, 0.0, 0.0), dim)
-        filled[gone] = _nonzero(whole.index_select(dim, gone), dim)
-        self._filled[name] = filled.cpu()
+        self._filled[name] = _nonzero(whole, dim).cpu()
         silent = whole.index_fill(dim, gone, 0)
         return mapped(inputs, lambda leaf: silent if leaf is whole else leaf)
 
@@ -347,16 +348,17 @@ class _Trial:
     def _note(self, place: str, got: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
         if len(got) != len(expected):
             differences = [math.inf]
-        else:  # modules around others may read some of the channels
-            same = [(g, e) for g, e in zip(got, expected, strict=True) if g.shape == e.shape]
-            differences = [relative_difference(g, e) for g, e in same]
+        else:
+            differences = list(map(relative_difference, got, expected))
         self.difference = max(self.difference, *differences, 0.0)
         if not self.place and self.difference > TOLERANCE:
             self.place = place
 
 
 def relative_difference(got: Tensor, expected: Tensor) -> float:
-    """Largest absolute difference over the largest absolute value expected; inf if not finite."""
+    """Largest absolute difference over the largest absolute value expected; inf where none is."""
+    if got.shape != expected.shape:
+        return math.inf
     if not expected.numel() or not expected.is_floating_point():
         return 0.0 if torch.equal(got, expected) else 1.0
     error, scale = _largest(got - expected), _largest(expected)
@@ -414,9 +416,14 @@ def _alternating(count: int) -> Tensor:
 
 def _largest(tensor: Tensor) -> float:
     """Largest absolute value; nan if one is."""
-    return float(torch.linalg.vector_norm(tensor, math.inf))
+    low, high = tensor.aminmax()
+    return float(torch.maximum(-low, high))
 
 
 def _nonzero(tensor: Tensor, dim: int) -> Tensor:
-    """Which of the channels hold something."""
-    return tensor.ne(0).movedim(dim, 0).flatten(1).any(1)
+    """Which of the channels hold a number other than zero."""
+    others = [d for d in range(tensor.dim()) if d != dim]
+    largest = tensor.abs().amax(others) if others else tensor.abs()
+    if largest.isnan().any():
+        return _nonzero(tensor.nan_to_num(0.0), dim)
+    return largest > 0
