@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from epruner._files import check_target
+from epruner.pruning.graph.costs import Totals
 from epruner.pruning.io.checkpoint import load, read, save
 from epruner.pruning.plan.plan import ModulePlan, Plan
-from epruner.pruning.graph.costs import Totals
 from epruner.pruning.report.report import LayerReport, Report
 
 OUT = (0, 2, 5)
