@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +85,8 @@ class Selection:
 class Analysis:
     """What can go from a network, what cannot and why, and what everything costs.
 
-    Printing it gives a table. Made by `analyse`; the network itself is not kept, a private copy is.
+    Printing it gives a table. Made by `analyse`; the network itself is not kept (a weak reference
+    tells its modules by name as long as it is there), a private copy is.
 
     Attributes
     ----------
@@ -100,6 +103,7 @@ class Analysis:
     def __init__(self, model: nn.Module, inputs: Any, stages: Stages) -> None:
         check_model(model)
         self.arguments: Arguments = as_arguments(model, inputs)
+        self._original: weakref.ref[nn.Module] | None = weakref.ref(model)
         with stages.run("analysis"):
             self._model, parametrized = tracing_copy(model)
             self._kind = type(model).__name__
@@ -114,8 +118,12 @@ class Analysis:
         skipped = [*structure.skipped, *computed, *unsound]
         self.skipped = in_order(skipped, self._names)
 
+    def __getstate__(self) -> dict[str, Any]:  # a weak reference cannot be pickled
+        return {**vars(self), "_original": None}
+
     def __str__(self) -> str:
-        return f"{self.table().to_text()}\n\n{self._summary()}"
+        """Plain text: what can go, what all of it costs, what cannot go and why."""
+        return "\n\n".join([self.table().to_text()] * bool(self.groups) + [self._summary()])
 
     def table(self) -> Table:
         """One row a layer whose channels can go: how many, what goes with them, what it costs."""
@@ -126,9 +134,9 @@ class Analysis:
                 cost = self.costs.modules[member.module]
                 kind = type(self._model.get_submodule(member.module)).__name__
                 others = len(group.producers) - 1
-                together = f"{others} other layers" if others else ""
+                together = f"{others} other layer{'s' * (others > 1)}" if others else ""
                 if group.stream:
-                    together += " (stream: scope='all')"
+                    together = f"{together} (stream: scope='all')".strip()
                 rows.append(
                     (
                         member.module,
@@ -193,14 +201,14 @@ class Analysis:
             The budget could not be met.
         """
         request = make_request(
-            self._model,
+            (self._original and self._original()) or self._model,
             macs=macs,
             params=params,
             beta=beta,
             budget=budget,
             recipe=recipe,
             method=method,
-            repair=None,
+            repair="none",
             calibrated=calibrate is not None,
             constraints=constraints,
             layers=layers,
@@ -371,10 +379,8 @@ def analyse(model: nn.Module, inputs: Any, *, progress: bool = False) -> Analysi
     TraceError
         The forward pass fails on `inputs`, or the model cannot be analysed.
     """
-    stages = Stages(progress, ("analysis", "verification"))
-    analysis = Analysis(model, inputs, stages)
-    stages.close()
-    return analysis
+    with closing(Stages(progress, ("analysis", "verification"))) as stages:
+        return Analysis(model, inputs, stages)
 
 
 def _fixed_count(layer: Layer, value: int | float) -> int:

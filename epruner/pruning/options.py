@@ -50,6 +50,13 @@ def check_choice(
         )
 
 
+def _check_pattern(option: str, pattern: object) -> None:
+    if not isinstance(pattern, str):
+        raise TypeError(
+            f"{option} must map names or patterns of layers to values, got the key {pattern!r:.80}"
+        )
+
+
 def label_of(choice: object) -> str:
     """A name for a choice: itself, or what a function calls itself."""
     if isinstance(choice, str):
@@ -206,7 +213,7 @@ class Constraints:
 
     min_filters: int | float | None = None
     round_to: int = 1
-    n_filters: Mapping[str, int | float] = field(default_factory=dict)
+    n_filters: Mapping[str, int | float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         least = self.min_filters
@@ -223,7 +230,9 @@ class Constraints:
                 "n_filters must map patterns of layer names to numbers or shares of filters, got "
                 f'{self.n_filters!r}; for all layers write n_filters={{"*": ...}}'
             )
+        object.__setattr__(self, "n_filters", dict(self.n_filters))  # the caller's may change
         for pattern, value in self.n_filters.items():
+            _check_pattern("n_filters", pattern)
             whole = type(value) is int and value >= 1
             if not whole and not (isinstance(value, float) and 0 < value <= 1):
                 raise ValueError(
@@ -373,6 +382,10 @@ def make_request(
                 "recipe sets layers and beta itself; give it without macs, params, beta, budget, "
                 "layers and n_filters"
             )
+        if not isinstance(recipe, (str, Recipe)):
+            raise TypeError(
+                f"recipe must be the name of a published row or a Recipe, got {recipe!r:.80}"
+            )
         found = recipe if isinstance(recipe, Recipe) else published(recipe)
         name, beta = found.name, found.betas(model)
         layers = list(beta)
@@ -425,6 +438,8 @@ def goal_of(
             raise TypeError(f"budget must be an epruner.Budget(measure, share), got {budget!r}")
         return Goal("budget", float(budget.share), budget.measure)
     if beta is not None:
+        for pattern in beta if isinstance(beta, Mapping) else ():
+            _check_pattern("beta", pattern)
         for each in beta.values() if isinstance(beta, Mapping) else [beta]:
             number = isinstance(each, (int, float)) and not isinstance(each, bool)
             if not number or not 0 < each < math.inf:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from epruner.pruning.analysis import Analysis
 from epruner.pruning.errors import BudgetWarning, TraceError
 from epruner.pruning.graph.groups import Group
-from epruner.pruning.network.copies import working_copy
+from epruner.pruning.network.copies import deep_copy, working_copy
 from epruner.pruning.network.inputs import Arguments, as_arguments, check_model, in_float32
 from epruner.pruning.options import (
     NEEDS_DATA,
@@ -145,17 +146,22 @@ def prune(
     known = isinstance(inputs, Analysis)
     arguments = inputs.arguments if known else as_arguments(model, inputs)
     given = None if calibrate is None else calibration_inputs(model, calibrate, arguments)
-    stages = Stages(progress)
-    net = inputs if known else Analysis(model, inputs, stages)
-    chosen = net.choose(request, () if given is None else given.fit, stages)
-    with stages.run("surgery"):
-        small = chosen.plan.apply(model)
-        _dry_run(small, net.arguments)
-    with stages.run("repair"):
-        small, repaired, more = repair_network(
-            request.method.repair, model, small, chosen.plan, chosen.groups, chosen.kept, given
-        )
-    stages.close()
+    with closing(Stages(progress)) as stages:
+        net = inputs if known else Analysis(model, inputs, stages)
+        chosen = net.choose(request, () if given is None else given.fit, stages)
+        with stages.run("surgery"):
+            small = chosen.plan.apply(model)
+            _dry_run(small, net.arguments)
+        with stages.run("repair"):
+            small, repaired, more = repair_network(
+                request.method.repair,
+                model,
+                small,
+                chosen.plan,
+                chosen.groups,
+                chosen.kept,
+                given,
+            )
     choice = chosen.choice
     for note in choice.notes:
         warnings.warn(BudgetWarning(note), stacklevel=2)
@@ -196,10 +202,11 @@ def repair(
     plan : Plan
     calibrate : Tensor or iterable of tensors, tuples or dicts, optional
         A few hundred inputs, without labels.
-    repair : {"auto", "merge", "batchnorm", "least_squares"}
+    repair : {"auto", "none", "merge", "batchnorm", "least_squares"}
         See `Method`. "auto" is least squares with calibration inputs and merge without.
     inputs : Tensor, shape, tuple of arguments, or dict of keyword arguments, optional
-        Example inputs. Needed for merge, and where the model has arguments that are no tensors.
+        Example inputs. Needed for merge, and where calibration inputs do not tell how the model
+        is called: it has arguments that are no tensors, or dicts name them otherwise.
 
     Returns
     -------
@@ -211,13 +218,14 @@ def repair(
     Raises
     ------
     TypeError, ValueError
+        Among others where `small` is not what `plan` makes of `model`.
 
     Warns
     -----
     RepairWarning
         It was left off, or rests on too little data.
     """
-    check_model(model)
+    _check_station(model, small, plan)
     check_choice("repair", repair, ("auto", *REPAIRS))
     if repair == "auto":
         repair = "merge" if calibrate is None else "least_squares"
@@ -241,7 +249,26 @@ def repair(
             calibrate, inputs = _with_example(model, calibrate)
         given = calibration_inputs(model, calibrate, as_arguments(model, inputs))
     repaired, done, _ = repair_network(repair, model, small, plan, groups, kept, given)
-    return repaired, done
+    return deep_copy(small) if repaired is small else repaired, done
+
+
+def _check_station(model: nn.Module, small: nn.Module, plan: Plan) -> None:
+    """Refuse a plan and networks that do not belong together."""
+    check_model(model)
+    if not isinstance(small, nn.Module):
+        raise TypeError(
+            "small must be a torch.nn.Module, what plan.apply(model) gives, got "
+            f"{type(small).__name__}"
+        )
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan must be an epruner.Plan, got {type(plan).__name__}")
+    found = {name: tuple(tensor.shape) for name, tensor in small.named_parameters()}
+    for name, tensor in plan.apply(model).named_parameters():
+        if found.get(name) != (shape := tuple(tensor.shape)):
+            raise ValueError(
+                f"small is not what plan makes of model: {name!r} has shape {found.get(name)}, by "
+                f"the plan {shape}; give plan.apply(model)"
+            )
 
 
 def _with_example(model: nn.Module, calibrate: Any) -> tuple[Any, Any]:
@@ -252,14 +279,27 @@ def _with_example(model: nn.Module, calibrate: Any) -> tuple[Any, Any]:
             f"or dicts, got {type(calibrate).__name__}"
         )
     whole = calibrate if isinstance(calibrate, (Tensor, Mapping)) else list(calibrate)
-    first = whole[0] if isinstance(whole, list) and whole else whole
+    if isinstance(whole, list) and not whole:
+        raise ValueError("calibrate is empty: it must give at least one batch of inputs")
+    first = whole[0] if isinstance(whole, list) else whole
+    parameters = inspect.signature(model.forward).parameters
+    needed = [name for name, p in parameters.items() if p.default is inspect.Parameter.empty]
     if isinstance(first, Mapping):
-        return whole, {name: value[:1] for name, value in first.items()}
+        taken = {k: v[:1] for k, v in first.items() if k in parameters and k != "labels"}
+        if not taken or not set(needed) <= set(taken):
+            raise ValueError(
+                f"calibrate: batch 0 is a dict with the keys {list(first)}, the model's inputs are "
+                f"{list(parameters)}; give inputs=, as to analyse"
+            )
+        return whole, taken
     if isinstance(first, Tensor):
         return whole, first[:1]
-    empty = inspect.Parameter.empty
-    taken = [p for p in inspect.signature(model.forward).parameters.values() if p.default is empty]
-    return whole, tuple(value[:1] for value in first[: len(taken)])
+    if not isinstance(first, Sequence) or not all(isinstance(x, Tensor) for x in first[:1]):
+        raise TypeError(
+            "calibrate: batch 0 must be a tensor, a tuple that starts with the inputs or a dict of "
+            f"them, got {type(first).__name__}"
+        )
+    return whole, tuple(value[:1] for value in first[: max(1, len(needed))])
 
 
 def _dry_run(small: nn.Module, arguments: Arguments) -> None:

@@ -25,7 +25,7 @@ from epruner.cluster.backends import cuda
 from epruner.cluster.backends.cuda import cluster
 from epruner.cluster.backends.cuda import device as cuda_device
 from epruner.cluster.backends.cuda.device import load_cupy
-from epruner.pruning import PruningResult, prune
+from epruner.pruning import Constraints, Method, PruningResult, prune
 
 if TYPE_CHECKING:
     from digits import Digits
@@ -43,6 +43,7 @@ class Device:
 
     def both(self, model: nn.Module, inputs: Any, **options: Any) -> PruningResult:
         """Prune on the CPU and on the device; the same comes out, to the iteration."""
+        options = {"method": "paper"} | options
         self.here = False
         expected = prune(model, inputs, **options)
         self.here = True
@@ -92,9 +93,12 @@ def test_a_budget_solves_messages_again_and_nothing_else(device: Device, digits:
 @pytest.mark.parametrize(
     "options",
     [
-        {"scope": "all", "layers": ["stem", "blocks.0"]},
-        {"keep": {"blocks.0.conv1": 5, "blocks.1.conv1": 0.5}},
-        {"beta": {"blocks.0.conv1": 0.5, "blocks.2.conv1": 3.0}, "criterion": "fpgm"},
+        {"beta": 0.73, "scope": "all", "layers": ["stem", "blocks.0"]},
+        {"constraints": Constraints(n_filters={"blocks.0.conv1": 5, "blocks.1.conv1": 0.5})},
+        {
+            "beta": {"blocks.0.conv1": 0.5, "blocks.2.conv1": 3.0},
+            "method": Method("exemplar", "fpgm"),
+        },
     ],
     ids=["several layers side by side", "given numbers", "a beta a layer"],
 )
@@ -122,9 +126,11 @@ def test_layers_too_wide_for_shared_memory_use_lists(device: Device, digits: Dig
     assert device.engine.launched["list_rows"] > 0
 
 
-def test_other_descriptors_are_numpys_and_stay_on_the_cpu(device: Device) -> None:
+def test_other_features_are_numpys_and_stay_on_the_cpu(device: Device) -> None:
     device.here = True
-    found = prune(stirred(networks.Vgg()), IMAGE, beta=0.7, descriptor="folded")
+    found = prune(
+        stirred(networks.Vgg()), IMAGE, beta=0.7, method=Method("exemplar", "exemplar", "folded")
+    )
     assert not device.engine.launched
     assert not found.report.notes
 

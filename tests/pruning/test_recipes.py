@@ -11,7 +11,7 @@ from pytorchcv.model_provider import get_model
 from test_count import Vgg16
 from torch import nn
 
-from epruner.pruning import prune
+from epruner.pruning import Constraints, prune
 from epruner.pruning.select.recipes import PUBLISHED, published
 
 
@@ -25,7 +25,12 @@ def test_resnet56_gives_the_known_row(data_dir: Path) -> None:
 def test_a_recipe_is_its_betas_and_floor() -> None:
     model = stirred(networks.resnet56())
     by_name = prune(model, (1, 3, 32, 32), recipe="resnet56")
-    by_hand = prune(model, (1, 3, 32, 32), beta=PUBLISHED["resnet56"].beta, min_keep=1)
+    by_hand = prune(
+        model,
+        (1, 3, 32, 32),
+        beta=PUBLISHED["resnet56"].beta,
+        constraints=Constraints(min_filters=1),
+    )
     assert by_name.plan.modules == by_hand.plan.modules
     assert len(by_name.report.layers) == 27
     assert by_name.report.after.macs < by_name.report.before.macs

@@ -41,7 +41,8 @@ def test_it_is_trained(digits: Digits) -> None:
 @pytest.mark.parametrize("beta", [0.76, 2.0, 5.0])
 def test_the_published_rule_keeps_scikit_learns_exemplars(digits: Digits, beta: float) -> None:
     network = digits.network()
-    result = epruner.prune(network, SHAPE, beta=beta, min_keep=0)
+    constraints = epruner.Constraints(min_filters=0)
+    result = epruner.prune(network, SHAPE, beta=beta, method="paper", constraints=constraints)
     compared = 0
     for layer in result.report.layers:
         if not layer.converged:
@@ -84,15 +85,18 @@ def test_solvers_agree_on_its_filters(digits: Digits, backend: str) -> None:
 @pytest.mark.parametrize("scope", ["inner", "all"])
 def test_slicing_does_what_silencing_does(digits: Digits, scope: str) -> None:
     network = digits.network()
-    result = epruner.prune(network, SHAPE, macs=0.5, scope=scope)
+    result = epruner.prune(network, SHAPE, macs=0.5, method="paper", scope=scope)
     check_exact(network, digits.test_images[:100], result)
 
 
 @pytest.mark.parametrize("share", [0.7, 0.5, 0.4])
 @pytest.mark.parametrize("scope", ["inner", "all"])
-def test_budgets_are_met_by_torchs_own_count(digits: Digits, share: float, scope: str) -> None:
+@pytest.mark.parametrize("method", ["auto", "paper"])
+def test_budgets_are_met_by_torchs_own_count(
+    digits: Digits, share: float, scope: str, method: str
+) -> None:
     network = digits.network()
-    result = epruner.prune(network, SHAPE, macs=share, scope=scope)
+    result = epruner.prune(network, SHAPE, macs=share, scope=scope, method=method)
     assert 0.99 * share <= macs(result.model) / macs(network) <= share
     assert result.report.notes == ()
 
@@ -108,37 +112,37 @@ def test_a_budget_on_parameters(digits: Digits) -> None:
 def test_repair_brings_the_accuracy_back(digits: Digits, scope: str) -> None:
     network = digits.network()
     accuracy = {
-        compensate: digits.accuracy(
+        repair: digits.accuracy(
             epruner.prune(
                 network,
                 SHAPE,
                 macs=0.5,
                 scope=scope,
                 calibrate=digits.train_images[:300],
-                compensate=compensate,
+                method="exemplar",
+                repair=repair,
             ).model
         )
-        for compensate in ("none", "batchnorm", "least_squares")
+        for repair in ("none", "batchnorm", "least_squares")
     }
     assert accuracy["none"] < 0.5
     assert accuracy["none"] < accuracy["batchnorm"] <= accuracy["least_squares"]
     assert accuracy["least_squares"] > digits.accuracy(network) - 0.02
 
 
-def test_reconstruction_loses_less_than_equal_widths(digits: Digits) -> None:
+def test_reconstruction_loses_less_than_equal_shares(digits: Digits) -> None:
     after = {}
-    for widths in ("uniform", "reconstruction"):
+    for allocation in ("uniform", "reconstruction"):
         report = epruner.prune(
             digits.network(),
             SHAPE,
             macs=0.4,
-            widths=widths,
-            criterion="reconstruction",
+            method=epruner.Method(allocation, "reconstruction"),
             calibrate=digits.train_images[:200],
         ).report
         assert 0.98 * 0.4 * report.before.macs <= report.after.macs <= 0.4 * report.before.macs
         assert report.repair is not None
-        after[widths] = report.repair.after
+        after[allocation] = report.repair.after
     assert after["reconstruction"] < after["uniform"]
 
 

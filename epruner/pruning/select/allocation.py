@@ -319,31 +319,48 @@ class Search:
         return counts
 
     def _exchange(self, counts: Counts, measure: Measure, target: float, patience: int) -> Counts:
-        """Where single filters are too coarse: fewer in one layer, so that more fit in another."""
-        cost = measure(counts)
-        grew = True
-        while grew and cost < target * (1 - TOLERANCE) and patience > 0:
-            grew = False
-            for giver, taker in permutations(self._free, 2):
-                trial = dict(counts)
-                for steps in range(1, 4):
-                    trial[giver.name] = giver.fit(counts[giver.name] - steps * giver.unit)
-                    while trial[taker.name] < taker.channels and patience > 0:
-                        more = min(trial[taker.name] + taker.unit, taker.channels)
+        """Where single filters are too coarse: fewer in one layer, so that more fit in another.
+
+        Two layers at a time, those first that give fewest, until the budget is met; then on from
+        the best.
+        """
+        best, best_cost = counts, measure(counts)
+        improved = True
+        while improved and best_cost < target * (1 - TOLERANCE):
+            counts, improved = best, False
+            taken = {  # the largest that fits; larger the more the other gives
+                (giver.name, taker.name): counts[taker.name]
+                for giver, taker in permutations(self._free, 2)
+            }
+            fewer = {  # numbers that a layer may go down to, the nearest first
+                x.name: sorted(
+                    {n for k in range(1, counts[x.name]) if (n := x.fit(k)) < counts[x.name]},
+                    reverse=True,
+                )
+                for x in self._free
+            }
+            for steps in range(max(map(len, fewer.values()), default=0)):
+                for giver, taker in permutations(self._free, 2):
+                    if steps >= len(fewer[giver.name]):
+                        continue
+                    given, pair = fewer[giver.name][steps], (giver.name, taker.name)
+                    while taken[pair] < taker.channels and patience > 0:
+                        more = min(taken[pair] + taker.unit, taker.channels)
+                        trial = counts | {giver.name: given, taker.name: more}
                         patience -= 1
-                        if (trial_cost := measure(trial | {taker.name: more})) > target:
+                        if (cost := measure(trial)) > target:
                             break
-                        trial[taker.name] = more
-                        if trial_cost > cost:
-                            counts, cost, grew = dict(trial), trial_cost, True
-                if grew or patience <= 0:
-                    break
-        return counts
+                        taken[pair] = more
+                        if cost > best_cost:
+                            best, best_cost, improved = trial, cost, True
+                    if best_cost >= target * (1 - TOLERANCE) or patience <= 0:
+                        return best
+        return best
 
     def _shortfall(
         self, counts: Counts, cost: float, target: float, whole: float
     ) -> tuple[str, ...]:
-        if abs(cost - target) <= TOLERANCE * target:
+        if (1 - TOLERANCE) * target <= cost <= target:
             return ()
         note = (
             f"the budget is {target / whole:.4g} of the network; the closest met is "
