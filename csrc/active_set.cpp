@@ -21,11 +21,11 @@ ActiveSet::ActiveSet(Index n, const double* preference, const Jitter& jitter,
       diagonal_(n, preference, jitter),
       candidates_(n, jitter, settings.threads),
       workers_(settings.threads),
-      mu_(static_cast<std::size_t>(n)),
-      abar_(static_cast<std::size_t>(n)),
+      mu_(as_size(n)),
+      abar_(as_size(n)),
       block_rows_(std::max<Index>(32, n / 256)),
-      blocks_(static_cast<std::size_t>((n + block_rows_ - 1) / block_rows_)) {
-  for (RowBlock& block : blocks_) block.pending.reserve(static_cast<std::size_t>(block_rows_));
+      blocks_(as_size((n + block_rows_ - 1) / block_rows_)) {
+  for (RowBlock& block : blocks_) block.pending.reserve(as_size(block_rows_));
 }
 
 void ActiveSet::restart(const double* preference, double damping) {
@@ -52,10 +52,9 @@ void ActiveSet::prepare_blocks() {
     for (Index i = first; i < std::min(n_, first + block_rows_); ++i) room += candidates_[i].size();
     n_candidates_ += room;
     room += CandidateBlock::width;  // positives are written some at a time
-    blocks_[q].column.resize(static_cast<std::size_t>(room));
-    blocks_[q].value.resize(static_cast<std::size_t>(room));
+    blocks_[q].column.resize(as_size(room));
+    blocks_[q].value.resize(as_size(room));
   }
-  blocks_stale_ = false;
 }
 
 // abar from the last iteration's totals: the availability of every pair that holds no message.
@@ -73,15 +72,13 @@ void ActiveSet::begin_iteration() {
 }
 
 // R of point i's pairs before this iteration.
-ClosedForm ActiveSet::closed_form(Index i) const {
-  return {1 - decay_, mu_[static_cast<std::size_t>(i)]};
-}
+ClosedForm ActiveSet::closed_form(Index i) const { return {1 - decay_, mu_[as_size(i)]}; }
 
 // Update the row's responsibilities. Returns false when the row needs candidates that it does not
 // have.
 bool ActiveSet::update_responsibilities(Index i, const RowTop& top, RowBlock& block, Arena& arena) {
   const double damping = settings_.damping;
-  const auto own = static_cast<std::size_t>(i);
+  const auto own = as_size(i);
   Row& row = candidates_[i];
   const auto [first, second] = top.values;
   const ClosedForm before = closed_form(i);
@@ -112,7 +109,7 @@ void ActiveSet::prefetch(const Row& row) {
 void ActiveSet::run_block(RowBlock& block, Index first, Index last, Arena& arena) {
   const IterationTerms terms{settings_.damping, diagonal_.total.data(), abar_.data(), abar_max_};
   const auto self = [&](Index i) {
-    const auto own = static_cast<std::size_t>(i);
+    const auto own = as_size(i);
     return diagonal_.a[own] + diagonal_.preference[own];
   };
   if (!mid_iteration_) {
@@ -133,7 +130,7 @@ void ActiveSet::run_block(RowBlock& block, Index first, Index last, Arena& arena
 }
 
 Status ActiveSet::iterate(const Poll& poll, Index iterations) {
-  if (blocks_stale_) prepare_blocks();
+  prepare_blocks();
   return workers_.together(n_candidates_ >= kIterateTogether,
                            [&] { return iterate_shared(poll, iterations); });
 }
@@ -146,7 +143,7 @@ Status ActiveSet::iterate_shared(const Poll& poll, Index iterations) {
     }
     workers_.share(static_cast<Index>(blocks_.size()), [&](Index piece, std::size_t thread) {
       const Index first = piece * block_rows_;
-      run_block(blocks_[static_cast<std::size_t>(piece)], first, std::min(n_, first + block_rows_),
+      run_block(blocks_[as_size(piece)], first, std::min(n_, first + block_rows_),
                 candidates_.arena(thread));
     });
     mid_iteration_ = true;
@@ -159,8 +156,7 @@ Status ActiveSet::iterate_shared(const Poll& poll, Index iterations) {
     std::fill(diagonal_.support.begin(), diagonal_.support.end(), 0.0);
     for (const RowBlock& block : blocks_)
       for (Index q = 0; q < block.positives; ++q)
-        diagonal_.support[static_cast<std::size_t>(block.column[static_cast<std::size_t>(q)])] +=
-            block.value[static_cast<std::size_t>(q)];
+        diagonal_.support[as_size(block.column[as_size(q)])] += block.value[as_size(q)];
     mid_iteration_ = false;
     decay_ *= settings_.damping;
     if (diagonal_.finish_iteration(t_++, settings_)) return Status::converged;
@@ -188,17 +184,17 @@ template <class T>
 std::vector<std::uint8_t> ActiveSet::expand(Dense<T>& dense) const {
   std::vector<std::uint8_t> done(mu_.size(), 1);
   for (const RowBlock& block : blocks_)
-    for (Index i : block.pending) done[static_cast<std::size_t>(i)] = 0;
+    for (Index i : block.pending) done[as_size(i)] = 0;
 #pragma omp parallel for schedule(static) num_threads(settings_.threads)
   for (Index i = 0; i < n_; ++i) {
-    const auto own = static_cast<std::size_t>(i);
+    const auto own = as_size(i);
     const Row& row = candidates_[i];
     const double grown = 1 - (done[own] ? decay_ * settings_.damping : decay_);
     const T* s = dense.s(i);
     T *r = dense.r(i), *a = dense.a(i);
     for (Index k = 0; k < n_; ++k) {
       r[k] = grown > 0 ? static_cast<T>(grown * static_cast<double>(s[k]) - mu_[own]) : T(0);
-      a[k] = static_cast<T>(abar_[static_cast<std::size_t>(k)]);
+      a[k] = static_cast<T>(abar_[as_size(k)]);
     }
     for (Index e = 0;
          e < std::min<Index>(row.n_inactive, row.n_stored_blocks * CandidateBlock::width); ++e)

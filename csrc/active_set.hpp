@@ -22,16 +22,13 @@ class ActiveSet {
     // Nearly all rows run out at once where clusters are large.
     const bool eager = 4 * n_pending_ > 3 * n_;
     candidates_.refill(rows, source, refinement, abar_.data(), eager, workers_, medians);
-    blocks_stale_ = true;
   }
   void fill_from_csr(const Index* offsets, const Column* columns, const double* similarities) {
     candidates_.fill_from_csr(offsets, columns, similarities, abar_.data());
-    blocks_stale_ = true;
   }
   template <class T>
   void fill_from_nearest(const Nearest<T>& nearest, const Refinement<T>& refinement) {
     candidates_.fill_from_nearest(nearest, refinement, abar_.data());
-    blocks_stale_ = true;
   }
 
   // Forget all messages, keep the candidates: the same points with other preferences and damping.
@@ -91,7 +88,6 @@ class ActiveSet {
   double decay_ = 1;  // damping^t
   Index t_ = 0;
   bool mid_iteration_ = false;
-  bool blocks_stale_ = true;
   Index n_pending_ = 0;  // rows that had not finished when iterations last stopped
   Index n_candidates_ = 0;
   Index block_rows_ = 0;

@@ -99,7 +99,7 @@ py::tuple py_solve_dense(const Array<T>& S, const Array<double>& preference, dou
   const Poll poll = std::ref(signals);
   {
     const py::gil_scoped_release release;
-    outcome = solve_dense(n, S.data(), n, own, jitter_for<T>(seed), settings, poll);
+    outcome = solve_dense(n, S.data(), own, jitter_for<T>(seed), settings, poll);
   }
   return messages_of(outcome);
 }
@@ -410,7 +410,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       .def("assign",
            [](const ActiveSet& self, const Array<Index>& position) {
              of_length(position, self.size());
-             Indices labels(static_cast<std::size_t>(self.size()));
+             Indices labels(as_size(self.size()));
              self.assign(Indices(position.data(), position.data() + position.size()), labels);
              return to_array<Index>(labels);
            })

@@ -16,27 +16,23 @@ constexpr std::size_t kLeastChunk = std::size_t{1} << 11,
 void sort_descending(NewCandidates& found) {
   if (found.size <= kRankBelow) {
     descending_ranks(found.size, found.s.data(), found.ends.data());
-    for (std::size_t e = 0; e < static_cast<std::size_t>(found.size); ++e)
-      found.order[static_cast<std::size_t>(found.ends[e])] = static_cast<Column>(e);
+    for (std::size_t e = 0; e < as_size(found.size); ++e)
+      found.order[as_size(found.ends[e])] = static_cast<Column>(e);
     return;
   }
   // The candidates of a row spread over their span: put into as many bins as there are of them,
   // they are nearly in order, and insertion ends it. Should they not be, it is cut short.
-  const auto size = static_cast<std::size_t>(found.size);
+  const auto size = as_size(found.size);
   const auto [least, most] = std::minmax_element(found.s.begin(), found.s.begin() + found.size);
   const double high = *most, scale = static_cast<double>(found.size - 1) / (high - *least);
   const bool spread = scale > 0 && std::isfinite(scale);
-  const auto bin = [&](double s) {
-    return spread ? static_cast<std::size_t>((high - s) * scale) : std::size_t{0};
-  };
+  const auto bin = [&](double s) { return spread ? as_size((high - s) * scale) : std::size_t{0}; };
   std::fill_n(found.ends.begin(), size + 1, Column{0});
   for (std::size_t e = 0; e < size; ++e) ++found.ends[bin(found.s[e]) + 1];
   std::partial_sum(found.ends.begin(), found.ends.begin() + found.size, found.ends.begin());
   for (std::size_t e = 0; e < size; ++e)
-    found.order[static_cast<std::size_t>(found.ends[bin(found.s[e])]++)] = static_cast<Column>(e);
-  const auto before = [&](Column x, Column y) {
-    return found.s[static_cast<std::size_t>(x)] > found.s[static_cast<std::size_t>(y)];
-  };
+    found.order[as_size(found.ends[bin(found.s[e])]++)] = static_cast<Column>(e);
+  const auto before = [&](Column x, Column y) { return found.s[as_size(x)] > found.s[as_size(y)]; };
   Index moves = kMovesEach * found.size;
   for (std::size_t e = 1; e < size && moves > 0; ++e) {
     const Column own = found.order[e];
@@ -69,10 +65,7 @@ std::byte* Arena::take(std::size_t bytes) {
 }
 
 NewCandidates::NewCandidates(Index room)
-    : s(static_cast<std::size_t>(room + 3)),
-      column(static_cast<std::size_t>(room)),
-      order(static_cast<std::size_t>(room)),
-      ends(static_cast<std::size_t>(room + 1)) {}
+    : s(as_size(room + 3)), column(as_size(room)), order(as_size(room)), ends(as_size(room + 1)) {}
 
 // Active and inactive blocks lie together, the active ones first.
 void CandidateList::make_room(Index n_active_blocks, Index n_candidates, Arena& arena) {
@@ -82,8 +75,8 @@ void CandidateList::make_room(Index n_active_blocks, Index n_candidates, Arena& 
                                 ? std::max<Index>(n_active_blocks, 2 * active_room_)
                                 : active_room_;
   const Index inactive_room = std::max<Index>(needed, inactive_room_);
-  std::byte* memory = arena.take(static_cast<std::size_t>(active_room) * sizeof(ActiveBlock) +
-                                 static_cast<std::size_t>(inactive_room) * sizeof(CandidateBlock));
+  std::byte* memory = arena.take(as_size(active_room) * sizeof(ActiveBlock) +
+                                 as_size(inactive_room) * sizeof(CandidateBlock));
   auto* new_active = reinterpret_cast<ActiveBlock*>(memory);
   auto* new_inactive = reinterpret_cast<CandidateBlock*>(new_active + active_room);
   ActiveBlock no_active;
@@ -108,7 +101,7 @@ void CandidateList::append(NewCandidates& found, const double* availability, Are
   make_room(1, size() + found.size, arena);  // reset() makes all of them inactive
   sort_descending(found);
   for (Index e = 0; e < found.size; ++e) {
-    const auto from = static_cast<std::size_t>(found.order[static_cast<std::size_t>(e)]);
+    const auto from = as_size(found.order[as_size(e)]);
     const Column k = found.column[from];
     put(n_inactive + e, found.s[from],
         n_inactive + e < n_stored() ? availability[k] : minus_infinity<double>, k);

@@ -33,8 +33,8 @@ struct NewCandidates {
 
   explicit NewCandidates(Index room);
   void add(double similarity, Column k) {
-    s[static_cast<std::size_t>(size)] = similarity;
-    column[static_cast<std::size_t>(size++)] = k;
+    s[as_size(size)] = similarity;
+    column[as_size(size++)] = k;
   }
 };
 

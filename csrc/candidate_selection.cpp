@@ -26,7 +26,7 @@ T threshold(Index n, const T* x, Index self, T below, Index want, std::vector<T>
   constexpr T infinity = std::numeric_limits<T>::infinity();
   // Twice as many lanes as are wanted: few hold two of the largest entries.
   const Index parts = (2 * want + kLanes<T> - 1) / kLanes<T>;
-  lanes.resize(static_cast<std::size_t>(parts * kLanes<T>));
+  lanes.resize(as_size(parts * kLanes<T>));
   Span<T> all{infinity, -infinity, true};
   for (Index p = 0; p < parts; ++p) {
     const Index first = n * p / parts, last = n * (p + 1) / parts;
@@ -47,10 +47,7 @@ T threshold(Index n, const T* x, Index self, T below, Index want, std::vector<T>
 }  // namespace
 
 CandidateLists::CandidateLists(Index n, const Jitter& jitter, int threads)
-    : n_(n),
-      jitter_(jitter),
-      rows_(static_cast<std::size_t>(n)),
-      arenas_(static_cast<std::size_t>(threads)) {}
+    : n_(n), jitter_(jitter), rows_(as_size(n)), arenas_(as_size(threads)) {}
 
 // How many more candidates a row gets: as many again as it has, and more if eager; but not so many
 // that dense passes would be cheaper.
@@ -73,26 +70,19 @@ double CandidateLists::bound(Index i, double low, bool everything,
   return everything ? minus_infinity<double> : low + uncertainty(i, low, refinement);
 }
 
-template <class T>
-CandidateLists::Scratch<T>::Scratch(Index n)
-    : row(static_cast<std::size_t>(n)),
-      columns(static_cast<std::size_t>(n)),
-      listed(static_cast<std::size_t>(n)),
-      found(n) {}
-
 // Append the next candidates of point i, whose row is x. False where x holds what is no similarity.
 template <class T>
 bool CandidateLists::refill_row(Index i, const T* x, const Refinement<T>& refinement,
                                 const double* availability, bool eager, Scratch<T>& scratch,
                                 Arena& arena) {
-  Row& row = rows_[static_cast<std::size_t>(i)];
+  Row& row = rows_[as_size(i)];
   NewCandidates& found = scratch.found;
   // What the last threshold's uncertainty kept off the list lies a little over it.
   const auto below = static_cast<T>(row.below);
   const auto over = static_cast<T>(row.below + 2 * uncertainty(i, row.below, refinement));
   const auto mark = [&](std::uint8_t value) {
-    scratch.listed[static_cast<std::size_t>(i)] = value;
-    row.each_column([&](Column k) { scratch.listed[static_cast<std::size_t>(k)] = value; });
+    scratch.listed[as_size(i)] = value;
+    row.each_column([&](Column k) { scratch.listed[as_size(k)] = value; });
   };
   mark(1);
   T low = below;
@@ -105,8 +95,8 @@ bool CandidateLists::refill_row(Index i, const T* x, const Refinement<T>& refine
     unlisted = bound(i, static_cast<double>(low), low == lowest_finite<T>(), refinement);
     const Index count = collect_between(n_, x, low, over, scratch.columns.data());
     for (Index e = 0; e < count; ++e) {
-      const Column k = scratch.columns[static_cast<std::size_t>(e)];
-      if (scratch.listed[static_cast<std::size_t>(k)]) continue;
+      const Column k = scratch.columns[as_size(e)];
+      if (scratch.listed[as_size(k)]) continue;
       const double exact = refinement.exact ? (*refinement.exact)(i, k) : static_cast<double>(x[k]);
       const double s = jitter_(exact, i, k);
       if (s >= unlisted) found.add(s, k);
@@ -129,13 +119,13 @@ void CandidateLists::refill(const Indices& rows, const RowSource<T>& source,
   const auto refill_point = [&](Index q, std::size_t thread) {
     if (!scratch[thread]) scratch[thread] = std::make_unique<Scratch<T>>(n_);
     Scratch<T>& own = *scratch[thread];
-    const Index i = rows[static_cast<std::size_t>(q)];
+    const Index i = rows[as_size(q)];
     const T* x = source.row(q, i, own.row.data());
     if (!refill_row(i, x, refinement, availability, eager, own, arenas_[thread]))
       invalid.store(true, std::memory_order_relaxed);
     if (!medians) return;
     if (x != own.row.data()) std::copy_n(x, n_, own.row.data());
-    own.row[static_cast<std::size_t>(i)] = static_cast<T>((*refinement.exact)(i, i));
+    own.row[as_size(i)] = static_cast<T>((*refinement.exact)(i, i));
     medians[q] = median(own.row.data(), n_, own.columns);
   };
   workers.together(count * n_ >= kSelectTogether, [&] {
@@ -153,7 +143,7 @@ void CandidateLists::fill_from_csr(const Index* offsets, const Column* columns,
                                    const double* similarities, const double* availability) {
   NewCandidates found(n_);
   for (Index i = 0; i < n_; ++i) {
-    Row& row = rows_[static_cast<std::size_t>(i)];
+    Row& row = rows_[as_size(i)];
     found.size = 0;
     for (Index e = offsets[i]; e < offsets[i + 1]; ++e)
       if (columns[e] != i && similarities[e] > minus_infinity<double>)
@@ -171,7 +161,7 @@ void CandidateLists::fill_from_nearest(const Nearest<T>& nearest, const Refineme
   for (Index i = 0; i < n_; ++i) {
     const auto own = thread_number();
     NewCandidates& found = scratch[own];
-    Row& row = rows_[static_cast<std::size_t>(i)];
+    Row& row = rows_[as_size(i)];
     found.size = 0;
     row.below = static_cast<double>(nearest.unlisted(i));
     row.unlisted = bound(i, row.below, nearest.size(i) == n_ - 1, refinement);
@@ -187,11 +177,11 @@ void CandidateLists::fill_from_nearest(const Nearest<T>& nearest, const Refineme
 void CandidateLists::assign(const Indices& position, Indices& labels, int threads) const {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (Index i = 0; i < n_; ++i) {
-    const Row& row = rows_[static_cast<std::size_t>(i)];
-    const auto at = [&](Index k) { return position[static_cast<std::size_t>(k)]; };
+    const Row& row = rows_[as_size(i)];
+    const auto at = [&](Index k) { return position[as_size(k)]; };
     const Column best = row.best(row.unlisted, [&](Column k) { return at(k) >= 0; });
     const Index none = row.unlisted == minus_infinity<double> ? -1 : kUnassigned;
-    labels[static_cast<std::size_t>(i)] = at(i) >= 0 ? at(i) : best >= 0 ? at(best) : none;
+    labels[as_size(i)] = at(i) >= 0 ? at(i) : best >= 0 ? at(best) : none;
   }
 }
 

@@ -53,8 +53,8 @@ class CandidateLists {
 
   CandidateLists(Index n, const Jitter& jitter, int threads);
 
-  Row& operator[](Index i) { return rows_[static_cast<std::size_t>(i)]; }
-  const Row& operator[](Index i) const { return rows_[static_cast<std::size_t>(i)]; }
+  Row& operator[](Index i) { return rows_[as_size(i)]; }
+  const Row& operator[](Index i) const { return rows_[as_size(i)]; }
   Arena& arena(std::size_t thread) { return arenas_[thread]; }
 
   // Give each of these rows its next candidates, many where they are to be `eager`; on request,
@@ -87,7 +87,8 @@ class CandidateLists {
     std::vector<std::uint8_t> listed;
     NewCandidates found;
 
-    explicit Scratch(Index n);
+    explicit Scratch(Index n)
+        : row(as_size(n)), columns(as_size(n)), listed(as_size(n)), found(n) {}
   };
 
   Index next_want(const Row& row, bool eager) const;

@@ -21,11 +21,11 @@ void assign(const S& similarity, const Indices& exemplars, const Jitter& jitter,
             Indices& labels) {
   const Index n = similarity.size(), clusters = static_cast<Index>(exemplars.size());
   if (n * clusters < kSerialBelow) threads = 1;
-  std::vector<std::vector<double>> scratch(static_cast<std::size_t>(threads));
+  std::vector<std::vector<double>> scratch(as_size(threads));
   for (auto& own : scratch) own.resize(exemplars.size());
 #pragma omp parallel for schedule(dynamic, 32) num_threads(threads)
   for (Index i = 0; i < n; ++i) {
-    Index& label = labels[static_cast<std::size_t>(i)];
+    Index& label = labels[as_size(i)];
     if (label != kUnassigned) continue;
     std::vector<double>& s = scratch[thread_number()];
     double best = minus_infinity<double>;
@@ -46,8 +46,7 @@ void assign(const S& similarity, const Indices& exemplars, const Jitter& jitter,
         }
       }
   }
-  for (Index c = 0; c < clusters; ++c)
-    labels[static_cast<std::size_t>(exemplars[static_cast<std::size_t>(c)])] = c;
+  for (Index c = 0; c < clusters; ++c) labels[as_size(exemplars[as_size(c)])] = c;
 }
 
 template <class S>
@@ -55,18 +54,17 @@ Indices best_members(const S& similarity, const double* preference, const Indice
                      Index clusters, const Jitter& jitter, int threads) {
   const Index n = similarity.size();
   if (n * n < kSerialBelow * clusters) threads = 1;
-  std::vector<Indices> members(static_cast<std::size_t>(clusters));
+  std::vector<Indices> members(as_size(clusters));
   for (std::size_t i = 0; i < labels.size(); ++i)
-    if (labels[i] >= 0)
-      members[static_cast<std::size_t>(labels[i])].push_back(static_cast<Index>(i));
+    if (labels[i] >= 0) members[as_size(labels[i])].push_back(static_cast<Index>(i));
   std::size_t largest = 0;
   for (const Indices& own : members) largest = std::max(largest, own.size());
-  std::vector<std::vector<double>> scratch(static_cast<std::size_t>(threads));
+  std::vector<std::vector<double>> scratch(as_size(threads));
   for (auto& own : scratch) own.resize(largest);
-  Indices best(static_cast<std::size_t>(clusters));
+  Indices best(as_size(clusters));
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
   for (Index c = 0; c < clusters; ++c) {
-    const Indices& own = members[static_cast<std::size_t>(c)];
+    const Indices& own = members[as_size(c)];
     double* support = scratch[thread_number()].data();
     double slack = similarity.supports(own, support);
     double most = minus_infinity<double>;
@@ -76,7 +74,7 @@ Indices best_members(const S& similarity, const double* preference, const Indice
       slack = std::max(slack, 2 * (jitter.ceiling(support[j]) - support[j]));
     }
     double top = minus_infinity<double>;
-    best[static_cast<std::size_t>(c)] = own.front();
+    best[as_size(c)] = own.front();
     for (std::size_t j = 0; j < own.size(); ++j) {
       if (support[j] < most - slack || std::isinf(support[j])) continue;
       double noisy = 0;  // in the order in which the definition sums
@@ -86,7 +84,7 @@ Indices best_members(const S& similarity, const double* preference, const Indice
       }
       if (noisy > top) {
         top = noisy;
-        best[static_cast<std::size_t>(c)] = own[j];
+        best[as_size(c)] = own[j];
       }
     }
   }
@@ -96,13 +94,11 @@ Indices best_members(const S& similarity, const double* preference, const Indice
 void sort_by_index(Indices& exemplars, Indices& labels) {
   Indices order(exemplars.size()), rank(exemplars.size());
   std::iota(order.begin(), order.end(), Index{0});
-  std::sort(order.begin(), order.end(), [&](Index x, Index y) {
-    return exemplars[static_cast<std::size_t>(x)] < exemplars[static_cast<std::size_t>(y)];
-  });
-  for (std::size_t c = 0; c < order.size(); ++c)
-    rank[static_cast<std::size_t>(order[c])] = static_cast<Index>(c);
+  std::sort(order.begin(), order.end(),
+            [&](Index x, Index y) { return exemplars[as_size(x)] < exemplars[as_size(y)]; });
+  for (std::size_t c = 0; c < order.size(); ++c) rank[as_size(order[c])] = static_cast<Index>(c);
   for (Index& label : labels)
-    if (label >= 0) label = rank[static_cast<std::size_t>(label)];
+    if (label >= 0) label = rank[as_size(label)];
   std::sort(exemplars.begin(), exemplars.end());
 }
 

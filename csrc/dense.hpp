@@ -10,9 +10,8 @@ namespace epruner {
 template <class T>
 class Dense {
  public:
-  // S is (n, n) with `stride` entries between rows; its diagonal is ignored.
-  Dense(Index n, const T* S, Index stride, const Jitter& jitter, Diagonal diagonal,
-        const Settings& settings);
+  // S is (n, n); its diagonal is ignored.
+  Dense(Index n, const T* S, const Jitter& jitter, Diagonal diagonal, const Settings& settings);
 
   // Iterate from iteration `t` (counted from 0) until the stop rule holds or max_iter is reached.
   Outcome iterate(Index t, const Poll& poll);
@@ -40,10 +39,7 @@ class Dense {
 };
 
 template <class T>
-Outcome solve_dense(Index n, const T* S, Index stride, const double* preference,
-                    const Jitter& jitter, const Settings& settings, const Poll& poll);
-
-extern template class Dense<float>;
-extern template class Dense<double>;
+Outcome solve_dense(Index n, const T* S, const double* preference, const Jitter& jitter,
+                    const Settings& settings, const Poll& poll);
 
 }  // namespace epruner

@@ -33,14 +33,13 @@ class Diagonal {
  public:
   Diagonal(Index n, const double* preferences, const Jitter& jitter)
       : preference(preferences, preferences + n),
-        a(static_cast<std::size_t>(n)),
-        r(static_cast<std::size_t>(n)),
-        support(static_cast<std::size_t>(n)),
-        total(static_cast<std::size_t>(n), std::numeric_limits<double>::infinity()),
-        is_exemplar(static_cast<std::size_t>(n)),
-        streak_(static_cast<std::size_t>(n)) {
-    for (Index i = 0; i < n; ++i)
-      preference[static_cast<std::size_t>(i)] = jitter(preferences[i], i, i);
+        a(as_size(n)),
+        r(as_size(n)),
+        support(as_size(n)),
+        total(as_size(n), std::numeric_limits<double>::infinity()),
+        is_exemplar(as_size(n)),
+        streak_(as_size(n)) {
+    for (Index i = 0; i < n; ++i) preference[as_size(i)] = jitter(preferences[i], i, i);
   }
 
   // R[i,i], once the two largest of row i (own entry included) are known.

@@ -15,28 +15,28 @@ Nearest<T>::Nearest(Index n, Index want, const T* norms)
       want_(std::min(want, n - 1)),
       room_(std::min(n - 1, kRoomPerWanted * want_)),
       norms_(norms),
-      rows_(static_cast<std::size_t>(n)),
-      values_(new T[static_cast<std::size_t>(n * room_)]),
-      columns_(new Column[static_cast<std::size_t>(n * room_)]) {}
+      rows_(as_size(n)),
+      values_(new T[as_size(n * room_)]),
+      columns_(new Column[as_size(n * room_)]) {}
 
 template <class T>
 void Nearest<T>::push(Index i, Column column, T similarity) {
-  Row& row = rows_[static_cast<std::size_t>(i)];
+  Row& row = rows_[as_size(i)];
   T* values = values_.get() + i * room_;
   Column* columns = columns_.get() + i * room_;
   if (row.size == room_ && room_ < n_ - 1) {
-    std::vector<std::pair<T, Column>> all(static_cast<std::size_t>(room_));
-    for (Index e = 0; e < room_; ++e) all[static_cast<std::size_t>(e)] = {values[e], columns[e]};
+    std::vector<std::pair<T, Column>> all(as_size(room_));
+    for (Index e = 0; e < room_; ++e) all[as_size(e)] = {values[e], columns[e]};
     std::nth_element(all.begin(), all.begin() + (want_ - 1), all.end(),
                      [](const auto& x, const auto& y) {
                        return x.first > y.first || (x.first == y.first && x.second < y.second);
                      });
     for (Index e = 0; e < want_; ++e) {
-      values[e] = all[static_cast<std::size_t>(e)].first;
-      columns[e] = all[static_cast<std::size_t>(e)].second;
+      values[e] = all[as_size(e)].first;
+      columns[e] = all[as_size(e)].second;
     }
     row.size = want_;
-    row.threshold = all[static_cast<std::size_t>(want_ - 1)].first;
+    row.threshold = all[as_size(want_ - 1)].first;
     if (similarity < row.threshold) return;
   }
   values[row.size] = similarity;
@@ -47,11 +47,10 @@ void Nearest<T>::push(Index i, Column column, T similarity) {
 template <class T>
 void Nearest<T>::offer(const Tile<T>& tile) {
   const bool diagonal = tile.first_row == tile.first_column;
-  std::vector<T> s(static_cast<std::size_t>(tile.columns));
-  std::vector<T> thresholds(static_cast<std::size_t>(tile.columns));
-  std::vector<Column> hits(static_cast<std::size_t>(tile.columns));
-  for (Index j = 0; j < tile.columns; ++j)
-    thresholds[static_cast<std::size_t>(j)] = unlisted(tile.first_column + j);
+  std::vector<T> s(as_size(tile.columns));
+  std::vector<T> thresholds(as_size(tile.columns));
+  std::vector<Column> hits(as_size(tile.columns));
+  for (Index j = 0; j < tile.columns; ++j) thresholds[as_size(j)] = unlisted(tile.first_column + j);
   constexpr T infinity = std::numeric_limits<T>::infinity();
   for (Index q = 0; q < tile.rows; ++q) {
     const Index i = tile.first_row + q;
@@ -62,9 +61,8 @@ void Nearest<T>::offer(const Tile<T>& tile) {
       std::copy_n(dots, tile.columns, s.data());
     Index found = collect_between(tile.columns, s.data(), unlisted(i), infinity, hits.data());
     for (Index e = 0; e < found; ++e) {
-      const Column k = hits[static_cast<std::size_t>(e)];
-      if (!(diagonal && k == q))
-        push(i, static_cast<Column>(tile.first_column + k), s[static_cast<std::size_t>(k)]);
+      const Column k = hits[as_size(e)];
+      if (!(diagonal && k == q)) push(i, static_cast<Column>(tile.first_column + k), s[as_size(k)]);
     }
     if (rank_window_) {  // every row of tiles is in one thread's hands at a time
       const Index start = diagonal ? q + 1 : 0;
@@ -73,7 +71,7 @@ void Nearest<T>::offer(const Tile<T>& tile) {
     if (diagonal) continue;
     found = collect_at_least(tile.columns, s.data(), thresholds.data(), hits.data());
     for (Index e = 0; e < found; ++e) {
-      const auto k = static_cast<std::size_t>(hits[static_cast<std::size_t>(e)]);
+      const auto k = as_size(hits[as_size(e)]);
       const Index point = tile.first_column + static_cast<Index>(k);
       push(point, static_cast<Column>(i), s[k]);
       thresholds[k] = unlisted(point);

@@ -32,9 +32,9 @@ class Nearest {
 
   Index want() const { return want_; }
   // Point i's list: `size(i)` columns in no order. Everything not listed is at most `unlisted(i)`.
-  Index size(Index i) const { return rows_[static_cast<std::size_t>(i)].size; }
+  Index size(Index i) const { return rows_[as_size(i)].size; }
   const Column* columns(Index i) const { return columns_.get() + i * room_; }
-  T unlisted(Index i) const { return rows_[static_cast<std::size_t>(i)].threshold; }
+  T unlisted(Index i) const { return rows_[as_size(i)].threshold; }
 
  private:
   struct Row {
@@ -50,8 +50,5 @@ class Nearest {
   std::unique_ptr<Column[]> columns_;  // (n, room)
   std::unique_ptr<RankWindow<T>> rank_window_;
 };
-
-extern template class Nearest<float>;
-extern template class Nearest<double>;
 
 }  // namespace epruner

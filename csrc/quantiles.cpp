@@ -32,8 +32,8 @@ std::pair<T, T> bracket(Index n, const T* S, double fraction) {
   const double middle = fraction * (size - 1), slack = 3 * std::sqrt(size);
   const auto low = static_cast<Index>(middle - slack), high = static_cast<Index>(middle + slack);
   const auto last = static_cast<Index>(sample.size()) - 1;
-  return {low < 0 ? std::numeric_limits<T>::lowest() : sample[static_cast<std::size_t>(low)],
-          high > last ? std::numeric_limits<T>::max() : sample[static_cast<std::size_t>(high)]};
+  return {low < 0 ? std::numeric_limits<T>::lowest() : sample[as_size(low)],
+          high > last ? std::numeric_limits<T>::max() : sample[as_size(high)]};
 }
 
 // The ranks under the middle of n values: the same one twice where n is odd.
@@ -59,12 +59,11 @@ Bracket<T> close_in(const T* values, Index n, Index low, Index high) {
   constexpr T infinity = std::numeric_limits<T>::infinity();
   std::array<T, 1024> sample;
   const Index size = std::min<Index>(n / 16, 1024);
-  for (Index e = 0; e < size; ++e) sample[static_cast<std::size_t>(e)] = values[e * (n / size)];
+  for (Index e = 0; e < size; ++e) sample[as_size(e)] = values[e * (n / size)];
   std::sort(sample.begin(), sample.begin() + size);
   const auto slack = static_cast<Index>(2 * std::sqrt(static_cast<double>(size)));
-  Bracket<T> found{sample[static_cast<std::size_t>(size / 2 - slack)],
-                   std::nextafter(sample[static_cast<std::size_t>(size / 2 + slack)], infinity), 0,
-                   0};
+  Bracket<T> found{sample[as_size(size / 2 - slack)],
+                   std::nextafter(sample[as_size(size / 2 + slack)], infinity), 0, 0};
   found.below = count_between(n, values, -infinity, found.from);
   found.inside = count_between(n, values, found.from, found.to);
   while (found.inside > n / 128) {
@@ -93,7 +92,7 @@ T median(T* values, Index n, std::vector<Column>& where) {
   const Bracket<T> near = close_in(values, n, low, high);
   if (low < near.below || high >= near.below + near.inside) return median_of(values, n, low, high);
   const Index inside = collect_between(n, values, near.from, near.to, where.data());
-  for (Index e = 0; e < inside; ++e) values[e] = values[where[static_cast<std::size_t>(e)]];
+  for (Index e = 0; e < inside; ++e) values[e] = values[where[as_size(e)]];
   return median_of(values, inside, low - near.below, high - near.below);
 }
 
@@ -106,9 +105,9 @@ Quantile quantile(Index n, const T* S, double fraction, bool diagonal, int threa
     // The bracket is closed: its upper end counts, too.
     const T above = std::nextafter(high, std::numeric_limits<T>::infinity());
     Index count = 0, below = 0;
-    std::vector<std::vector<T>> inside(static_cast<std::size_t>(threads));
-    std::vector<std::vector<Column>> where(static_cast<std::size_t>(threads));
-    for (auto& own : where) own.resize(static_cast<std::size_t>(n));
+    std::vector<std::vector<T>> inside(as_size(threads));
+    std::vector<std::vector<Column>> where(as_size(threads));
+    for (auto& own : where) own.resize(as_size(n));
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : count, below)
     for (Index i = 0; i < n; ++i) {
       const auto thread = thread_number();
@@ -154,10 +153,10 @@ template <class T>
 void column_medians(Index n, const T* S, T* medians, int threads) {
   if (n * n < 1 << 14) threads = 1;
   const Index groups = (n + kColumnsAtOnce - 1) / kColumnsAtOnce;
-  std::vector<std::vector<T>> scratch(static_cast<std::size_t>(threads));
-  std::vector<std::vector<Column>> where(static_cast<std::size_t>(threads));
-  for (auto& own : scratch) own.resize(static_cast<std::size_t>(n * kColumnsAtOnce));
-  for (auto& own : where) own.resize(static_cast<std::size_t>(n));
+  std::vector<std::vector<T>> scratch(as_size(threads));
+  std::vector<std::vector<Column>> where(as_size(threads));
+  for (auto& own : scratch) own.resize(as_size(n * kColumnsAtOnce));
+  for (auto& own : where) own.resize(as_size(n));
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
   for (Index group = 0; group < groups; ++group) {
     const auto thread = thread_number();
@@ -174,11 +173,11 @@ template <class T>
 RankWindow<T>::RankWindow(T low, T high, Index expected, Index writers)
     : low_(low + T(0)),
       above_(std::nextafter(high, std::numeric_limits<T>::infinity())),
-      tallies_(static_cast<std::size_t>(writers)) {
+      tallies_(as_size(writers)) {
   const std::uint64_t span = distance(high);
   if (span >= kMostBins && expected <= kMostKept) return;
   while (span >> shift_ >= kMostBins) ++shift_;
-  bins_ = std::vector<std::atomic<Index>>(static_cast<std::size_t>((span >> shift_) + 1));
+  bins_ = std::vector<std::atomic<Index>>(as_size((span >> shift_) + 1));
 }
 
 // Adding 0 makes one number of both zeros.
@@ -189,7 +188,7 @@ typename RankWindow<T>::Key RankWindow<T>::distance(T value) const {
 
 template <class T>
 void RankWindow<T>::add(Index writer, Index n, const T* values, Column* scratch) {
-  Tally& own = tallies_[static_cast<std::size_t>(writer)];
+  Tally& own = tallies_[as_size(writer)];
   own.below += count_between(n, values, minus_infinity<T>, low_);
   const Index found = collect_between(n, values, low_, above_, scratch);
   for (Index e = 0; e < found; ++e) {
@@ -220,7 +219,7 @@ std::vector<T> RankWindow<T>::values_at(const std::vector<Index>& ranks) const {
     const Index place = std::clamp<Index>(rank - below, 0, inside - 1);
     if (up_to.empty()) {
       std::nth_element(kept.begin(), kept.begin() + place, kept.end());
-      found.push_back(kept[static_cast<std::size_t>(place)]);
+      found.push_back(kept[as_size(place)]);
     } else {
       const auto bin = std::upper_bound(up_to.begin(), up_to.end(), place) - up_to.begin();
       const Key number = static_cast<Key>(to_bits(low_)) + (static_cast<Key>(bin) << shift_);

@@ -60,7 +60,4 @@ class RankWindow {
   std::vector<Tally> tallies_;
 };
 
-extern template class RankWindow<float>;
-extern template class RankWindow<double>;
-
 }  // namespace epruner

@@ -2,6 +2,7 @@
 // SIMD.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 
@@ -9,6 +10,12 @@ namespace epruner {
 
 using Index = std::int64_t;
 using Column = std::int32_t;
+
+// A position or length as the containers of the standard library take it.
+template <class Integer>
+constexpr std::size_t as_size(Integer i) {
+  return static_cast<std::size_t>(i);
+}
 
 template <class T>
 constexpr T minus_infinity = -std::numeric_limits<T>::infinity();

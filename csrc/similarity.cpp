@@ -19,14 +19,12 @@ double Matrix<T>::supports(const Indices& members, double* out) const {
 template <class T>
 double Features<T>::supports(const Indices& members, double* out) const {
   const auto m = static_cast<double>(members.size());
-  std::vector<double> mean(static_cast<std::size_t>(d_)), own(static_cast<std::size_t>(d_));
+  std::vector<double> mean(as_size(d_)), own(as_size(d_));
   for (Index i : members)
-    for (Index c = 0; c < d_; ++c)
-      mean[static_cast<std::size_t>(c)] += static_cast<double>(x_[i * d_ + c]) / m;
+    for (Index c = 0; c < d_; ++c) mean[as_size(c)] += static_cast<double>(x_[i * d_ + c]) / m;
   double most = 0;
   for (std::size_t j = 0; j < members.size(); ++j) {
-    for (Index c = 0; c < d_; ++c)
-      own[static_cast<std::size_t>(c)] = static_cast<double>(x_[members[j] * d_ + c]);
+    for (Index c = 0; c < d_; ++c) own[as_size(c)] = static_cast<double>(x_[members[j] * d_ + c]);
     out[j] = -scale_ * m * squared_distance(d_, own.data(), mean.data());
     most = std::max(most, std::fabs(out[j]));
   }
@@ -50,16 +48,15 @@ void distances_from_dots(Index n, Index d, T* S, const T* X, const T* norms, int
 
 template <class T>
 void centre(Index n, Index d, const T* X, T* out, T* norms) {
-  std::vector<double> sum(static_cast<std::size_t>(d));
+  std::vector<double> sum(as_size(d));
   for (Index i = 0; i < n; ++i)
-    for (Index c = 0; c < d; ++c)
-      sum[static_cast<std::size_t>(c)] += static_cast<double>(X[i * d + c]);
-  std::vector<T> mean(static_cast<std::size_t>(d));
+    for (Index c = 0; c < d; ++c) sum[as_size(c)] += static_cast<double>(X[i * d + c]);
+  std::vector<T> mean(as_size(d));
   for (std::size_t c = 0; c < mean.size(); ++c)
     mean[c] = static_cast<T>(sum[c] / static_cast<double>(n));
-  const std::vector<T> origin(static_cast<std::size_t>(d));
+  const std::vector<T> origin(as_size(d));
   for (Index i = 0; i < n; ++i) {
-    for (Index c = 0; c < d; ++c) out[i * d + c] = X[i * d + c] - mean[static_cast<std::size_t>(c)];
+    for (Index c = 0; c < d; ++c) out[i * d + c] = X[i * d + c] - mean[as_size(c)];
     norms[i] = static_cast<T>(squared_distance(d, out + i * d, origin.data()));
   }
 }

@@ -19,7 +19,7 @@ Outcome solve_matrix(ActiveSet& active_set, const T* S, bool dense_fits, const P
   const Index chunk = std::max<Index>(1, kSelectionChunk / n);
   const Status status = active_set.workers().together(n * n >= kSelectTogether, [&] {
     for (Index first = 0; first < n; first += chunk) {
-      Indices rows(static_cast<std::size_t>(std::min(chunk, n - first)));
+      Indices rows(as_size(std::min(chunk, n - first)));
       std::iota(rows.begin(), rows.end(), first);
       active_set.refill(rows, source, Refinement<T>{});
       if (poll()) return Status::interrupted;
@@ -33,7 +33,7 @@ Outcome solve_matrix(ActiveSet& active_set, const T* S, bool dense_fits, const P
   if (status != Status::needs_candidates) return active_set.outcome(status);
   if (!dense_fits) throw std::bad_alloc();
   const Settings& settings = active_set.settings();
-  Dense<T> dense(n, S, n, active_set.jitter(), active_set.diagonal(), settings);
+  Dense<T> dense(n, S, active_set.jitter(), active_set.diagonal(), settings);
   dense.complete_iteration(active_set.expand(dense));
   const Index t = active_set.iteration();
   if (dense.diagonal().finish_iteration(t, settings))
@@ -44,14 +44,14 @@ Outcome solve_matrix(ActiveSet& active_set, const T* S, bool dense_fits, const P
 template <class Similarity>
 Indices decode(const Similarity& similarity, const ActiveSet* active_set, const double* preference,
                const Jitter& jitter, int threads, Indices& exemplars) {
-  const auto n = static_cast<std::size_t>(similarity.size());
+  const auto n = as_size(similarity.size());
   Indices labels(n);
   const auto assign_all = [&] {
     std::fill(labels.begin(), labels.end(), kUnassigned);
     if (active_set) {
       Indices position(n, -1);
       for (std::size_t c = 0; c < exemplars.size(); ++c)
-        position[static_cast<std::size_t>(exemplars[c])] = static_cast<Index>(c);
+        position[as_size(exemplars[c])] = static_cast<Index>(c);
       active_set->assign(position, labels);
     }
     assign(similarity, exemplars, jitter, threads, labels);
@@ -100,9 +100,8 @@ std::vector<Clustering> cluster_many(const std::vector<Problem<T>>& problems, co
     return answers;
   }
   std::vector<std::size_t> dealt;  // so that every thread begins with its largest
-  for (std::size_t first = 0; first < static_cast<std::size_t>(threads); ++first)
-    for (std::size_t e = first; e < order.size(); e += static_cast<std::size_t>(threads))
-      dealt.push_back(order[e]);
+  for (std::size_t first = 0; first < as_size(threads); ++first)
+    for (std::size_t e = first; e < order.size(); e += as_size(threads)) dealt.push_back(order[e]);
   std::atomic<bool> stopped{false};
   const auto ask = [&] {
     if (poll()) stopped.store(true, std::memory_order_relaxed);
@@ -112,7 +111,7 @@ std::vector<Clustering> cluster_many(const std::vector<Problem<T>>& problems, co
         static_cast<Index>(dealt.size()),
         [&](Index piece, std::size_t thread) {
           try {
-            solve(dealt[static_cast<std::size_t>(piece)], [&] {
+            solve(dealt[as_size(piece)], [&] {
               if (thread == 0) ask();
               return stopped.load(std::memory_order_relaxed);
             });

@@ -29,7 +29,7 @@ inline int max_threads() {
 // Number of the calling thread in its parallel region.
 inline std::size_t thread_number() {
 #ifdef _OPENMP
-  return static_cast<std::size_t>(omp_get_thread_num());
+  return as_size(omp_get_thread_num());
 #else
   return 0;
 #endif
@@ -50,7 +50,7 @@ class Team {
   // What it throws is thrown here.
   template <class Lead>
   static auto run(int threads, const Lead& lead) {
-    Team team(static_cast<std::size_t>(threads));
+    Team team(as_size(threads));
     decltype(lead(team)) answer{};
     std::exception_ptr error;
 #pragma omp parallel num_threads(threads)
@@ -124,7 +124,7 @@ class Team {
     work_.store(work, std::memory_order_relaxed);
     const auto count = static_cast<Index>(shares_.size());
     for (Index q = 0; q < count; ++q) {
-      Share& share = shares_[static_cast<std::size_t>(q)];
+      Share& share = shares_[as_size(q)];
       share.last.store(pieces * (q + 1) / count, std::memory_order_release);
       share.next.store(round_ << 32 | static_cast<std::uint64_t>(pieces * q / count),
                        std::memory_order_release);

@@ -13,6 +13,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from epruner.cluster import _native, resources
+from epruner.cluster._native import ActiveSet
 from epruner.cluster.backends.native import new_active_set
 from epruner.cluster.decode import sorted_by_index
 from epruner.cluster.similarity import cosine, filled, negative_squared_distances
@@ -40,10 +41,10 @@ class CandidateSource(ABC):
         """Return the similarities (n, n)."""
 
     @abstractmethod
-    def start(self, options: Options) -> _native.ActiveSet:
+    def start(self, options: Options) -> ActiveSet:
         """Return an active set with first candidates for every point, ready to be restarted."""
 
-    def refill(self, active_set: _native.ActiveSet) -> None:
+    def refill(self, active_set: ActiveSet) -> None:
         """Give more candidates to the rows that need them."""
         rows = active_set.rows_needing_candidates()
         resources.require_memory(
@@ -54,16 +55,12 @@ class CandidateSource(ABC):
         self._refill(active_set, rows)
 
     @abstractmethod
-    def _refill(self, active_set: _native.ActiveSet, rows: Indices) -> None:
+    def _refill(self, active_set: ActiveSet, rows: Indices) -> None:
         """Give these rows more candidates."""
 
     @abstractmethod
     def decode(
-        self,
-        active_set: _native.ActiveSet,
-        preference: Floats,
-        exemplars: Indices,
-        options: Options,
+        self, active_set: ActiveSet, preference: Floats, exemplars: Indices, options: Options
     ) -> tuple[Indices, Indices]:
         """Return refined exemplars, ascending, and the labels."""
 
@@ -71,7 +68,7 @@ class CandidateSource(ABC):
     def links(self, rows: Indices, columns: Indices) -> Floats:
         """Return the similarities of these pairs."""
 
-    def _empty(self, options: Options) -> _native.ActiveSet:
+    def _empty(self, options: Options) -> ActiveSet:
         return new_active_set(np.zeros(self.n), self.dtype, options)
 
 
@@ -86,20 +83,16 @@ class MatrixSource(CandidateSource):
     def matrix(self) -> Floats:
         return self.S
 
-    def start(self, options: Options) -> _native.ActiveSet:
+    def start(self, options: Options) -> ActiveSet:
         active_set = self._empty(options)
         active_set.refill(np.arange(self.n), self.S)
         return active_set
 
-    def _refill(self, active_set: _native.ActiveSet, rows: Indices) -> None:
+    def _refill(self, active_set: ActiveSet, rows: Indices) -> None:
         active_set.refill(rows, self.S)
 
     def decode(
-        self,
-        active_set: _native.ActiveSet,
-        preference: Floats,
-        exemplars: Indices,
-        options: Options,
+        self, active_set: ActiveSet, preference: Floats, exemplars: Indices, options: Options
     ) -> tuple[Indices, Indices]:
         return _native.decode(
             self.S,
@@ -125,7 +118,7 @@ class SparseSource(CandidateSource):
     def matrix(self) -> Floats:
         return filled(self.S)
 
-    def start(self, options: Options) -> _native.ActiveSet:
+    def start(self, options: Options) -> ActiveSet:
         active_set = self._empty(options)
         active_set.fill_from_csr(
             self.S.indptr.astype(np.int64),
@@ -134,15 +127,11 @@ class SparseSource(CandidateSource):
         )
         return active_set
 
-    def _refill(self, active_set: _native.ActiveSet, rows: Indices) -> None:
+    def _refill(self, active_set: ActiveSet, rows: Indices) -> None:
         raise AssertionError("a sparse matrix lists everything from the start")
 
     def decode(
-        self,
-        active_set: _native.ActiveSet,
-        preference: Floats,
-        exemplars: Indices,
-        options: Options,
+        self, active_set: ActiveSet, preference: Floats, exemplars: Indices, options: Options
     ) -> tuple[Indices, Indices]:
         labels = _assign(active_set, exemplars)
         moved = np.array(
@@ -200,12 +189,10 @@ class FeatureSource(CandidateSource):
     def matrix(self) -> Floats:
         return cosine(self.X) if self.cosine else negative_squared_distances(self.X)
 
-    def start(self, options: Options) -> _native.ActiveSet:
+    def start(self, options: Options) -> ActiveSet:
         return self.start_with_ranks(options, None)[0]
 
-    def start_with_ranks(
-        self, options: Options, position: float | None
-    ) -> tuple[_native.ActiveSet, float]:
+    def start_with_ranks(self, options: Options, position: float | None) -> tuple[ActiveSet, float]:
         """Start; in the same sweep, find an order statistic of all pairs' similarities.
 
         `position` counts ordered off-diagonal pairs in ascending order of similarity, from 0; a
@@ -226,7 +213,7 @@ class FeatureSource(CandidateSource):
         active_set.fill_from_nearest(nearest, self._features)
         return active_set, value
 
-    def start_with_medians(self, options: Options) -> tuple[_native.ActiveSet, Floats]:
+    def start_with_medians(self, options: Options) -> tuple[ActiveSet, Floats]:
         """Start from whole rows, and return every row's median, own entry included."""
         active_set = self._empty(options)
         medians = np.empty(self.n, dtype=self.dtype)
@@ -238,16 +225,12 @@ class FeatureSource(CandidateSource):
             print()
         return active_set, medians
 
-    def _refill(self, active_set: _native.ActiveSet, rows: Indices) -> None:
+    def _refill(self, active_set: ActiveSet, rows: Indices) -> None:
         for some, dots in self._strips(rows):
             active_set.refill_from_dots(some, dots, self._features, False)
 
     def decode(
-        self,
-        active_set: _native.ActiveSet,
-        preference: Floats,
-        exemplars: Indices,
-        options: Options,
+        self, active_set: ActiveSet, preference: Floats, exemplars: Indices, options: Options
     ) -> tuple[Indices, Indices]:
         decoded: tuple[Indices, Indices] = self._features.decode(
             active_set, preference.astype(np.float64), exemplars, options.seed, options.n_threads
@@ -319,7 +302,7 @@ class FeatureSource(CandidateSource):
         return self.links(rows, columns).astype(self.dtype)
 
 
-def _assign(active_set: _native.ActiveSet, exemplars: Indices) -> Indices:
+def _assign(active_set: ActiveSet, exemplars: Indices) -> Indices:
     position = np.full(active_set.is_exemplar.size, -1, dtype=np.int64)
     position[exemplars] = np.arange(exemplars.size)
     labels: Indices = active_set.assign(position)

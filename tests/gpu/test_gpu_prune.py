@@ -120,10 +120,10 @@ def test_double_precision_stays(device: Device) -> None:
     assert device.engine.launched["distances_f64"] > 0
 
 
-def test_layers_too_wide_for_shared_memory_use_lists(device: Device, digits: Digits) -> None:
+def test_layers_too_wide_for_shared_memory_get_active_sets(device: Device, digits: Digits) -> None:
     device.engine.max_shared = 0
     device.both(digits.network(), SHAPE, beta=2.0)
-    assert device.engine.launched["list_rows"] > 0
+    assert device.engine.launched["active_rows"] > 0
 
 
 def test_other_features_are_numpys_and_stay_on_the_cpu(device: Device) -> None:

@@ -90,7 +90,7 @@ void solvers(Index n, double preference, std::mt19937& random) {
   Settings settings{0.7, 60, 15, 1};
   Indices labels, others;
   const Outcome sparse = solve_active_set(n, S.data(), preferences.data(), settings, labels);
-  const Outcome dense = solve_dense(n, S.data(), n, preferences.data(), jitter, settings, kNever);
+  const Outcome dense = solve_dense(n, S.data(), preferences.data(), jitter, settings, kNever);
   const std::vector<Problem<T>> many(8, Problem<T>{n / 4, S.data(), preferences.data()});
   const auto batch = cluster_many(many, jitter, settings, true, kNever);
   for (settings.threads = 2; settings.threads <= 4; ++settings.threads) {
@@ -98,8 +98,7 @@ void solvers(Index n, double preference, std::mt19937& random) {
     require(sparse2.is_exemplar == sparse.is_exemplar && sparse2.n_iter == sparse.n_iter &&
                 others == labels,
             "active set: the number of threads changes nothing");
-    const Outcome dense2 =
-        solve_dense(n, S.data(), n, preferences.data(), jitter, settings, kNever);
+    const Outcome dense2 = solve_dense(n, S.data(), preferences.data(), jitter, settings, kNever);
     require(dense2.is_exemplar == dense.is_exemplar && dense2.n_iter == dense.n_iter,
             "dense: the number of threads changes nothing");
     const auto batch2 = cluster_many(many, jitter, settings, true, kNever);

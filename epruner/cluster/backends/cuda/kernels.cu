@@ -28,13 +28,13 @@ struct Batch {
   int *unstable, *any, *needs_candidates;  // (problems) gathered during an iteration
   double *decay, *abar_max;                // (problems) damping^t; largest abar
   Bits* abar_next;                         // (problems) bits of the smallest -abar so far
-  double damping;                          // damping
+  double damping;
   Index max_iter, convergence_iter;
   Bits seed;
 };
 
-// ActiveSet of similar points, in a pool. A listed entry without messages has R = A = -inf, which
-// no maximum or sum notices.
+// Lists of similar points, in a pool. A listed entry without messages has R = A = -inf, which no
+// maximum or sum notices.
 struct ActiveSet {
   Index capacity;
   Bits* used;
@@ -79,8 +79,7 @@ constexpr unsigned kAll = 0xffffffffu;
 constexpr int kSegments = 8;  // a column of a small problem is summed in this many parts
 constexpr int kFirstWant = 16;
 
-// ---- Numbers
-// -------------------------------------------------------------------------------------
+// ---- Numbers ------------------------------------------------------------------------------------
 
 __device__ inline double infinity() { return __longlong_as_double(0x7ff0000000000000LL); }
 
@@ -168,8 +167,7 @@ __device__ T damped_responsibility(T damping, Top2<T> top, T s, T a, T r) {
   return damping * r + (T(1) - damping) * (s - rival);
 }
 
-// ---- Threads together
-// ------------------------------------------------------------------------------
+// ---- Threads together ---------------------------------------------------------------------------
 
 __device__ inline Index thread_in_grid() {
   return static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -252,8 +250,7 @@ __device__ T kth_largest(const Value& value, Index n, Index rank, int* counts) {
   return Number<T>::number(found);
 }
 
-// ---- Rows of similarities
-// --------------------------------------------------------------------------
+// ---- Rows of similarities -----------------------------------------------------------------------
 
 // value(k, slot): as stored, where `slot` is k's place in a tile. exact(k): without the tile's
 // error.
@@ -372,8 +369,7 @@ __device__ void begin(const Batch* b, const T* preference) {
   }
 }
 
-// ---- Small problems: a block each, everything in shared memory, one launch
-// ---------------------------
+// ---- Small problems: a block each, everything in shared memory, one launch ----------------------
 
 template <class T>
 __device__ void small(const Batch* b, const Source* source, const int* which) {
@@ -443,8 +439,7 @@ __device__ void small(const Batch* b, const Source* source, const int* which) {
   }
 }
 
-// ---- The end of an iteration, for lists and dense passes
-// ---------------------------------------------
+// ---- The end of an iteration, for active sets and dense passes ----------------------------------
 
 __device__ inline bool at_work(const Batch* b, Index p) {
   return b->state[p] <= kResumed && b->needs_candidates[p] == 0;
@@ -487,8 +482,7 @@ extern "C" __global__ void conclude(const Batch* b) {
   b->abar_next[p] = ~0ull;
 }
 
-// ---- ActiveSet: only pairs that were ever a row's maximum or ever had R > 0 hold messages
-// ----------------
+// ---- The active set: only pairs that were ever a row's maximum or ever had R > 0 hold messages --
 
 // Give each of these rows its next candidates, a block a row. refilled[q] = 0: the pool is full.
 template <class T, class Row>
@@ -586,8 +580,8 @@ extern "C" __global__ void active_rows(const Batch* b, const ActiveSet* g) {
   const Index p = b->problem[i];
   const bool resumed = b->state[p] == kResumed;
   if (b->state[p] > kResumed || (resumed && !g->pending[i])) return;
-  const double damping = b->damping, renew = 1 - damping, decay = b->decay[p],
-               abar_max = b->abar_max[p];
+  const double damping = b->damping, renew = 1 - damping;
+  const double decay = b->decay[p], abar_max = b->abar_max[p];
   const double mu = g->mu[i], grown = 1 - decay * damping;
   const int listed = g->listed[i];
   int active = g->active[i];
@@ -621,14 +615,13 @@ extern "C" __global__ void active_rows(const Batch* b, const ActiveSet* g) {
   active = warp_max(active);
   top.add(warp_top2(activated));
   const double unlisted = g->unlisted[i];
-  const bool short_of_candidates =
-      active == listed && unlisted > -infinity() && !harmless(unlisted);
+  const bool pending = active == listed && unlisted > -infinity() && !harmless(unlisted);
   if (lane() == 0) {
     g->active[i] = active;
-    g->pending[i] = short_of_candidates;
-    if (short_of_candidates) b->needs_candidates[p] = 1;  // all who write, write the same
+    g->pending[i] = pending;
+    if (pending) b->needs_candidates[p] = 1;  // all who write, write the same
   }
-  if (short_of_candidates) return;
+  if (pending) return;
   for (int e = lane(); e < active; e += kWarp)
     r[e] = damped_responsibility(damping, top, s[e], a[e], r[e]);
   if (lane() == 0) {
@@ -650,8 +643,7 @@ extern "C" __global__ void active_columns(const Batch* b, const ActiveSet* g) {
   if (lane() == 0) finish_point(b, p, k, support);
 }
 
-// ---- Dense passes: every pair holds messages, one pass over memory an iteration
-// ----------------------
+// ---- Dense passes: every pair holds messages, one pass over memory an iteration -----------------
 
 // s: S with its jitter, in T.
 template <class T>
@@ -707,8 +699,7 @@ extern "C" __global__ void dense_columns(const Batch* b, const double* partial, 
   }
 }
 
-// ---- From exemplars to clusters
-// ----------------------------------------------------------------------
+// ---- From exemplars to clusters -----------------------------------------------------------------
 
 // The best exemplar of rows begin, begin + 1, ..., a warp a row; jitter decides between equals.
 template <class T, class Row>
@@ -807,8 +798,7 @@ __device__ void net_similarity(const Batch* b, const Clusters* c, const Source* 
   c->net[p] = c->first[p + 1] > c->first[p] ? all : -infinity();
 }
 
-// ---- The kernels by name
-// -----------------------------------------------------------------------------
+// ---- The kernels by name ------------------------------------------------------------------------
 
 #define EPRUNER_KERNELS(T, suffix)                                                              \
   extern "C" __global__ void distances_##suffix(const T* product, const T* x, Index n, Index d, \
