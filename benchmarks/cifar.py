@@ -10,22 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from epruner.pruning.io.weights import load_weights
-from examples.cifar_resnet import resnet56
+from epruner import load_weights
+from examples.cifar_resnet import resnet20, resnet56
 
 DATA = Path(os.environ.get("EPRUNER_DATA", Path(__file__).parents[2] / "shared" / "data"))
 NETWORKS = {
-    "theo": ("theo-obadiah_resnet56.pth", {"conv": "conv1", "bn": "bn1"}),
-    "akamaster": ("resnet56-4bfd9763.th", {}),
+    "theo": (resnet56, "theo-obadiah_resnet56.pth", {"conv": "conv1", "bn": "bn1"}),
+    "akamaster": (resnet56, "resnet56-4bfd9763.th", {}),
+    "resnet20": (resnet20, "resnet20-12fca82f.th", {}),
 }
-_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
 def network(name: str) -> nn.Module:
-    """A trained ResNet-56, in eval mode."""
-    file, key_map = NETWORKS[name]
-    model = resnet56()
+    """A trained ResNet, in eval mode."""
+    make, file, key_map = NETWORKS[name]
+    model = make()
     prefix = "" if name == "theo" else "module."
     load_weights(model, DATA / "cifar_resnets" / file, prefix_strip=prefix, key_map=key_map)
     return model.eval()
@@ -57,7 +58,7 @@ def jpeg(part: str, count: int) -> tuple[Tensor, Tensor]:
 
 def normalise(images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
     """uint8 (n, 32, 32, 3) to what the networks were trained on."""
-    return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - _MEAN) / _STD
+    return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
 
 
 @torch.no_grad()

@@ -22,17 +22,16 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.cifar import accuracy, jpeg, network
-from epruner.pruning.finetune import finetune
-from epruner.pruning.pipeline import prune
+from epruner import Method, finetune, prune
 
 RESULTS = Path(__file__).parent / "results"
 VARIANTS = {
-    "exemplar": {"criterion": "exemplar"},
-    "l1": {"criterion": "l1"},
-    "random": {"criterion": "random"},
-    "exemplar, random init": {"criterion": "exemplar", "init": "random", "bn": "reset"},
-    "fpgm": {"criterion": "fpgm"},
-    "unpruned": {},
+    "exemplar": "exemplar",
+    "l1": "l1",
+    "random": "random",
+    "exemplar, random init": "exemplar",
+    "fpgm": "fpgm",
+    "unpruned": None,
 }
 
 
@@ -79,10 +78,16 @@ def main() -> None:
     train, test = jpeg("train", args.images), jpeg("test", args.test)
     original = network(args.network)
     rows = []
-    for name, options in VARIANTS.items():
+    for name, importance in VARIANTS.items():
         model: nn.Module = network(args.network)
-        if options:
-            model = prune(original, (1, 3, 32, 32), macs=0.4, **options).model  # type: ignore[arg-type]
+        if importance is not None:
+            method = Method("exemplar", importance, repair="none")
+            model = prune(original, (1, 3, 32, 32), macs=0.4, method=method).model
+        if name.endswith("random init"):
+            torch.manual_seed(0)
+            for module in model.modules():
+                if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.Linear)):
+                    module.reset_parameters()
         model = model.to(args.device)
         start = time.perf_counter()
         before = accuracy(model.cpu(), *test)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.cifar import accuracy, lossless, network
-from epruner.pruning.pipeline import prune
+from epruner import prune
 
 PICTURE = Path(__file__).parents[1] / "docs" / "repair.png"
 
@@ -40,15 +40,15 @@ def main() -> None:
     wanted = streams(full, images[:200])
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    for compensate, name in (
+    for repair, name in (
         ("none", "sliced"),
         ("merge", "merged (no data)"),
         ("batchnorm", "BatchNorm re-estimated"),
         ("least_squares", "least squares"),
     ):
         result = prune(
-            full, (1, 3, 32, 32), macs=0.4, compensate=compensate, criterion="reconstruction",
-            widths="reconstruction", calibrate=calibration,
+            full, (1, 3, 32, 32), macs=0.4, calibrate=calibration,
+            method="reconstruction", repair=repair,
         )  # fmt: skip
         errors = [
             float((a - b).square().sum() / (b - b.mean()).square().sum())

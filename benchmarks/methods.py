@@ -1,0 +1,318 @@
+"""The table by which the default method is decided: trained networks x budgets x methods.
+
+    python benchmarks/methods.py                          # everything that is not there yet
+    python benchmarks/methods.py theo --macs 0.6          # one network, one budget
+    python benchmarks/methods.py encoder --methods auto l1 --inputs 32   # a try, nothing written
+
+By the public functions only. What learns from inputs has unlabelled ones (at most 400) of its own;
+all is judged on inputs that nothing has seen: top-1 accuracy where these have labels, otherwise
+what is kept of the whole network's answers (its first class, or the ten nearest neighbours), and
+always the squared error of the output over its variance. Images for networks of ImageNet are
+CIFAR-10's, enlarged fourfold: natural, if not sharp.
+
+Each row is one choice of filters, its scores those of each repair of it. Rows go to
+results/methods.json as they come, and the table to results/methods.md; rows that are there are
+skipped. Needs checkpoints and images (EPRUNER_DATA) and the wheels of tests/pruning/wheels.py and
+benchmarks/sentences.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "pruning")]
+
+from wheels import trained  # noqa: E402
+
+import epruner  # noqa: E402
+from benchmarks import cifar, sentences  # noqa: E402
+from epruner import Method  # noqa: E402
+from epruner.pruning import Analysis  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+REPAIRS = ("none", "merge", "batchnorm", "least_squares")
+METHODS: dict[str, str | Method] = {
+    "auto": "auto",
+    "reconstruction": "reconstruction",
+    "reconstruction, fpgm": Method("reconstruction", "fpgm"),
+    "reconstruction, l1": Method("reconstruction", "l1"),
+    "uniform, reconstruction": Method("uniform", "reconstruction"),
+    "exemplar": "exemplar",
+    "exemplar, l1": Method("exemplar", "l1"),
+    "l1": "l1",
+    "l2": "l2",
+    "fpgm": "fpgm",
+    "random": "random",
+}
+Score = Callable[[Tensor], float]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A trained network with inputs to learn from and others to be judged on."""
+
+    model: nn.Module
+    calibration: Tensor
+    held_out: Tensor
+    judge: Callable[[Tensor], Score]  # from the whole network's outputs
+    all_repairs: bool = False
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """Made once, for all budgets and methods."""
+        return epruner.analyse(self.model, self.calibration[:1])
+
+
+def image_case(name: str, count: int) -> Case:
+    """A CIFAR-10 ResNet: accuracy on 1,000 test images."""
+    published = {"theo": 93.8, "akamaster": 92.6, "resnet20": 91.5}[name]  # on these images
+    images, labels = cifar.lossless("test", 1000)
+
+    def judge(whole: Tensor) -> Score:
+        found = top1(whole, labels)
+        expect(abs(found - published) < 0.11, f"{name}: {found} % instead of {published} %")
+        return lambda outputs: top1(outputs, labels)
+
+    calibration, _ = cifar.lossless("train", min(count, 400))
+    return Case(cifar.network(name), calibration, images, judge, all_repairs=name == "theo")
+
+
+def imagenet_case(name: str, count: int) -> Case:
+    """A mobile network of ImageNet: its classes, or the nearest neighbours by its features."""
+    images, labels = cifar.lossless("train", 600)
+    if name == "efficientnet-lite0":  # trained on another range than the others
+        images = (images * cifar.STD + cifar.MEAN) * 2 - 1
+    images = F.interpolate(images, scale_factor=4, mode="bicubic")
+
+    def judge(whole: Tensor) -> Score:
+        if whole.shape[1] == 1000:
+            taken = whole[labels[-200:] == 5].argmax(1)
+            dogs = 100 * float(((taken >= 151) & (taken <= 268)).double().mean())
+            expect(dogs > 50, f"{name} takes {dogs:.0f} % of the dogs for dogs")
+            return lambda outputs: top1(outputs, whole.argmax(1))
+        classes = labels[-200:][neighbours(whole, 1)[:, 0]]
+        alike = 100 * float((classes == labels[-200:]).double().mean())
+        expect(alike > 50, f"{name}: {alike:.0f} % have a nearest neighbour of their class")
+        return lambda outputs: kept(outputs, whole)
+
+    return Case(trained(name)[0], images[: min(count, 400)], images[-200:], judge)
+
+
+def sentence_case(_: str, count: int) -> Case:
+    """The sentence encoder: nearest neighbours among 300 sentences."""
+    model = sentences.encoder()
+    # the example of its authors, and the similarities that they print
+    weather = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
+    published = torch.tensor([0.6660, 0.1046, 0.1411])
+    vectors = outputs(model, sentences.tokens(weather))
+    found = vectors @ vectors.T
+    expect(
+        torch.allclose(found[[0, 0, 1], [1, 2, 2]], published, atol=1e-4),
+        f"other similarities than published: {found}",
+    )
+    first, second = (sentences.tokens(part) for part in sentences.docstrings(min(count, 256), 300))
+    return Case(model, first, second, lambda whole: lambda outputs: kept(outputs, whole))
+
+
+CASES: dict[str, tuple[Callable[[str, int], Case], tuple[float, float]]] = {
+    "theo": (image_case, (0.6, 0.4)),
+    "akamaster": (image_case, (0.6, 0.4)),
+    "resnet20": (image_case, (0.6, 0.4)),
+    "mobilenetv2": (imagenet_case, (0.7, 0.5)),
+    "efficientnet-lite0": (imagenet_case, (0.7, 0.5)),
+    "encoder": (sentence_case, (0.8, 0.6)),
+}
+
+
+def top1(outputs: Tensor, labels: Tensor) -> float:
+    """Percent of inputs whose largest output is at their label."""
+    return 100 * float((outputs.argmax(1) == labels).double().mean())
+
+
+def neighbours(outputs: Tensor, count: int) -> Tensor:
+    """The most similar others by cosine, (n, count)."""
+    unit = F.normalize(outputs, dim=1)
+    return (unit @ unit.T).fill_diagonal_(-2).topk(count).indices
+
+
+def kept(outputs: Tensor, whole: Tensor) -> float:
+    """Percent of the ten nearest neighbours that are still among the ten nearest."""
+    ours, theirs = neighbours(outputs, 10), neighbours(whole, 10)
+    return 100 * float((ours[:, :, None] == theirs[:, None]).any(2).double().mean())
+
+
+def expect(true: bool, otherwise: str) -> None:
+    """Stop before any number is written."""
+    if not true:
+        raise SystemExit(otherwise)
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    """All outputs, batch by batch."""
+    batches: Iterable[Tensor] = inputs.split(100)  # type: ignore[no-untyped-call]
+    return torch.cat([model(batch) for batch in batches])
+
+
+@torch.no_grad()
+def multiply_adds(model: nn.Module, inputs: Tensor) -> int:
+    """Of convolutions and linear layers, by torch's own counter."""
+    with FlopCounterMode(display=False) as counter:
+        model(inputs)
+    layers = ("convolution", "addmm", "mm")
+    flops = counter.get_flop_counts()["Global"]
+    return sum(int(flops[op]) for op in flops if str(op).removeprefix("aten.") in layers) // 2
+
+
+class Table:
+    """Rows, and the files of results that grow with them."""
+
+    KEY = ("network", "macs", "method", "repair", "inputs")
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self.rows: list[dict[str, Any]] = []
+        if file is not None and file.exists():
+            self.rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+
+    def lacks(self, *key: object) -> bool:
+        """Whether there is no row that starts like this."""
+        return not any(tuple(row[k] for k in self.KEY[: len(key)]) == key for row in self.rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Show it, and write all."""
+        print(json.dumps(row), flush=True)
+        self.rows.append(row)
+        if self._file is not None:
+            document = {
+                "command": "python benchmarks/methods.py",
+                "machine": f"{platform.machine()}, {torch.get_num_threads()} torch threads",
+                "torch": torch.__version__,
+                "rows": self.rows,
+            }
+            self._file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            self._file.with_suffix(".md").write_text(markdown(self.rows), encoding="utf-8")
+
+
+def smaller(case: Case, macs: float, label: str) -> Iterator[tuple[str, int, nn.Module, float]]:
+    """What a method makes: the repair, how many inputs it learnt from, the network, seconds."""
+    model, data, example = case.model, case.calibration, case.calibration[:1]
+    if label == "auto":  # as a whole, the others station by station
+        for calibrate in (None, data):
+            start = time.perf_counter()
+            small = epruner.prune(model, example, macs=macs, calibrate=calibrate).model
+            inputs = 0 if calibrate is None else len(data)
+            yield "auto", inputs, small, time.perf_counter() - start
+        return
+    needs_data = "reconstruction" in label
+    repairs = ("least_squares",) if needs_data else ("none", "merge", "least_squares")
+    start = time.perf_counter()
+    plan = case.analysis.select(
+        macs=macs, method=METHODS[label], calibrate=data if needs_data else None
+    )
+    sliced = plan.apply(model)
+    selected = time.perf_counter() - start
+    for repair in REPAIRS if case.all_repairs else repairs:
+        given = data if repair in ("batchnorm", "least_squares") else None
+        start = time.perf_counter()
+        small = sliced
+        if repair != "none":
+            small, _ = epruner.repair(
+                model, sliced, plan, calibrate=given, repair=repair, inputs=example
+            )
+        inputs = len(data) if needs_data or given is not None else 0
+        yield repair, inputs, small, selected + time.perf_counter() - start
+
+
+def measure(
+    table: Table, name: str, case: Case, budgets: Sequence[float], methods: Sequence[str]
+) -> None:
+    """All rows of one network."""
+    whole = outputs(case.model, case.held_out)
+    score, spread = case.judge(whole), float((whole - whole.mean(0)).double().square().sum())
+    full = multiply_adds(case.model, case.calibration[:1])
+    for macs, label in product(budgets, methods):
+        if not table.lacks(name, macs, label):
+            continue
+        for repair, inputs, small, seconds in smaller(case, macs, label):
+            share = multiply_adds(small, case.calibration[:1]) / full
+            expect(0.99 * macs <= share <= macs, f"{name}: {share:.4f} instead of {macs}")
+            got = outputs(small, case.held_out)
+            error = float((got - whole).double().square().sum()) / spread
+            table.add(
+                {
+                    **dict(zip(Table.KEY, (name, macs, label, repair, inputs), strict=True)),
+                    "base": round(score(whole), 1),
+                    "score": round(score(got), 1),
+                    "error": float(f"{error:.3g}"),
+                    "seconds": round(seconds, 1),
+                }
+            )
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Score and error, with and without calibration inputs; the best of a line is bold."""
+    parts = []
+    for title, repairs in (
+        ("With calibration inputs: least squares", ("auto", "least_squares")),
+        ("Without: merge", ("auto", "merge")),
+    ):
+        found = [r for r in rows if r["repair"] in repairs]
+        found = [r for r in found if (r["inputs"] > 0) == ("least_squares" in repairs)]
+        for what, best in (("score", max), ("error", min)):
+            methods = list(dict.fromkeys(r["method"] for r in found))
+            lines = [
+                f"| network | MACs | {' | '.join(methods)} |",
+                "|" + "---|" * (2 + len(methods)),
+            ]
+            for network, macs in dict.fromkeys((r["network"], r["macs"]) for r in found):
+                line = {
+                    r["method"]: r for r in found if (r["network"], r["macs"]) == (network, macs)
+                }
+                leader = best(r[what] for r in line.values())
+                cells = [
+                    "" if m not in line
+                    else f"**{line[m][what]}**" if line[m][what] == leader
+                    else f"{line[m][what]}"
+                    for m in methods
+                ]  # fmt: skip
+                base = next(iter(line.values()))["base"]
+                lines.append(f"| {network} ({base}) | {macs} | {' | '.join(cells)} |")
+            parts.append(f"{title}, {what}\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Run the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("networks", nargs="*", default=[], help=", ".join(CASES))
+    parser.add_argument("--macs", type=float, nargs="*", help="budgets, instead of the table's")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    parser.add_argument("--inputs", type=int, help="so few to learn from; nothing is written")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    table = Table(RESULTS / "methods.json" if args.inputs is None else None)
+    for name in args.networks or CASES:
+        load, budgets = CASES[name]
+        measure(table, name, load(name, args.inputs or 400), args.macs or budgets, args.methods)
+
+
+if __name__ == "__main__":
+    main()
