@@ -7,7 +7,7 @@ import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -300,7 +300,13 @@ class Analysis:
     ) -> Choice:
         """How many filters every layer keeps."""
         goal, method = request.goal, request.method
-        fixed = {x.name: _fixed_count(x, fixed_at[x.name]) for x in layers if x.name in fixed_at}
+        # a number that is given is meant, a floor by default is not
+        free_floor = request.constraints.min_filters is None
+        fixed = {
+            x.name: _fixed_count(replace(x, floor=1) if free_floor else x, fixed_at[x.name])
+            for x in layers
+            if x.name in fixed_at
+        }
         search = Search(
             layers,
             fixed=fixed,

@@ -381,7 +381,7 @@ def test_a_forward_without_gradients_is_reported() -> None:
 
 
 def test_a_failing_forward_names_the_module_and_what_to_check() -> None:
-    with pytest.raises(TraceError, match=r"in module 'features\.0'.*example_inputs"):
+    with pytest.raises(TraceError, match=r"in module 'features\.0'.*inputs"):
         cut(networks.Vgg(), (1, 4, 16, 16))
     with pytest.raises(TraceError, match=r"missing 1 required positional argument.*keyword"):
         cut(networks.TwoInputs(), IMAGE)

@@ -425,7 +425,7 @@ def test_options_of_the_wrong_type(options: Mapping[str, Any], message: str) -> 
 def test_refused_arguments() -> None:
     with pytest.raises(TypeError, match="model must be"):
         prune("resnet", IMAGE, macs=0.5)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="example_inputs must be a tensor, a shape"):
+    with pytest.raises(TypeError, match="inputs must be a tensor, a shape"):
         prune(networks.Vgg(), None, macs=0.5)
     with pytest.raises(ValueError, match="size below 1"):
         prune(networks.Vgg(), (1, 3, 0, 16), macs=0.5)

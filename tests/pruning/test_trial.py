@@ -10,10 +10,10 @@ from typing import Any
 import networks
 import pytest
 import torch
-from networks import difference, silenced
+from networks import cut, difference, silenced
 from torch import Tensor, nn
 
-from epruner.pruning import prune
+from epruner.pruning import Constraints
 from epruner.pruning.graph.trial import relative_difference
 
 IMAGE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -147,7 +147,7 @@ HIDING: dict[str, tuple[Callable[[Operation], Body], Tensor]] = {
 def skipped_of(model: nn.Module, x: Any) -> dict[str, str]:
     """Reason of every layer that pruning leaves alone; none at all where it refuses the model."""
     try:
-        return {s.name: s.reason for s in prune(model, x).report.skipped}
+        return {s.name: s.reason for s in cut(model, x).report.skipped}
     except ValueError as error:
         return {"first": str(error)}
 
@@ -172,7 +172,7 @@ def test_what_is_right_is_not_refused_where_it_is_hidden(hiding: str, operation:
     torch.manual_seed(0)
     model = make(operation).eval()
     before = copy.deepcopy(model.state_dict())
-    result = prune(model, x, keep={"first": 5})
+    result = cut(model, x, constraints=Constraints(n_filters={"first": 5}))
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
     other = torch.randn(4, 3, 8, 8)
@@ -240,7 +240,7 @@ def test_where_no_trial_tells_anything_the_group_is_left_alone() -> None:
 def test_integers_stay_as_they_are() -> None:
     torch.manual_seed(0)
     inputs = {"input_ids": torch.zeros(1, 7, dtype=torch.long), "attention_mask": torch.zeros(1, 7)}
-    found = {s.name: s.reason for s in prune(networks.BertLayer(), inputs).report.skipped}
+    found = {s.name: s.reason for s in cut(networks.BertLayer(), inputs).report.skipped}
     assert "intermediate" not in found
 
 

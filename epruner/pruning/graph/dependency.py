@@ -77,7 +77,7 @@ def trace(
             line = str(error).partition("\n")[0]
             raise TraceError(
                 f"the forward pass failed {where}: {type(error).__name__}: {line}. Check "
-                "example_inputs: a tensor, a shape, a tuple of arguments or a dict of keyword "
+                "inputs: a tensor, a shape, a tuple of arguments or a dict of keyword "
                 "arguments"
             ) from error
 

@@ -25,7 +25,7 @@ _ONNX_LIMIT = 2**31 - 1
 
 
 def export_onnx(
-    model: nn.Module, example_inputs: Any, path: str | os.PathLike[str], *, any_batch: bool = True
+    model: nn.Module, inputs: Any, path: str | os.PathLike[str], *, any_batch: bool = True
 ) -> bool:
     """Write a network, in evaluation mode, as an ONNX file.
 
@@ -33,7 +33,7 @@ def export_onnx(
     ----------
     model : torch.nn.Module
         Not changed.
-    example_inputs : tensor, tuple of arguments, dict of keyword arguments or shape
+    inputs : tensor, tuple of arguments, dict of keyword arguments or shape
         As for ``epruner.prune``.
     path : path-like
         Target; written beside it first and renamed when complete.
@@ -74,13 +74,13 @@ def export_onnx(
         data: bytes = proto.SerializeToString()
         return data
 
-    data, open_batch = _exported(model, example_inputs, any_batch, convert)
+    data, open_batch = _exported(model, inputs, any_batch, convert)
     write_atomically(target, data)
     return open_batch
 
 
 def export_program(
-    model: nn.Module, example_inputs: Any, path: str | os.PathLike[str], *, any_batch: bool = True
+    model: nn.Module, inputs: Any, path: str | os.PathLike[str], *, any_batch: bool = True
 ) -> bool:
     """Write a network, in evaluation mode, as a ``torch.export`` program (``.pt2``).
 
@@ -94,16 +94,16 @@ def export_program(
         torch.export.save(program, buffer)
         return buffer.getvalue()
 
-    data, open_batch = _exported(model, example_inputs, any_batch, convert)
+    data, open_batch = _exported(model, inputs, any_batch, convert)
     write_atomically(target, data)
     return open_batch
 
 
 def _exported(
-    model: nn.Module, example_inputs: Any, any_batch: bool, convert: Callable[[ExportedProgram], _T]
+    model: nn.Module, inputs: Any, any_batch: bool, convert: Callable[[ExportedProgram], _T]
 ) -> tuple[_T, bool]:
     """Trace and convert, with an open batch size if the network lets us."""
-    args, kwargs = as_arguments(model, example_inputs)
+    args, kwargs = as_arguments(model, inputs)
     model = copy.deepcopy(model).eval()
     with _quiet():
         if any_batch:

@@ -67,14 +67,14 @@ def _is_finite(tensor: Tensor) -> bool:
     return math.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all())
 
 
-def as_arguments(model: nn.Module, example_inputs: Any) -> Arguments:
+def as_arguments(model: nn.Module, inputs: Any) -> Arguments:
     """Positional and keyword arguments of the model's forward.
 
     Parameters
     ----------
     model : torch.nn.Module
         Gives data type and device where only a shape is known.
-    example_inputs : Tensor, sequence of int, tuple of arguments, or mapping of keyword arguments
+    inputs : Tensor, sequence of int, tuple of arguments, or mapping of keyword arguments
         A sequence of integers is the shape of one random input.
 
     Raises
@@ -82,26 +82,26 @@ def as_arguments(model: nn.Module, example_inputs: Any) -> Arguments:
     TypeError
         None of these.
     """
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,), {}
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, (tuple, list)) and example_inputs:
-        if all(type(size) is int for size in example_inputs):
-            if min(example_inputs) < 1:
-                raise ValueError(f"example_inputs is a shape with a size below 1: {example_inputs}")
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, (tuple, list)) and inputs:
+        if all(type(size) is int for size in inputs):
+            if min(inputs) < 1:
+                raise ValueError(f"inputs is a shape with a size below 1: {inputs}")
             like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
             generator = torch.Generator().manual_seed(0)
-            values = torch.randn(tuple(example_inputs), generator=generator)
+            values = torch.randn(tuple(inputs), generator=generator)
             return (values.to(like.device, like.dtype),), {}
-        if all(isinstance(size, Real) for size in example_inputs):
-            raise TypeError(f"the sizes of a shape are integers, got {example_inputs}")
-        return tuple(example_inputs), {}
-    got = f"{example_inputs!r}"
+        if all(isinstance(size, Real) for size in inputs):
+            raise TypeError(f"the sizes of a shape are integers, got {inputs}")
+        return tuple(inputs), {}
+    got = f"{inputs!r}"
     raise TypeError(
-        "example_inputs must be a tensor, a shape such as (1, 3, 32, 32), a tuple of arguments or "
+        "inputs must be a tensor, a shape such as (1, 3, 32, 32), a tuple of arguments or "
         "a dict of keyword arguments of the model's forward, got "
-        + (got if len(got) < 80 else f"an object of type {type(example_inputs).__name__}")
+        + (got if len(got) < 80 else f"an object of type {type(inputs).__name__}")
     )
 
 

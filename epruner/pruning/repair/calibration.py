@@ -176,12 +176,12 @@ def _pick(item: Any, names: Sequence[str], number: int) -> list[Tensor]:
 def _check(tensor: Tensor, like: Tensor, number: int) -> None:
     if tensor.dim() != like.dim() or tensor.shape[1:] != like.shape[1:]:
         raise ValueError(
-            f"calibrate: batch {number} has inputs of shape {tuple(tensor.shape)}; example_inputs "
+            f"calibrate: batch {number} has inputs of shape {tuple(tensor.shape)}; inputs "
             f"has {tuple(like.shape)}, and only the first size may differ"
         )
     if tensor.is_floating_point() != like.is_floating_point():
         raise TypeError(
-            f"calibrate: batch {number} is of {tensor.dtype}, example_inputs of {like.dtype}; "
+            f"calibrate: batch {number} is of {tensor.dtype}, inputs of {like.dtype}; "
             "scale and normalise the inputs as for the model"
         )
 

@@ -35,7 +35,7 @@ class LayerReport:
         Message-passing iterations.
     converged : bool or None
     floor : bool
-        Whether a floor (``min_keep``, ``round_to``) raised the number of filters kept.
+        Whether a floor (``min_filters``, ``round_to``) raised the number of filters kept.
     macs_before, macs_after : int
         Multiply-adds of this layer for the example inputs.
     params_before, params_after : int
@@ -141,7 +141,7 @@ class Report:
         Layers left alone, each with its reason.
     before, after : Totals
     settings : mapping of str to plain JSON values
-        What was asked: beta, budget, criterion, scope and so on.
+        What was asked: budget or beta, method, constraints, scope and so on.
     notes : tuple of str
         What the user should know, e.g. a budget that could not be met.
     seconds : mapping of str to float
