@@ -92,7 +92,7 @@ bool ActiveSet::update_responsibilities(Index i, const RowTop& top, RowBlock& bl
                                                      block.value.data() + block.positives);
   block.positives += found.all;
   // What is looked at in every iteration is cheaper to store.
-  const Index stored = row.n_stored_blocks * CandidateBlock::width;
+  const Index stored = row.n_stored();
   const bool again = t_ >= kSteadyFrom && row.s(stored) + abar_max_ > second;
   if (found.inactive > stored || again)
     row.store_availability(std::max(found.inactive, stored + (again ? 1 : 0)), abar_.data());
@@ -196,8 +196,7 @@ std::vector<std::uint8_t> ActiveSet::expand(Dense<T>& dense) const {
       r[k] = grown > 0 ? static_cast<T>(grown * static_cast<double>(s[k]) - mu_[own]) : T(0);
       a[k] = static_cast<T>(abar_[as_size(k)]);
     }
-    for (Index e = 0;
-         e < std::min<Index>(row.n_inactive, row.n_stored_blocks * CandidateBlock::width); ++e)
+    for (Index e = 0; e < std::min<Index>(row.n_inactive, row.n_stored()); ++e)
       a[row.column(e)] = static_cast<T>(row.a(e));
     for (Index e = 0; e < row.n_active; ++e) {
       const ActiveBlock& block = row.active[e / ActiveBlock::width];

@@ -45,7 +45,7 @@ class CandidateList : public CandidateRow {
   // Append candidates, all less similar than those listed. Their A is their columns'
   // `availability`, here and below.
   void append(NewCandidates& found, const double* availability, Arena& arena);
-  // Have at least the first `count` hold A.
+  // Have at least the first `count` store A.
   void store_availability(Index count, const double* availability);
   // Make the candidate with A + S = `maximum`, which is not active yet, active.
   void activate(double maximum, const double* availability, ClosedForm r, Arena& arena);
@@ -83,8 +83,6 @@ class CandidateList : public CandidateRow {
     a(e) = availability;
     column(e) = k;
   }
-  // From here on, A is not stored.
-  Index n_stored() const { return n_stored_blocks * CandidateBlock::width; }
 
   std::int32_t active_room_ = 0, inactive_room_ = 0;  // blocks
 };

@@ -78,6 +78,7 @@ struct CandidateRow {
   CandidateBlock* inactive = nullptr;  // one more than hold candidates, at least
   std::int32_t n_active = 0, n_inactive = 0, n_stored_blocks = 0;
 
+  Index n_stored() const { return n_stored_blocks * CandidateBlock::width; }
   Index n_active_blocks() const { return (n_active + ActiveBlock::width - 1) / ActiveBlock::width; }
   double& s(Index e) const {
     return inactive[e / CandidateBlock::width].s[e % CandidateBlock::width];
