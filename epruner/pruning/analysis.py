@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from epruner.pruning.errors import BudgetWarning
+from epruner.pruning.errors import BudgetWarning, RepairWarning, TraceError
 from epruner.pruning.graph.groups import Group, Skipped, find_groups, plan_of
 from epruner.pruning.graph.prunable import (
     by_group,
@@ -253,7 +253,11 @@ class Analysis:
         notes: list[str] = []
         with stages.run("similarities"):
             if "reconstruction" in (method.importance, method.allocation):
-                ranked, notes = eliminations(self._model, groups, batches)
+                try:
+                    ranked, notes = eliminations(self._model, groups, batches)
+                except TraceError as error:
+                    notes = [f"no layer is ranked by reconstruction, all by l1: {error}"]
+                    warnings.warn(RepairWarning(notes[0]), stacklevel=4)
             layers, placed = make_layers(
                 dict(self._model.named_modules()),
                 groups,

@@ -30,7 +30,8 @@ from epruner.pruning.plan.plan import Plan
 from epruner.pruning.repair.calibration import calibration_inputs
 from epruner.pruning.repair.repair import repair_network
 from epruner.pruning.report.progress import Stages
-from epruner.pruning.report.report import Repair, Report
+from epruner.pruning.report.records import Repair
+from epruner.pruning.report.report import Report
 from epruner.pruning.result import PruningResult, layer_clusters, layer_reports, totals_of
 from epruner.pruning.select.allocation import Sizes
 from epruner.pruning.select.importance import Indices

@@ -14,7 +14,8 @@ from epruner.cluster.similarity import negative_squared_distances
 from epruner.pruning.graph.costs import Costs, Totals
 from epruner.pruning.graph.groups import Group
 from epruner.pruning.plan.plan import Plan
-from epruner.pruning.report.report import LayerReport, Report
+from epruner.pruning.report.records import LayerReport
+from epruner.pruning.report.report import Report
 from epruner.pruning.select.allocation import Choice, Sizes
 from epruner.pruning.select.importance import Indices, Matrix
 from epruner.pruning.select.problems import Clusterings, Layer

@@ -19,7 +19,8 @@ from epruner.pruning.graph.costs import Totals
 from epruner.pruning.io.checkpoint import load, read, save
 from epruner.pruning.plan.parts import ModulePlan
 from epruner.pruning.plan.plan import Plan
-from epruner.pruning.report.report import LayerReport, Report
+from epruner.pruning.report.records import LayerReport
+from epruner.pruning.report.report import Report
 
 OUT = (0, 2, 5)
 PLAN = Plan(

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from epruner.pruning.graph.costs import Totals
-from epruner.pruning.report.report import LayerReport, Report
+from epruner.pruning.report.records import LayerReport
+from epruner.pruning.report.report import Report
 
 pytest.importorskip("matplotlib", reason="needs matplotlib (extra plot)")
-from epruner.pruning.report.plots import draw_report, draw_similarity, write_figure
+from epruner.pruning.report.plots import draw_layers, draw_similarity, write_figure
 
 
 def report(n: int, beta: float | None = 0.7) -> Report:
@@ -35,7 +36,8 @@ def test_report_is_written_in_the_format_of_the_suffix(tmp_path: Path, suffix: s
 @pytest.mark.parametrize("n", [1, 50])
 @pytest.mark.parametrize("beta", [0.7, None])
 def test_every_layer_has_its_row(n: int, beta: float | None) -> None:
-    figure = draw_report(report(n, beta))
+    shown = report(n, beta)
+    figure = draw_layers(shown.layers, shown.before, shown.after)
     filters, saved, *preference = figure.axes
     assert [tick.get_text() for tick in filters.get_yticklabels()] == [
         f"features.{i}" for i in range(n)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import epruner
+from epruner.pruning import Constraints, Method
 from epruner.pruning.errors import RepairWarning
 from epruner.pruning.repair.calibration import calibration_inputs, inputs_in
 from epruner.pruning.repair.least_squares import output_error
@@ -135,9 +136,10 @@ def test_least_squares_brings_held_out_outputs_nearer_on_every_family(
     kind: type[nn.Module],
 ) -> None:
     full, shape = network(kind), SHAPES[kind]
-    sliced = epruner.prune(full, (1, *shape), macs=0.6, criterion="l1")
+    method = Method("exemplar", "l1")
+    sliced = epruner.prune(full, (1, *shape), macs=0.6, method=method, repair="none")
     repaired = epruner.prune(
-        full, (1, *shape), macs=0.6, criterion="l1", calibrate=inputs(shape, 200)
+        full, (1, *shape), macs=0.6, method=method, calibrate=inputs(shape, 200)
     )
     assert repaired.plan.modules.keys() == sliced.plan.modules.keys()
     x = inputs(shape, 100, seed=1)
@@ -161,20 +163,20 @@ def test_real_resnet_is_useful_without_labels_or_training(data_dir: Path) -> Non
     }
     full = trained_resnet(data_dir, "akamaster20")
     accuracy = {}
-    for compensate in ("none", "batchnorm", "least_squares"):
+    for repair in ("none", "batchnorm", "least_squares"):
         result = epruner.prune(
-            full, (1, 3, 32, 32), macs=0.6, calibrate=images["train"], compensate=compensate
+            full, (1, 3, 32, 32), macs=0.6, calibrate=images["train"], repair=repair
         )
         with torch.no_grad():
-            accuracy[compensate] = float(
+            accuracy[repair] = float(
                 (result.model(images["test"]).argmax(1) == labels).double().mean()
             )
     assert accuracy["least_squares"] > accuracy["batchnorm"] > accuracy["none"] - 0.05
     assert accuracy["least_squares"] > 0.7
-    repair = result.report.repair
-    assert repair is not None
-    assert {layer.target for layer in repair.layers if "conv2" in layer.name} == {"stream"}
-    assert {layer.target for layer in repair.layers if "conv1" in layer.name} == {"output"}
+    done = result.report.repair
+    assert done is not None
+    assert {layer.target for layer in done.layers if "conv2" in layer.name} == {"stream"}
+    assert {layer.target for layer in done.layers if "conv1" in layer.name} == {"output"}
 
 
 def test_training_mode_starts_from_the_repaired_network() -> None:
@@ -254,8 +256,9 @@ def test_merge_takes_over_what_duplicates_passed_on(
             assert isinstance(tensor, Tensor)
             tensor.data[half:] = factor * tensor.data[:half]
     shape = (1, *SHAPES[kind])
-    merged = epruner.prune(full, shape, keep={layer: half}, compensate="merge")
-    sliced = epruner.prune(full, shape, keep={layer: half})
+    numbers = Constraints(n_filters={layer: half})
+    merged = epruner.prune(full, shape, constraints=numbers, method="exemplar", repair="merge")
+    sliced = epruner.prune(full, shape, constraints=numbers, method="exemplar", repair="none")
     assert sorted(merged.kept[layer] % half) == list(range(half))  # one of each pair
     x = inputs(SHAPES[kind], 20)
     assert error(merged.model, full, x) < 1e-9 < error(sliced.model, full, x)
@@ -263,8 +266,9 @@ def test_merge_takes_over_what_duplicates_passed_on(
 
 def test_merge_is_left_off_where_grouped_convolutions_read() -> None:
     full = network(GroupedSqueezeExcite)
-    merged = epruner.prune(full, (1, 3, 16, 16), keep={"reduce": 0.5}, compensate="merge")
-    sliced = epruner.prune(full, (1, 3, 16, 16), keep={"reduce": 0.5})
+    numbers = Constraints(n_filters={"reduce": 0.5})
+    merged = epruner.prune(full, (1, 3, 16, 16), constraints=numbers, repair="merge")
+    sliced = epruner.prune(full, (1, 3, 16, 16), constraints=numbers, repair="none")
     assert "merge left off for reduce: grouped convolutions read" in str(merged.report.notes)
     state = sliced.model.state_dict()
     for key, value in merged.model.state_dict().items():
@@ -286,9 +290,7 @@ def test_activations_that_overflow_are_named() -> None:
     with torch.no_grad():
         full.features[3].weight.fill_(1e38)  # type: ignore[index, union-attr]
     with pytest.raises(ValueError, match=r"layer .* NaN or infinite .* normalised"):
-        epruner.prune(
-            full, (1, 3, 16, 16), macs=0.6, criterion="l1", calibrate=inputs((3, 16, 16), 8)
-        )
+        epruner.prune(full, (1, 3, 16, 16), macs=0.6, method="l1", calibrate=inputs((3, 16, 16), 8))
 
 
 def _nan() -> Tensor:
@@ -318,17 +320,16 @@ def test_bad_calibration_inputs(calibrate: Any, kind: type[Exception], message: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"compensate": "magic"}, "compensate must be one of"),
-        ({"compensate": "least_squares"}, "needs calibrate="),
-        ({"criterion": "reconstruction"}, "needs calibrate="),
-        ({"widths": "reconstruction", "macs": 0.5}, "needs calibrate="),
-        ({"descriptor": "activations"}, "needs calibrate="),
-        ({"compensate": "merge", "init": "random"}, "init='exemplar'"),
+        ({"repair": "magic"}, "repair must be one of"),
+        ({"repair": "least_squares"}, "repair='least_squares' needs calibration inputs"),
+        ({"method": "reconstruction"}, "allocation='reconstruction' needs calibration inputs"),
+        ({"method": Method("uniform", "reconstruction")}, "importance='reconstruction' needs"),
+        ({"method": Method("uniform", "l1", "activations")}, "features='activations' needs"),
     ],
 )
 def test_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        epruner.prune(network(Vgg), (1, 3, 16, 16), **options)
+        epruner.prune(network(Vgg), (1, 3, 16, 16), macs=0.5, **options)
 
 
 def test_several_inputs_by_position_and_by_name() -> None:
@@ -366,18 +367,22 @@ class Wide(nn.Sequential):
 
 @pytest.mark.filterwarnings("ignore::epruner.pruning.errors.RepairWarning")
 @pytest.mark.parametrize(
-    ("kind", "compensate"),
+    ("kind", "kind_of_repair"),
     [(Wide, "least_squares"), (Mobile, "least_squares"), (Mobile, "batchnorm")],
 )
 def test_reported_error_is_that_of_inputs_never_seen(
-    kind: type[nn.Module], compensate: str
+    kind: type[nn.Module], kind_of_repair: str
 ) -> None:
     shape = SHAPES.get(kind, (12,))
     full, unseen = network(kind), torch.randn(2000, *shape)
     as_after_training(full, unseen)
-    options: dict[str, Any] = {"criterion": "l1", "calibrate": torch.randn(150, *shape)}
-    result = epruner.prune(full, (1, *shape), macs=0.6, compensate=compensate, **options)
-    sliced = epruner.prune(full, (1, *shape), macs=0.6, compensate="none", **options)
+    options: dict[str, Any] = {
+        "macs": 0.6,
+        "method": Method("exemplar", "l1"),
+        "calibrate": torch.randn(150, *shape),
+    }
+    result = epruner.prune(full, (1, *shape), repair=kind_of_repair, **options)
+    sliced = epruner.prune(full, (1, *shape), repair="none", **options)
     repair = result.report.repair
     assert repair is not None
     assert (repair.fit, repair.held_back) == (120, 30)
@@ -472,11 +477,12 @@ class OwnForwards(nn.Module):
         return self.head(F.relu(self.hidden(x)))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("criterion", ["l1", "reconstruction"])
-def test_layers_with_forwards_of_their_own(criterion: str) -> None:
+@pytest.mark.parametrize("importance", ["l1", "reconstruction"])
+def test_layers_with_forwards_of_their_own(importance: str) -> None:
     full, x = network(OwnForwards), inputs((3, 16, 16), 100)
-    options: dict[str, Any] = {"macs": 0.6, "criterion": criterion, "calibrate": x}
-    sliced = epruner.prune(full, (1, 3, 16, 16), compensate="none", **options)
+    method = Method("exemplar", importance)
+    options: dict[str, Any] = {"macs": 0.6, "method": method, "calibrate": x}
+    sliced = epruner.prune(full, (1, 3, 16, 16), repair="none", **options)
     repaired = epruner.prune(full, (1, 3, 16, 16), **options)
     held_out = inputs((3, 16, 16), 50, seed=1)
     assert error(repaired.model, full, held_out) < 0.7 * error(sliced.model, full, held_out)
@@ -532,7 +538,8 @@ class Encoder(nn.Module):
 def test_values_that_no_input_decides_may_be_read() -> None:
     torch.manual_seed(0)
     full, x = Encoder().eval(), torch.randn(100, 5, 12)
-    result = epruner.prune(full, x[:1], keep={"wide": 0.5}, calibrate=x)
+    half = Constraints(n_filters={"wide": 0.5})
+    result = epruner.prune(full, x[:1], constraints=half, method="exemplar", calibrate=x)
     assert result.report.repair is not None
     assert [layer.name for layer in result.report.repair.layers] == ["narrow"]
 
@@ -541,8 +548,26 @@ def test_network_that_reads_its_inputs_stays_sliced_and_says_where() -> None:
     torch.manual_seed(0)
     x = torch.randn(40, 5, 12)
     with pytest.warns(RepairWarning, match=r"depends on values.*in 'attention'"):
-        result = epruner.prune(Encoder(1.0).eval(), x[:1], keep={"wide": 0.5}, calibrate=x)
+        result = epruner.prune(
+            Encoder(1.0).eval(),
+            x[:1],
+            constraints=Constraints(n_filters={"wide": 0.5}),
+            method="exemplar",
+            calibrate=x,
+        )
     assert result.report.repair is None
+
+
+@pytest.mark.filterwarnings("ignore:least squares left off")
+def test_where_nothing_can_be_ranked_l1_stands_in() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(40, 5, 12)
+    model = Encoder(1.0).eval()
+    with pytest.warns(RepairWarning, match="no layer is ranked by reconstruction, all by l1"):
+        result = epruner.prune(model, x[:1], params=0.8, calibrate=x)
+    uniform = epruner.prune(model, x[:1], params=0.8, method="l1", repair="none")
+    assert result.plan == uniform.plan
+    assert "ranked by reconstruction" in result.report.notes[0]
 
 
 class Tied(nn.Module):
@@ -564,8 +589,8 @@ class Tied(nn.Module):
         return self.head(self.again(F.relu(self.once(x))).mean((2, 3)))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("compensate", ["none", "merge", "batchnorm", "least_squares"])
-def test_what_is_shared_stays_shared(compensate: str) -> None:
+@pytest.mark.parametrize("repair", ["none", "merge", "batchnorm", "least_squares"])
+def test_what_is_shared_stays_shared(repair: str) -> None:
     full = network(Tied)
     assert isinstance(full, Tied)
     full.b.weight.data = full.a.weight.data
@@ -573,14 +598,19 @@ def test_what_is_shared_stays_shared(compensate: str) -> None:
     x = inputs((3, 8, 8), 100)
     as_after_training(full, x)
     result = epruner.prune(
-        full, x[:1], keep={"stem": 0.5}, criterion="l1", calibrate=x, compensate=compensate
+        full,
+        x[:1],
+        constraints=Constraints(n_filters={"stem": 0.5}),
+        method="l1",
+        repair=repair,
+        calibrate=x,
     )
     small = result.model
     assert isinstance(small, Tied)
     assert small.again is small.once
     for one, other in ((small.a.weight, small.b.weight), (small.norm_a.bias, small.norm_b.bias)):
         assert one.data_ptr() == other.data_ptr()
-    if compensate == "least_squares":
+    if repair == "least_squares":
         assert result.report.repair is not None
         assert [layer.name for layer in result.report.repair.layers] == ["read", "head"]
         notes = str(result.report.notes)

@@ -31,8 +31,7 @@ import epruner
 {setup}
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 result = epruner.prune(
-    model, tuple(images[:1].shape), macs=0.5, calibrate=images, criterion="reconstruction",
-    widths="reconstruction",
+    model, tuple(images[:1].shape), macs=0.5, calibrate=images, method="reconstruction"
 )
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 assert result.report.repair is not None and result.report.repair.layers
@@ -121,7 +120,7 @@ def test_where_values_wait_changes_no_bit(
             stirred(kind()),
             (1, *SHAPES[kind]),
             macs=0.6,
-            criterion="reconstruction",
+            method=epruner.Method("exemplar", "reconstruction"),
             calibrate=inputs(SHAPES[kind], 40),
         )
         assert bool(written) == (waiting == 0)

@@ -32,20 +32,19 @@ def images(data: Path, part: str, count: int, size: int) -> Tensor:
     return F.interpolate(x, size=(size, size), mode="bilinear")
 
 
-@pytest.mark.parametrize("criterion", ["l1", "reconstruction"])
+@pytest.mark.parametrize("importance", ["l1", "reconstruction"])
 @pytest.mark.parametrize("name", wheels.networks("mobilenetv2", "efficientnet-lite0"))
 def test_inverted_residuals_come_nearer_to_the_original(
-    name: str, criterion: str, data_dir: Path
+    name: str, importance: str, data_dir: Path
 ) -> None:
     full, shape = wheels.trained(name)
     x, held_out = images(data_dir, "train", 64, shape[-1]), images(data_dir, "test", 32, shape[-1])
     outputs = {}
-    for compensate in ("none", "least_squares"):
-        result = epruner.prune(
-            full, shape, macs=0.8, criterion=criterion, calibrate=x, compensate=compensate
-        )
+    method = epruner.Method("exemplar", importance)
+    for repair in ("none", "least_squares"):
+        result = epruner.prune(full, shape, macs=0.8, method=method, calibrate=x, repair=repair)
         with torch.no_grad():
-            outputs[compensate] = result.model(held_out)
+            outputs[repair] = result.model(held_out)
     with torch.no_grad():
         wanted = full(held_out)
     before, after = (output_error([[y]], [[wanted]]) for y in outputs.values())

@@ -9,7 +9,8 @@ import pytest
 
 from epruner.pruning.graph.costs import Totals
 from epruner.pruning.graph.groups import Skipped
-from epruner.pruning.report.report import LayerReport, Report
+from epruner.pruning.report.records import LayerReport
+from epruner.pruning.report.report import Report
 from epruner.pruning.tables import amount, change
 
 

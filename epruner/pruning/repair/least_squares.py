@@ -27,7 +27,7 @@ from epruner.pruning.network.layers import scale_shift
 from epruner.pruning.network.tree import tensors_in
 from epruner.pruning.plan.plan import Plan
 from epruner.pruning.repair.calibration import Calibration, inputs_in
-from epruner.pruning.report.report import LayerRepair, Repair
+from epruner.pruning.report.records import LayerRepair, Repair
 from epruner.pruning.trace.normal import (
     EXACT,
     RIDGE,

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 from torch import nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from epruner.pruning.errors import RepairWarning, TraceError
 from epruner.pruning.graph.groups import Group
@@ -20,7 +21,7 @@ from epruner.pruning.repair.least_squares import (
     refit,
 )
 from epruner.pruning.repair.merge import merge
-from epruner.pruning.report.report import Repair
+from epruner.pruning.report.records import Repair
 from epruner.pruning.select.importance import Indices
 
 Repaired = tuple[nn.Module, Repair | None, list[str]]
@@ -67,22 +68,27 @@ def repair_network(
 def _merged(
     model: nn.Module, small: nn.Module, groups: Sequence[Group], kept: Mapping[str, Indices]
 ) -> Repaired:
-    """Dropped filters handed to the most similar kept ones, but not across a depthwise layer."""
+    """Dropped filters handed to the most similar kept ones, where scaled is what they stay."""
     modules = dict(model.named_modules())
     between = [
         g.name
         for g in groups
-        if any(is_depthwise(modules[m.module]) for m in g.followers if m.module in modules)
+        if any(_changes(modules[m.module]) for m in g.followers if m.module in modules)
     ]
     notes = []
     if between:
         notes.append(
-            f"merge left off for {len(between)} layers (the first is {between[0]}): a "
-            "depthwise convolution filters their channels one by one"
+            f"merge left off for {len(between)} layers (the first is {between[0]}): a depthwise "
+            "convolution, InstanceNorm or GroupNorm treats their channels one by one"
         )
     repaired = deep_copy(small)
     notes += merge(model, repaired, groups, kept, leave=between)
     return repaired, None, notes
+
+
+def _changes(module: nn.Module) -> bool:
+    """Whether multiples of a channel are no longer multiples of it behind a layer."""
+    return is_depthwise(module) or isinstance(module, (_InstanceNorm, nn.GroupNorm))
 
 
 def _reestimated(model: nn.Module, small: nn.Module, calibration: Calibration) -> Repaired:

@@ -14,12 +14,13 @@ import numpy.typing as npt
 
 from epruner import _install
 from epruner._files import check_target, write_atomically
+from epruner.pruning.graph.costs import Totals
+from epruner.pruning.report.records import LayerReport
 from epruner.pruning.tables import amount, change
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from epruner.pruning.report.report import Report
 
 # Okabe and Ito's palette: told apart under every common colour-vision deficiency
 _KEPT, _GONE, _MARK, _GREY = "#0072B2", "#E69F00", "#D55E00", "#595959"
@@ -27,17 +28,22 @@ _ROW = 0.22  # inches a layer
 _SMALL = 7.5
 
 
-def draw_report(report: Report) -> Figure:
+def draw_layers(layers: Sequence[LayerReport], before: Totals, after: Totals) -> Figure:
     """Filters, multiply-adds saved and preference of every layer, one row a layer.
+
+    Parameters
+    ----------
+    layers : sequence of LayerReport
+    before, after : Totals
+        Of the whole network.
 
     Raises
     ------
     ImportError
         When matplotlib is absent.
     ValueError
-        When the report has no layer.
+        When there is no layer.
     """
-    layers = report.layers
     if not layers:
         raise ValueError("nothing to plot: no layer was pruned")
     has_betas = any(layer.preference is not None for layer in layers)
@@ -48,21 +54,21 @@ def draw_report(report: Report) -> Figure:
     )
 
     filters, saved = axes[:2]
-    before = np.array([layer.before for layer in layers])
-    after = np.array([layer.after for layer in layers])
-    filters.barh(rows, before, color=_GONE, height=0.8, label="removed")
-    filters.barh(rows, after, color=_KEPT, height=0.8, label="kept")
+    had = np.array([layer.before for layer in layers])
+    kept = np.array([layer.after for layer in layers])
+    filters.barh(rows, had, color=_GONE, height=0.8, label="removed")
+    filters.barh(rows, kept, color=_KEPT, height=0.8, label="kept")
     for row, layer in zip(rows, layers, strict=True):
         mark = "  floor" if layer.floor else ""
         filters.text(layer.before, row, f" {layer.after}/{layer.before}{mark}", **_text())
     filters.set_yticks(rows, [layer.name for layer in layers], fontsize=_SMALL)
-    filters.set_xlim(0, before.max() * 1.32)
+    filters.set_xlim(0, had.max() * 1.32)
     filters.set_xlabel("filters")
     filters.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8)
 
-    total = report.before.macs or 1
+    total = before.macs or 1
     cut = np.array([layer.macs_before - layer.macs_after for layer in layers]) / total
-    rest = (report.before.macs - report.after.macs) / total - cut.sum()
+    rest = (before.macs - after.macs) / total - cut.sum()
     saved.barh(rows, 100 * cut, color=_GONE, height=0.8)
     for row, share in zip(rows, cut, strict=True):
         saved.text(100 * max(share, 0), row, f" {100 * share:.1f}", **_text())
@@ -89,10 +95,10 @@ def draw_report(report: Report) -> Figure:
 
     filters.set_ylim(len(layers) + elsewhere - 0.4, -0.6)
     figure.suptitle(
-        f"multiply-adds {amount(report.before.macs)} → {amount(report.after.macs)} "
-        f"({change(report.before.macs, report.after.macs)}),  "
-        f"parameters {amount(report.before.params)} → {amount(report.after.params)} "
-        f"({change(report.before.params, report.after.params)})",
+        f"multiply-adds {amount(before.macs)} → {amount(after.macs)} "
+        f"({change(before.macs, after.macs)}),  "
+        f"parameters {amount(before.params)} → {amount(after.params)} "
+        f"({change(before.params, after.params)})",
         fontsize=10,
     )
     return figure

@@ -1,4 +1,4 @@
-"""Criteria, widths and descriptors that look at what a layer passes on."""
+"""Importance, numbers and features that look at what a layer passes on."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from networks import Vgg, stirred, trained_resnet
 from torch import Tensor, nn
 
 import epruner
+from epruner.pruning import Constraints, Method
 from epruner.pruning.errors import RepairWarning
 
 pytestmark = [
@@ -46,7 +47,11 @@ def test_reconstruction_drops_what_others_can_make_up_for() -> None:
             ):
                 tensor[12 + copy_] = tensor[copy_]
     result = epruner.prune(
-        full, SHAPE, keep={"features.0": 12}, criterion="reconstruction", calibrate=images()
+        full,
+        SHAPE,
+        constraints=Constraints(n_filters={"features.0": 12}),
+        method="reconstruction",
+        calibrate=images(),
     )
     kept = set(result.kept["features.0"].tolist())
     assert all(len(kept & {i, 12 + i}) == 1 for i in range(4))
@@ -62,40 +67,41 @@ def test_reconstruction_widths_meet_the_budget_and_lose_less(data_dir: Path) -> 
     x = (torch.from_numpy(raw).permute(0, 3, 1, 2) / 255 - 0.45) / 0.225
     full = trained_resnet(data_dir, "akamaster20")
     after = {}
-    for widths in ("uniform", "reconstruction"):
-        result = epruner.prune(
-            full, x[:1], macs=0.5, widths=widths, criterion="reconstruction", calibrate=x
-        )
+    for allocation in ("uniform", "reconstruction"):
+        method = Method(allocation, "reconstruction")
+        result = epruner.prune(full, x[:1], macs=0.5, method=method, calibrate=x)
         report = result.report
         assert 0.48 * report.before.macs <= report.after.macs <= 0.5 * report.before.macs
-        assert report.settings["widths"] == widths
+        assert report.settings["method"]["allocation"] == allocation
         assert report.repair is not None
-        after[widths] = report.repair.after
+        after[allocation] = report.repair.after
     assert after["reconstruction"] < after["uniform"]
 
 
-@pytest.mark.parametrize("descriptor", ["weights", "folded", "activations"])
-def test_descriptors_cluster_every_layer(descriptor: str) -> None:
+@pytest.mark.parametrize("features", ["weights", "folded", "activations"])
+def test_features_cluster_every_layer(features: str) -> None:
     x = images(20)
-    result = epruner.prune(vgg(), SHAPE, descriptor=descriptor, calibrate=x, compensate="none")
-    again = epruner.prune(vgg(), SHAPE, descriptor=descriptor, calibrate=x, compensate="none")
+    method = Method("exemplar", "exemplar", features, repair="none")
+    result = epruner.prune(vgg(), SHAPE, beta=0.73, method=method, calibrate=x)
+    again = epruner.prune(vgg(), SHAPE, beta=0.73, method=method, calibrate=x)
     assert result.plan == again.plan
-    assert result.report.settings["descriptor"] == descriptor
+    assert result.report.settings["method"]["features"] == features
     for name, found in result.clusters.items():
         assert len(found.features) == result.groups[0].channels or name != "features.0"
 
 
-def test_descriptor_of_the_user_replaces_the_weights() -> None:
+def test_features_of_the_user_replace_the_weights() -> None:
     def halves(layer: nn.Module) -> np.ndarray[Any, Any]:
         n = len(layer.weight)  # type: ignore[arg-type]
         return (
             np.repeat([0.0, 1.0], [n // 2, n - n // 2])[:, None] + np.linspace(0, 1e-3, n)[:, None]
         )
 
-    result = epruner.prune(vgg(), SHAPE, layers=["features.0"], descriptor=halves, beta=1.0)
+    method = Method("exemplar", "exemplar", halves)
+    result = epruner.prune(vgg(), SHAPE, layers=["features.0"], method=method, beta=1.0)
     kept = result.kept["features.0"]
     assert kept.min() < 8 <= kept.max()
-    assert result.report.settings["descriptor"] == "halves"
+    assert result.report.settings["method"]["features"] == "halves"
 
 
 @pytest.mark.parametrize(
@@ -106,9 +112,11 @@ def test_descriptor_of_the_user_replaces_the_weights() -> None:
         (np.full((16, 2), np.nan), "NaN"),
     ],
 )
-def test_bad_descriptors(matrix: Any, message: str) -> None:
+def test_bad_features(matrix: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        epruner.prune(vgg(), SHAPE, layers=["features.0"], descriptor=lambda _: matrix)
+        epruner.prune(
+            vgg(), SHAPE, beta=1.0, method=Method("exemplar", "exemplar", lambda _: matrix)
+        )
 
 
 def test_command_line_repairs_compares_and_fine_tunes(
@@ -122,9 +130,9 @@ def test_command_line_repairs_compares_and_fine_tunes(
     source, small = str(tmp_path / "set.npz"), str(tmp_path / "small.safetensors")
     network = ["--model", "networks:Vgg", "--input-shape", "1,3,16,16"]
     repair = ["--macs", "0.6", "--calibrate", source, "--calibrate-images", "40"]
-    assert main(["prune", *network, *repair, "--criterion", "reconstruction", "--out", small]) == 0
+    assert main(["prune", *network, *repair, "--method", "reconstruction", "--out", small]) == 0
     assert "layers refit" in capsys.readouterr().out
-    options = ["--criterion", "l1", "--compensate", "none", "merge", "--labelled", source]
+    options = ["--method", "l1", "--repair", "none", "merge", "--labelled", source]
     assert main(["compare", *network, *repair, *options]) == 0
     shown = capsys.readouterr().out
     assert "merge" in shown
@@ -134,25 +142,27 @@ def test_command_line_repairs_compares_and_fine_tunes(
     assert main(["finetune", small, *network, *train, "--out", tuned]) == 0
     assert "epoch 1: loss" in capsys.readouterr().out
     assert Path(tuned).is_file()
-    assert main(["finetune", small, *network, *train, "--out", tuned, "--distill", "2"]) == 2
+    again = ["finetune", small, *network, *train, "--out", tuned, "--force"]
+    assert main([*again, "--distill", "2"]) == 2
     assert "distill must be in [0, 1], got 2" in capsys.readouterr().err
     torch.save(vgg().state_dict(), tmp_path / "whole.pth")
     teacher = ["--weights", str(tmp_path / "whole.pth"), "--distill", "1", "--json"]
-    assert main(["finetune", small, *network, *train, "--out", tuned, *teacher[:2]]) == 2
+    assert main([*again, *teacher[:2]]) == 2
     assert "give --distill" in capsys.readouterr().err
     losses = []
     for more in (teacher, ["--json"]):
-        assert main(["finetune", small, *network, *train, "--out", tuned, *more]) == 0
+        assert main(["finetune", small, *network, *train, "--out", tuned, "--force", *more]) == 0
         losses.append(json.loads(capsys.readouterr().out)["epochs"][0]["loss"])
     assert losses[0] != losses[1]
     assert (
-        main(["prune", *network, "--macs", "0.6", "--criterion", "reconstruction", "--out", small])
+        main(["prune", *network, "--macs", "0.6", "--method", "reconstruction", "--out", "other"])
         == 2
     )
-    assert "needs calibrate=" in capsys.readouterr().err
+    assert "needs calibration inputs" in capsys.readouterr().err
     folder = tmp_path / "nothing"
     folder.mkdir()
     assert (
-        main(["prune", *network, "--macs", "0.6", "--calibrate", str(folder), "--out", small]) == 2
+        main(["prune", *network, "--macs", "0.6", "--calibrate", str(folder), "--out", "other"])
+        == 2
     )
     assert "holds no images" in capsys.readouterr().err

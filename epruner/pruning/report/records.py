@@ -1,0 +1,115 @@
+"""What happened to each layer, as pure data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What happened to the filters of one layer.
+
+    Parameters
+    ----------
+    name : str
+        Dotted module name.
+    kind : str
+        Class of the module, e.g. ``"Conv2d"``.
+    before, after : int
+        Number of filters (output channels or neurons).
+    preference : float or None
+        The beta that the layer was clustered with; None where exemplars did not set the number.
+    n_iter : int or None
+        Message-passing iterations.
+    converged : bool or None
+    floor : bool
+        Whether a floor (``min_filters``, ``round_to``) raised the number of filters kept.
+    macs_before, macs_after : int
+        Multiply-adds of this layer for the example inputs.
+    params_before, params_after : int
+        Parameters of this layer, bias included.
+    """
+
+    name: str
+    kind: str
+    before: int
+    after: int
+    preference: float | None = None
+    n_iter: int | None = None
+    converged: bool | None = None
+    floor: bool = False
+    macs_before: int = 0
+    macs_after: int = 0
+    params_before: int = 0
+    params_after: int = 0
+
+    @property
+    def kept(self) -> float:
+        """Share of the filters kept, in [0, 1]."""
+        return self.after / self.before if self.before else 1.0
+
+
+@dataclass(frozen=True)
+class LayerRepair:
+    """What the refit of one layer did.
+
+    Parameters
+    ----------
+    name : str
+    target : {"stream", "output"}
+        What it was fit to: the residual stream after the addition, or its own output.
+    before, after : float
+        Squared error over the variance of the target, with the sliced and with the refit weights,
+        on the inputs held back.
+    ridge : float
+        How strongly the weights were drawn towards the sliced ones, of the mean diagonal of the
+        normal equations.
+    """
+
+    name: str
+    target: str
+    before: float
+    after: float
+    ridge: float
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What a repair from calibration inputs did to a pruned network.
+
+    Parameters
+    ----------
+    layers : tuple of LayerRepair
+        Layers that least squares refit, in the order of the network; none if only BatchNorm
+        statistics were estimated anew.
+    before, after : float
+        Squared error of the network's outputs over their variance, on the inputs held back.
+    fit, held_back : int
+        Numbers of calibration inputs. With none held back all errors are those of the inputs that
+        were fit to, and say little of others.
+    """
+
+    layers: tuple[LayerRepair, ...]
+    before: float
+    after: float
+    fit: int
+    held_back: int
+
+    def __str__(self) -> str:
+        """One line."""
+        streams = sum(layer.target == "stream" for layer in self.layers)
+        what = (
+            f"{len(self.layers)} layers refit ({streams} to the residual stream, "
+            f"{len(self.layers) - streams} to their own outputs)"
+            if self.layers
+            else "BatchNorm statistics re-estimated"
+        )
+        where = (
+            f"on {self.held_back} inputs held back"
+            if self.held_back
+            else "on these same inputs, too few to hold some back"
+        )
+        return (
+            f"{what} on {self.fit} inputs; error of the output {self.before:.3g} -> "
+            f"{self.after:.3g} of its variance {where}"
+        )
