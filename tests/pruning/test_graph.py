@@ -503,6 +503,7 @@ ONE_BY_ONE: dict[str, Callable[[Tensor], Tensor]] = {
     "flip": lambda x: x + x.flip(-1),
     "roll": lambda x: x + x.roll(1, 2),
     "permuted": lambda x: x.permute(0, 2, 3, 1)[:, 1:].softmax(2).permute(0, 3, 1, 2),
+    "windows": lambda x: x.permute(0, 2, 3, 1).reshape(4, -1, 32, x.shape[1]).permute(0, 3, 1, 2),
 }
 ACROSS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda x: x.softmax(1),
@@ -540,6 +541,29 @@ def test_maps_may_be_permuted_before_they_are_flattened(order: str) -> None:
     torch.manual_seed(0)
     head = nn.Sequential(nn.Linear(8 * 16 * 12, 10), nn.ReLU(), nn.Linear(10, 3))
     check_exact(Between(FLATTENED[order], head), "first", (2, 3, 16, 12))
+
+
+def test_operations_of_ones_own_are_not_known() -> None:
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+            return 2 * gradients[0]
+
+    def double(x: Tensor) -> Any:
+        return Double.apply(x)  # type: ignore[no-untyped-call]
+
+    operations: list[Callable[[Tensor], Tensor]] = [
+        lambda x: double(x)[:, :, 1:],
+        lambda x: double(x).flatten(2)[..., None],
+        lambda x: double(x) + 1,
+    ]
+    for operation in operations:
+        model = Between(operation, nn.Sequential(nn.Conv2d(8, 9, 1), nn.Conv2d(9, 4, 1)))
+        assert "DoubleBackward" in reasons(model)["first"]
 
 
 def test_tokens_may_be_flattened() -> None:

@@ -148,9 +148,9 @@ class Meetings(TorchFunctionMode):
         if isinstance(result, Tensor):
             given = tensors_in((args, kwargs))
             shapes_met = [tensor.shape for tensor in given if id(tensor) in self._inputs]
-            if result.grad_fn is not None:
+            if shapes_met and result.grad_fn is not None:
                 self._met.setdefault(result.grad_fn, []).extend(shapes_met)
-            elif shapes_met and all(not tensor.requires_grad for tensor in given):
+            elif shapes_met:
                 self._inputs[id(result)] = result
         return result
 
@@ -302,8 +302,8 @@ def _tolerant(tp: Any) -> Any:
 
     It reads every reshape as a flattening and divides by zero on others (channel shuffles), and
     every slice as one of channels. All that matters of those here is that their groups are left
-    alone. It infers where the parts of a
-    concatenation lie from the layers around, and fails where it cannot; autograd knows.
+    alone. It infers where the parts of a concatenation lie from the layers around, and fails where
+    it cannot; autograd knows.
     """
 
     class Graph(tp.DependencyGraph):  # type: ignore[misc]
@@ -373,11 +373,12 @@ def _place_parts(node: Any) -> None:
 
 def _place_positions(node: Any) -> None:
     """Map the channels of a flattened map that do not lie in dimension 1."""
-    (source,) = node.inputs[:1] or (None,)
     before, _ = shapes(node.grad_fn)
-    function = node.grad_fn.next_functions[0][0]
-    axis = None if function is None else channel_axis(function)
-    if source is None or before is None or axis is None or axis < 2:
+    if before is None or not node.inputs:
+        return
+    source = node.inputs[0]
+    axis = channel_axis(node.grad_fn.next_functions[0][0])
+    if axis is None or axis < 2:
         return
     for dep in (*node.dependencies, *source.dependencies):
         if dep.index_mapping[0] is not None and {dep.source, dep.target} == {node, source}:

@@ -78,7 +78,8 @@ def objection(function: Any) -> str:
     if name in _CHANNELWISE or name == "Cat":
         return ""
     if name in _VIEWS:
-        if _harmless_view(before, after):
+        axis = channel_axis(sources[0][0]) if (sources := _sources(function)) else None
+        if _harmless_view(before, after) or (axis and _axis_after(function, axis) is not None):
             return ""
         return f"its channels are rearranged by a view from {before} to {after}"
     if name in _ALONG and (sources := _sources(function)):
