@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import epruner
 from epruner.pruning import Constraints, Method
 from epruner.pruning.errors import RepairWarning
+from epruner.pruning.select.elimination import eliminations
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::epruner.pruning.errors.BudgetWarning"),
@@ -59,6 +60,24 @@ def test_reconstruction_drops_what_others_can_make_up_for() -> None:
         x = images(10)
         difference = (result.model(x) - full(x)).abs().max() / full(x).abs().max()
     assert difference < 0.02
+
+
+@pytest.mark.parametrize("scale", [0.3, 1, 20])
+def test_layers_without_channels_lose_their_variance_whatever_scale_their_norm_has(
+    scale: float,
+) -> None:
+    full = vgg().eval()
+    for module in full.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            with torch.no_grad():
+                module.weight.mul_(scale)
+                module.bias.add_(torch.arange(len(module.bias)))  # no loss: a bias stays
+    net = epruner.analyse(full, SHAPE)
+    ranked, _ = eliminations(full, net.groups, [((images(),), {})])
+    assert ranked
+    for found in ranked.values():  # up to the positions that are looked at
+        assert 0.7 < found.errors[0] < 1.4
+        assert (np.diff(found.errors) <= 0).all()
 
 
 def test_reconstruction_widths_meet_the_budget_and_lose_less(data_dir: Path) -> None:

@@ -80,7 +80,8 @@ def eliminations(
     usable = [s for s in sites if s.name in readers and getattr(modules[s.name], "groups", 1) == 1]
     keep: dict[Value, int] = {}
     for site in usable:
-        keep[traces[0].ops[site.op].reads[0]] = site.at + 1
+        read = traces[0].ops[site.op].reads[0]
+        keep[read] = max(keep.get(read, 0), _end(site) + 1)
     run = Replay(traces, batches, keep)
     left = Counter(group.name for site in usable for group, _ in readers[site.name])
     found: dict[str, list[_Problem]] = {}
@@ -127,6 +128,11 @@ class _Problem:
     channels: int
 
 
+def _end(site: Site) -> int:
+    """The op after which the error counts: the addition, or the norm of a layer that has one."""
+    return site.at if site.other is not None else max(site.op, site.norm_op)
+
+
 def _measure(
     run: Replay, site: Site, modules: Mapping[str, Any], members: Sequence[Member]
 ) -> list[_Problem]:
@@ -137,16 +143,18 @@ def _measure(
     sizes = [len(i) if a else i.numel() for i, a in zip(columns, averaged, strict=True)]
     grams = [torch.zeros(size, size, dtype=torch.float64) for size in sizes]
     sums = [torch.zeros(size, dtype=torch.float64) for size in sizes]
-    total, total_square, values, count = 0.0, 0.0, 0, 0
+    total, total_square, values, count = torch.zeros(1, dtype=torch.float64), 0.0, 0, 0
     for batch, trace in enumerate(run.traces):
-        run.advance(batch, site.at + 1)
+        run.advance(batch, _end(site) + 1)
         rows = input_rows(run.value(batch, trace.ops[site.op].reads[0]), module, chosen)[0]
         rows = rows.cpu()
         count += len(rows)
-        target = run.value(batch, trace.ops[site.at].writes[0])
-        total += float(target.sum(dtype=torch.float64))
+        target = run.value(batch, trace.ops[_end(site)].writes[0])
+        dim = -1 if isinstance(module, nn.Linear) else 1
+        others = [d for d in range(target.dim()) if d != dim % target.dim()]
+        total = total + target.sum(others, dtype=torch.float64).cpu()
         total_square += float(torch.linalg.vector_norm(target, dtype=torch.float64)) ** 2
-        values += target.numel()
+        values += target.numel() // target.shape[dim]
         for index, average, gram, mean in zip(columns, averaged, grams, sums, strict=True):
             taps = index.T if average else index.reshape(1, -1)
             for tap in taps:
@@ -158,12 +166,14 @@ def _measure(
             f"activations of layer {site.name!r} are NaN or infinite on the calibration inputs; "
             "check that they are scaled and normalised as in training"
         )
-    variance = max(total_square / values - (total / values) ** 2, 1e-30)
+    # of all outputs together, each about its own mean; less than rounding leaves of it is none
+    square = total_square / values
+    variance = max(square - float((total / values).square().sum()), 1e-12 * square, 1e-30)
     weight = module.weight.detach().double().flatten(1).T.cpu()  # (d, o)
     norm = modules.get(site.norm or "")
     if isinstance(norm, _BatchNorm):
         weight = weight * scale_shift(norm)[0].cpu()
-    weight = weight / (variance * weight.shape[1]) ** 0.5
+    weight = weight / variance**0.5
     return [
         _Problem(
             gram / count - torch.outer(mean, mean) / count**2,  # the bias takes up the mean
