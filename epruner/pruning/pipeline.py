@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from epruner.pruning.analysis import Analysis
+from epruner.pruning.analysis import Analysis, analyse
 from epruner.pruning.errors import BudgetWarning, TraceError
 from epruner.pruning.graph.groups import Group
 from epruner.pruning.network.copies import deep_copy, working_copy
@@ -27,7 +26,7 @@ from epruner.pruning.options import (
     make_request,
 )
 from epruner.pruning.plan.plan import Plan
-from epruner.pruning.repair.calibration import calibration_inputs
+from epruner.pruning.repair.calibration import calibration_inputs, with_example
 from epruner.pruning.repair.repair import repair_network
 from epruner.pruning.report.progress import Stages
 from epruner.pruning.report.records import Repair
@@ -144,11 +143,11 @@ def prune(
         random_state=random_state,
         n_threads=n_threads,
     )
-    known = isinstance(inputs, Analysis)
-    arguments = inputs.arguments if known else as_arguments(model, inputs)
-    given = None if calibrate is None else calibration_inputs(model, calibrate, arguments)
+    given = None
+    if calibrate is not None:
+        given = calibration_inputs(model, calibrate, _arguments(model, inputs))
     with closing(Stages(progress)) as stages:
-        net = inputs if known else Analysis(model, inputs, stages)
+        net = inputs if isinstance(inputs, Analysis) else Analysis(model, inputs, stages)
         chosen = net.choose(request, () if given is None else given.fit, stages)
         with stages.run("surgery"):
             small = chosen.plan.apply(model)
@@ -205,8 +204,8 @@ def repair(
         A few hundred inputs, without labels.
     repair : {"auto", "none", "merge", "batchnorm", "least_squares"}
         See `Method`. "auto" is least squares with calibration inputs and merge without.
-    inputs : Tensor, shape, tuple of arguments, or dict of keyword arguments, optional
-        Example inputs. Needed for merge, and where calibration inputs do not tell how the model
+    inputs : as for `prune`, optional
+        Example inputs, or an `Analysis`. Needed for merge, and where calibration inputs do not tell how the model
         is called: it has arguments that are no tensors, or dicts name them otherwise.
 
     Returns
@@ -239,7 +238,8 @@ def repair(
     groups: tuple[Group, ...] = ()
     kept: dict[str, Indices] = {}
     if repair == "merge":
-        groups = Analysis(model, inputs, Stages(show=False)).groups
+        net = inputs if isinstance(inputs, Analysis) else analyse(model, inputs)
+        groups = net.groups
         for group in groups:
             part = plan.modules.get(group.name)
             if part is not None and part.out is not None:
@@ -247,10 +247,14 @@ def repair(
     given = None
     if calibrate is not None:
         if inputs is None:
-            calibrate, inputs = _with_example(model, calibrate)
-        given = calibration_inputs(model, calibrate, as_arguments(model, inputs))
+            calibrate, inputs = with_example(model, calibrate)
+        given = calibration_inputs(model, calibrate, _arguments(model, inputs))
     repaired, done, _ = repair_network(repair, model, small, plan, groups, kept, given)
     return deep_copy(small) if repaired is small else repaired, done
+
+
+def _arguments(model: nn.Module, inputs: Any) -> Arguments:
+    return inputs.arguments if isinstance(inputs, Analysis) else as_arguments(model, inputs)
 
 
 def _check_station(model: nn.Module, small: nn.Module, plan: Plan) -> None:
@@ -270,37 +274,6 @@ def _check_station(model: nn.Module, small: nn.Module, plan: Plan) -> None:
                 f"small is not what plan makes of model: {name!r} has shape {found.get(name)}, by "
                 f"the plan {shape}; give plan.apply(model)"
             )
-
-
-def _with_example(model: nn.Module, calibrate: Any) -> tuple[Any, Any]:
-    """Calibration inputs, and one of them as example input."""
-    if isinstance(calibrate, (str, bytes)) or not isinstance(calibrate, Iterable):
-        raise TypeError(
-            "calibrate must be a tensor of inputs or an iterable (a DataLoader) of tensors, tuples "
-            f"or dicts, got {type(calibrate).__name__}"
-        )
-    whole = calibrate if isinstance(calibrate, (Tensor, Mapping)) else list(calibrate)
-    if isinstance(whole, list) and not whole:
-        raise ValueError("calibrate is empty: it must give at least one batch of inputs")
-    first = whole[0] if isinstance(whole, list) else whole
-    parameters = inspect.signature(model.forward).parameters
-    needed = [name for name, p in parameters.items() if p.default is inspect.Parameter.empty]
-    if isinstance(first, Mapping):
-        taken = {k: v[:1] for k, v in first.items() if k in parameters and k != "labels"}
-        if not taken or not set(needed) <= set(taken):
-            raise ValueError(
-                f"calibrate: batch 0 is a dict with the keys {list(first)}, the model's inputs are "
-                f"{list(parameters)}; give inputs=, as to analyse"
-            )
-        return whole, taken
-    if isinstance(first, Tensor):
-        return whole, first[:1]
-    if not isinstance(first, Sequence) or not all(isinstance(x, Tensor) for x in first[:1]):
-        raise TypeError(
-            "calibrate: batch 0 must be a tensor, a tuple that starts with the inputs or a dict of "
-            f"them, got {type(first).__name__}"
-        )
-    return whole, tuple(value[:1] for value in first[: max(1, len(needed))])
 
 
 def _dry_run(small: nn.Module, arguments: Arguments) -> None:

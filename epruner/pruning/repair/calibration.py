@@ -127,6 +127,37 @@ def calibration_inputs(
     return Calibration(fit, unseen)
 
 
+def with_example(model: nn.Module, calibrate: Any) -> tuple[Any, Any]:
+    """Calibration inputs, and one of them as example input."""
+    if isinstance(calibrate, (str, bytes)) or not isinstance(calibrate, Iterable):
+        raise TypeError(
+            "calibrate must be a tensor of inputs or an iterable (a DataLoader) of tensors, tuples "
+            f"or dicts, got {type(calibrate).__name__}"
+        )
+    whole = calibrate if isinstance(calibrate, (Tensor, Mapping)) else list(calibrate)
+    if isinstance(whole, list) and not whole:
+        raise ValueError("calibrate is empty: it must give at least one batch of inputs")
+    first = whole[0] if isinstance(whole, list) else whole
+    parameters = inspect.signature(model.forward).parameters
+    needed = [name for name, p in parameters.items() if p.default is inspect.Parameter.empty]
+    if isinstance(first, Mapping):
+        taken = {k: v[:1] for k, v in first.items() if k in parameters and k != "labels"}
+        if not taken or not set(needed) <= set(taken):
+            raise ValueError(
+                f"calibrate: batch 0 is a dict with the keys {list(first)}, the model's inputs are "
+                f"{list(parameters)}; give inputs=, as to analyse"
+            )
+        return whole, taken
+    if isinstance(first, Tensor):
+        return whole, first[:1]
+    if not isinstance(first, Sequence) or not all(isinstance(x, Tensor) for x in first[:1]):
+        raise TypeError(
+            "calibrate: batch 0 must be a tensor, a tuple that starts with the inputs or a dict of "
+            f"them, got {type(first).__name__}"
+        )
+    return whole, tuple(value[:1] for value in first[: max(1, len(needed))])
+
+
 def _split(inputs: Tensor, size: int) -> Sequence[Tensor]:
     """Batches of at most `size`: all of one size, if a few more are enough for that."""
     fewest = -(-len(inputs) // size)
