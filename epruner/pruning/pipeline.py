@@ -205,8 +205,9 @@ def repair(
     repair : {"auto", "none", "merge", "batchnorm", "least_squares"}
         See `Method`. "auto" is least squares with calibration inputs and merge without.
     inputs : as for `prune`, optional
-        Example inputs, or an `Analysis`. Needed for merge, and where calibration inputs do not tell how the model
-        is called: it has arguments that are no tensors, or dicts name them otherwise.
+        Example inputs, or an `Analysis`. Needed for merge, and where calibration inputs do not
+        tell how the model is called: it has arguments that are no tensors, or dicts name them
+        otherwise.
 
     Returns
     -------
