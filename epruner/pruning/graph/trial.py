@@ -31,7 +31,7 @@ from epruner.pruning.network.tree import mapped, tensors_in
 from epruner.pruning.plan.apply import apply_plan, is_depthwise
 from epruner.pruning.plan.plan import ModulePlan, Plan
 
-# Sliced and silenced sums differ in their order alone, which in networks of hundreds of layers comes
+# Sliced and silenced sums differ in their order alone; in networks of hundreds of layers that comes
 # to 1e-5. What differs by more is tried again in float64, where nothing of that is left.
 TOLERANCE = 2e-5
 COARSE = 1e-4  # where the forward pass insists on float32
