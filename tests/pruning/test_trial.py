@@ -229,6 +229,21 @@ def test_a_forward_pass_that_needs_its_zeros_keeps_them() -> None:
     assert "first" not in skipped_of(Masked().eval(), IMAGE)
 
 
+def test_a_grouped_convolution_may_become_a_depthwise_one() -> None:
+    class Grouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 8, 1)
+            self.grouped = nn.Conv2d(8, 8, 3, groups=4)
+            self.last = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.last(torch.relu(self.grouped(torch.relu(self.first(x)))))
+
+    torch.manual_seed(0)
+    assert set(skipped_of(Grouped(), IMAGE)) == {"last"}
+
+
 def test_where_no_trial_tells_anything_the_group_is_left_alone() -> None:
     class Empty(Body):
         def forward(self, x: Tensor) -> Any:

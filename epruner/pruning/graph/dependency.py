@@ -220,9 +220,7 @@ def follow(graph: Any, module: nn.Module) -> list[Entry]:
         expected = len(roots) + len(places)
         roots.update(fresh)
         if len(roots) < expected and any(roots[idx] != root for idx, root in places):
-            raise MixedError(
-                f"its channels are mixed: two of them meet in one of {node.name.split(' ')[0]!r}"
-            )
+            raise MixedError("its channels are mixed: further on, two of them meet in one")
         for dep in node.dependencies if fresh else ():
             if not dep.is_triggered_by(side):
                 continue
