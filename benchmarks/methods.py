@@ -51,15 +51,11 @@ REPAIRS = ("none", "merge", "batchnorm", "least_squares")
 METHODS: dict[str, str | Method] = {
     "auto": "auto",
     "reconstruction": "reconstruction",
-    "reconstruction, fpgm": Method("reconstruction", "fpgm"),
-    "reconstruction, l1": Method("reconstruction", "l1"),
     "uniform, reconstruction": Method("uniform", "reconstruction"),
     "exemplar": "exemplar",
     "exemplar, l1": Method("exemplar", "l1"),
     "l1": "l1",
-    "l2": "l2",
     "fpgm": "fpgm",
-    "random": "random",
 }
 Score = Callable[[Tensor], float]
 
@@ -131,16 +127,13 @@ def sentence_case(_: str, count: int) -> Case:
     return Case(model, first, second, lambda whole: lambda outputs: kept(outputs, whole))
 
 
-SOME = (
-    "auto", "reconstruction", "reconstruction, fpgm", "uniform, reconstruction", "exemplar", "l1",
-    "fpgm", "random",
-)  # fmt: skip
-FEW = ("auto", "reconstruction", "uniform, reconstruction", "l1", "fpgm", "random")
+ALL = tuple(METHODS)
+FEW = ("auto", "uniform, reconstruction", "exemplar, l1", "l1")
 # by network: how to get it, budgets, methods (fewer where each takes a minute)
 CASES: dict[str, tuple[Callable[[str, int], Case], tuple[float, ...], Sequence[str]]] = {
-    "theo": (image_case, (0.6, 0.4), tuple(METHODS)),
-    "akamaster": (image_case, (0.6, 0.4), SOME),
-    "resnet20": (image_case, (0.6, 0.4), SOME),
+    "theo": (image_case, (0.6, 0.4), ALL),
+    "akamaster": (image_case, (0.6, 0.4), ALL),
+    "resnet20": (image_case, (0.6, 0.4), ALL),
     "mobilenetv2": (imagenet_case, (0.7, 0.5), FEW),
     "efficientnet-lite0": (imagenet_case, (0.7, 0.5), FEW),
     "encoder": (sentence_case, (0.8, 0.6), FEW),

@@ -314,7 +314,7 @@ class Analysis:
         search = Search(
             layers,
             fixed=fixed,
-            errors={name: found.errors for name, found in ranked.items()},
+            errors={name: found.errors for name, found in ranked.items() if found.sure},
             exemplars=method.importance == "exemplar",
             seed=request.random_state,
             n_threads=request.n_threads,

@@ -13,8 +13,9 @@ from torch import nn
 
 from epruner.pruning.analysis import Analysis, analyse
 from epruner.pruning.errors import BudgetWarning, TraceError
+from epruner.pruning.graph.costs import eval_mode
 from epruner.pruning.graph.groups import Group
-from epruner.pruning.network.copies import deep_copy, working_copy
+from epruner.pruning.network.copies import deep_copy, has_halves, working_copy
 from epruner.pruning.network.inputs import Arguments, as_arguments, check_model, in_float32
 from epruner.pruning.options import (
     NEEDS_DATA,
@@ -250,8 +251,8 @@ def repair(
         if inputs is None:
             calibrate, inputs = with_example(model, calibrate)
         given = calibration_inputs(model, calibrate, _arguments(model, inputs))
-    repaired, done, _ = repair_network(repair, model, small, plan, groups, kept, given)
-    return deep_copy(small) if repaired is small else repaired, done
+    small, done, _ = repair_network(repair, model, deep_copy(small), plan, groups, kept, given)
+    return small, done
 
 
 def _arguments(model: nn.Module, inputs: Any) -> Arguments:
@@ -279,9 +280,10 @@ def _check_station(model: nn.Module, small: nn.Module, plan: Plan) -> None:
 
 def _dry_run(small: nn.Module, arguments: Arguments) -> None:
     args, kwargs = (in_float32(part) for part in arguments)
-    with torch.no_grad():
+    precise = working_copy(small) if has_halves(small) else small  # as in the analysis
+    with eval_mode(precise), torch.no_grad():
         try:
-            working_copy(small)(*args, **kwargs)  # in the precision of the analysis
+            precise(*args, **kwargs)
         except Exception as error:
             raise TraceError(
                 f"the pruned network does not run on its example inputs ({error}); please report "

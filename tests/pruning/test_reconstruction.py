@@ -97,6 +97,27 @@ def test_reconstruction_widths_meet_the_budget_and_lose_less(data_dir: Path) -> 
     assert after["reconstruction"] < after["uniform"]
 
 
+def test_layers_that_few_inputs_fit_too_well_keep_the_share_of_others() -> None:
+    torch.manual_seed(0)
+    model: nn.Sequential = stirred(
+        nn.Sequential(
+            nn.Conv2d(3, 24, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(24, 200, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(200, 10),  # reads one row of an input, its predecessor hundreds
+        )
+    )
+    shares = {}
+    for count in (60, 1000):
+        result = epruner.prune(model, SHAPE, macs=0.5, calibrate=images(count))
+        shares[count] = [layer.kept for layer in result.report.layers]
+    assert abs(shares[60][0] - shares[60][1]) < 0.1
+    assert shares[1000][1] < shares[1000][0] - 0.1
+
+
 @pytest.mark.parametrize("features", ["weights", "folded", "activations"])
 def test_features_cluster_every_layer(features: str) -> None:
     x = images(20)

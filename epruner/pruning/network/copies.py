@@ -79,9 +79,14 @@ def with_weights_of(model: nn.Module, other: nn.Module) -> nn.Module:
     return result
 
 
+def has_halves(model: nn.Module) -> bool:
+    """Whether a network has tensors of half precision."""
+    return any(t.dtype in HALVES for t in (*model.parameters(), *model.buffers()))
+
+
 def _evaluated(model: nn.Module, copied: nn.Module) -> nn.Module:
     copied.eval()
-    if any(t.dtype in HALVES for t in (*copied.parameters(), *copied.buffers())):
+    if has_halves(copied):
         copied.float()
         tie(model, copied)
     return copied

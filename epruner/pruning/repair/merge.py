@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from epruner.pruning.graph.groups import Group
+from epruner.pruning.network.layers import take, weight_dims
+from epruner.pruning.plan.plan import Plan
 from epruner.pruning.select.features import folded_matrix
 from epruner.pruning.select.importance import Indices, Matrix
 
@@ -18,6 +18,7 @@ from epruner.pruning.select.importance import Indices, Matrix
 def merge(
     full: nn.Module,
     small: nn.Module,
+    plan: Plan,
     groups: Sequence[Group],
     kept: Mapping[str, Indices],
     *,
@@ -33,6 +34,8 @@ def merge(
     ----------
     full, small : torch.nn.Module
         The original, and the pruned copy that is changed.
+    plan : Plan
+        That made it.
     groups : sequence of Group
     kept : mapping of str to ndarray of int
     leave : collection of str
@@ -44,73 +47,47 @@ def merge(
         Notes: what was left off and why.
     """
     before, after = dict(full.named_modules()), dict(small.named_modules())
-    consumers = {
-        m.module
-        for g in groups
-        if g.name in kept
-        for m in g.consumers
-        if getattr(before[m.module], "groups", 1) == 1
-    }
-    weights = {name: _inputs_first(before[name]).clone() for name in sorted(consumers)}
-    stays = {name: torch.ones(len(w), dtype=torch.bool) for name, w in weights.items()}
     left = []
     for group in groups:
         chosen = kept.get(group.name)
-        if chosen is None or len(chosen) == group.channels:
+        if chosen is None or len(chosen) == group.channels or group.name in leave:
             continue
-        readers = [m for m in group.consumers if m.module in weights]
+        gone = np.setdiff1d(np.arange(group.channels), chosen)
+        heirs, shares = _heirs(folded_matrix(before, group), chosen, gone)
+        readers = [m for m in group.consumers if getattr(before[m.module], "groups", 1) == 1]
         if len(readers) < len(group.consumers):
             left.append(group.name)
-        shares = _shares(folded_matrix(before, group), chosen)
-        gone = np.setdiff1d(np.arange(group.channels), chosen)
         for member in readers:
-            columns = member.index.reshape(-1, member.fold)  # (n, fold)
-            stays[member.module][torch.from_numpy(columns[gone].reshape(-1))] = False
-            if group.name in leave:
-                continue
-            weight = weights[member.module]
-            for lost in gone:
-                heir, share = shares[int(lost)]
-                if share > 0:
-                    weight[columns[heir]] += share * weight[columns[lost]]
-    for name, weight in weights.items():
-        module: Any = after[name]
-        part = weight[stays[name]]
-        rows = _inputs_first(module)
-        same_outputs = rows.shape[1] == part.shape[1]
-        if not same_outputs:  # its own outputs were pruned too
-            part = part[:, torch.from_numpy(_kept_outputs(groups, kept, name))]
-        restored = part if getattr(module, "transposed", False) else part.transpose(0, 1)
-        with torch.no_grad():
-            module.weight.copy_(restored.reshape(module.weight.shape))
+            columns = member.index.reshape(-1, member.fold)
+            out_dim, in_dim = weight_dims(before[member.module])
+            part = plan.modules[member.module]
+            whole: Tensor = before[member.module].weight.detach()
+            lost = take(take(whole, out_dim, part.out), in_dim, columns[gone].reshape(-1).tolist())
+            places = np.searchsorted(np.asarray(part.in_), columns[heirs].reshape(-1))
+            _add(after[member.module], in_dim, places, np.repeat(shares, member.fold), lost)
     if not left:
         return []
     return [f"merge left off for {', '.join(left[:3])}: grouped convolutions read its channels"]
 
 
-def _kept_outputs(groups: Sequence[Group], kept: Mapping[str, Indices], name: str) -> Indices:
-    for group in groups:
-        if group.name in kept and any(m.module == name for m in group.producers):
-            return kept[group.name]
-    raise AssertionError(f"{name} is not produced by any pruned group")
+def _heirs(
+    folded: Matrix, chosen: Indices, gone: Indices
+) -> tuple[Indices, np.ndarray[tuple[int, ...], np.dtype[np.floating]]]:
+    """Of every dropped filter: the kept filter that takes over, and how much of it."""
+    norms = np.maximum(np.square(folded[chosen]).sum(1), np.finfo(folded.dtype).tiny)
+    products = np.maximum(folded[gone] @ folded[chosen].T, 0)  # (dropped, kept)
+    best = (products**2 / norms).argmax(1)
+    return chosen[best], products[np.arange(len(gone)), best] / norms[best]
 
 
-def _shares(folded: Matrix, chosen: Indices) -> dict[int, tuple[int, float]]:
-    """Of every dropped filter: the kept filter that takes over, and how much."""
-    heirs = folded[chosen]
-    norms = np.maximum(np.square(heirs).sum(1), 1e-300)
-    gone = np.setdiff1d(np.arange(len(folded)), chosen)
-    products = folded[gone] @ heirs.T  # (dropped, kept)
-    explained = np.maximum(products, 0) ** 2 / norms
-    best = explained.argmax(1)
-    share = np.maximum(products[np.arange(len(gone)), best], 0) / norms[best]
-    return {int(j): (int(chosen[b]), float(s)) for j, b, s in zip(gone, best, share, strict=True)}
-
-
-def _inputs_first(module: Any) -> Tensor:
-    """Weights as (inputs, outputs, ...), float64."""
-    weight: Tensor = module.weight.detach().double().cpu()
-    linear = isinstance(module, nn.Linear)
-    if linear or (isinstance(module, _ConvNd) and not module.transposed):
-        return weight.transpose(0, 1)
-    return weight
+def _add(module: nn.Module, dim: int, places: Indices, shares: Matrix, lost: Tensor) -> None:
+    """Add shares of some slices of a weight to others."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    factor = torch.from_numpy(shares).to(weight.device, wide)
+    view = [1] * weight.dim()
+    view[dim] = -1
+    with torch.no_grad():
+        index = torch.from_numpy(places).to(weight.device)
+        summed = weight.to(wide).index_add(dim, index, lost.to(wide) * factor.view(view))
+        weight.copy_(summed)

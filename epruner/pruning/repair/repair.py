@@ -10,7 +10,6 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from epruner.pruning.errors import RepairWarning, TraceError
 from epruner.pruning.graph.groups import Group
-from epruner.pruning.network.copies import deep_copy
 from epruner.pruning.network.layers import is_depthwise
 from epruner.pruning.plan.plan import Plan
 from epruner.pruning.repair.calibration import Calibration, inputs_in
@@ -36,13 +35,13 @@ def repair_network(
     kept: Mapping[str, Indices],
     calibration: Calibration | None = None,
 ) -> Repaired:
-    """A repaired copy of the pruned network, what was done, and notes.
+    """The repaired network, what was done, and notes.
 
     Parameters
     ----------
     kind : {"none", "merge", "batchnorm", "least_squares"}
     model, small : torch.nn.Module
-        The original, and what `plan` made of it; neither is modified.
+        The original, and what `plan` made of it, which may be changed or come back as it is.
     plan : Plan
     groups : sequence of Group
     kept : mapping of str to ndarray of int
@@ -53,7 +52,7 @@ def repair_network(
     if kind == "none":
         return small, None, []
     if kind == "merge":
-        return _merged(model, small, groups, kept)
+        return _merged(model, small, plan, groups, kept)
     assert calibration is not None
     if kind == "batchnorm":
         return _reestimated(model, small, calibration)
@@ -66,7 +65,11 @@ def repair_network(
 
 
 def _merged(
-    model: nn.Module, small: nn.Module, groups: Sequence[Group], kept: Mapping[str, Indices]
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    groups: Sequence[Group],
+    kept: Mapping[str, Indices],
 ) -> Repaired:
     """Dropped filters handed to the most similar kept ones, where scaled is what they stay."""
     modules = dict(model.named_modules())
@@ -81,9 +84,8 @@ def _merged(
             f"merge left off for {len(between)} layers (the first is {between[0]}): a depthwise "
             "convolution, InstanceNorm or GroupNorm treats their channels one by one"
         )
-    repaired = deep_copy(small)
-    notes += merge(model, repaired, groups, kept, leave=between)
-    return repaired, None, notes
+    notes += merge(model, small, plan, groups, kept, leave=between)
+    return small, None, notes
 
 
 def _changes(module: nn.Module) -> bool:

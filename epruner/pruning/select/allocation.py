@@ -256,7 +256,7 @@ class Search:
             allowed = sorted({x.fit(k) for k in range(1, x.channels + 1)})
             loss = self._errors[x.name] + price * prices[x.name] * np.arange(x.channels + 1)
             counts[x.name] = min(allowed, key=loss.__getitem__)
-        # those that nothing is known of keep the share that the others keep
+        # those of which too little is known keep the share that the others keep
         shares = [counts[x.name] / x.channels for x in ranked] or [1 / (1 + price)]
         rest = [x for x in self._free if x.name not in counts]
         return (

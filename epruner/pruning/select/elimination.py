@@ -45,10 +45,14 @@ class Elimination:
     errors : ndarray of float, shape (n + 1,)
         Squared error of the layers that read them when k are left, over the variance of what
         these layers write onto (their sum, for several).
+    sure : bool
+        Whether the errors rest on enough inputs. Rows that are fewer than twice the columns are
+        fit too well to tell what others will lose.
     """
 
     order: Indices
     errors: npt.NDArray[np.float64]
+    sure: bool
 
 
 def eliminations(
@@ -126,6 +130,7 @@ class _Problem:
     gram: Tensor
     weights: Tensor
     channels: int
+    rows: int
 
 
 def _end(site: Site) -> int:
@@ -179,6 +184,7 @@ def _measure(
             gram / count - torch.outer(mean, mean) / count**2,  # the bias takes up the mean
             weight[index].reshape(len(index), -1) if average else weight[index.reshape(-1)],
             len(index),
+            count,
         )
         for index, average, gram, mean in zip(columns, averaged, grams, sums, strict=True)
     ]
@@ -236,7 +242,8 @@ def _eliminate(problems: Sequence[_Problem]) -> Elimination:
             weights[rows] = 0
             inverse[rows] = 0
             inverse[:, rows] = 0
-    return Elimination(np.asarray(order, dtype=np.intp), errors)
+    sure = all(problem.rows >= 2 * len(problem.gram) for problem in problems)
+    return Elimination(np.asarray(order, dtype=np.intp), errors, sure)
 
 
 def _blocks(x: Tensor, places: Sequence[int], of: int) -> Tensor:

@@ -90,7 +90,7 @@ def folded_matrix(modules: Mapping[str, nn.Module], group: Group) -> Matrix:
 
     Returns
     -------
-    ndarray of shape (n, d + 1), float64
+    ndarray of shape (n, d + 1)
         Per producer, side by side: the filter times the scale of the BatchNorm that follows it,
         and the shift. Without BatchNorm the filter and its bias.
     """
@@ -102,14 +102,16 @@ def folded_matrix(modules: Mapping[str, nn.Module], group: Group) -> Matrix:
     parts = []
     for producer in group.producers:
         module = modules[producer.module]
-        rows = filter_matrix(module).astype(np.float64)
-        bias = np.zeros(len(rows))
+        rows = filter_matrix(module)
+        bias = np.zeros(len(rows), rows.dtype)
         if isinstance(module.bias, Tensor):
-            bias = module.bias.detach().double().cpu().numpy()
+            bias = module.bias.detach().cpu().to(torch.float64).numpy().astype(rows.dtype)
         found = next((pair for pair in norms if len(pair[0].index) == len(rows)), None)
         if found is not None:
             member, norm = found
-            scale, shift = (x.cpu().numpy()[member.index] for x in scale_shift(norm))
+            scale, shift = (
+                x.cpu().numpy()[member.index].astype(rows.dtype) for x in scale_shift(norm)
+            )
             rows, bias = rows * scale[:, None], bias * scale + shift
         parts += [rows, bias[:, None]]
     return np.concatenate(parts, axis=1)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 RIDGE = 1e-3
-MIN_ROWS = 30_000
+MIN_ROWS = 16_000
 ROWS_PER_UNKNOWN = 16  # neighbouring positions say nearly the same: more of them add little
 EXACT = 1e-9  # relative error below which there is nothing to refit
 
