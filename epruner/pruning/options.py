@@ -184,7 +184,7 @@ def resolve(
     if exemplars:
         found = replace(found, allocation="exemplar")
     if not calibrated and (part := found.needs_data()):
-        raise ValueError(f"{part} needs calibration inputs: a few hundred without labels")
+        raise ValueError(f"{part} needs calibrate, a few hundred inputs without labels")
     if found.repair == "auto":
         found = replace(found, repair="least_squares" if calibrated else "merge")
     return found, why

@@ -232,9 +232,7 @@ def repair(
     if repair == "auto":
         repair = "merge" if calibrate is None else "least_squares"
     if repair in NEEDS_DATA and calibrate is None:
-        raise ValueError(
-            f"repair={repair!r} needs calibration inputs: a few hundred without labels"
-        )
+        raise ValueError(f"repair={repair!r} needs calibrate, a few hundred inputs without labels")
     if repair == "merge" and inputs is None:
         raise ValueError("repair='merge' needs inputs=, as given to analyse")
     groups: tuple[Group, ...] = ()

@@ -268,7 +268,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (beta("much"), "'much' is not a number"),
     (beta("-1"), "beta must be a positive number, got -1"),
     (HOW_MUCH, "how much should go? Give --macs, --params"),
-    ([*PRUNE, "--method", "reconstruction"], "needs calibration inputs"),
+    ([*PRUNE, "--method", "reconstruction"], "needs calibrate"),
     (beta("nan"), "'nan' is not a number"),
     ([*PRUNE, "--macs", "50"], "'50' is not in (0, 1]"),
     ([*PRUNE, "--macs", "0.5", "--beta", "0.7"], "not allowed with argument"),

@@ -402,20 +402,20 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"method": "reconstruction"}, "allocation='reconstruction' needs calibrate="),
+            ({"method": "reconstruction"}, "allocation='reconstruction' needs calibrate, "),
             (
                 {"method": Method("uniform", "reconstruction")},
-                "importance='reconstruction' needs calibrate=, a few hundred inputs without labels",
+                "importance='reconstruction' needs calibrate, a few hundred inputs without labels",
             ),
             (
                 {"method": Method("uniform", "l1", features="activations")},
-                "features='activations' needs calibrate=",
+                "features='activations' needs calibrate, ",
             ),
-            ({"repair": "least_squares"}, "repair='least_squares' needs calibrate="),
-            ({"method": "l1", "repair": "batchnorm"}, "repair='batchnorm' needs calibrate="),
+            ({"repair": "least_squares"}, "repair='least_squares' needs calibrate, "),
+            ({"method": "l1", "repair": "batchnorm"}, "repair='batchnorm' needs calibrate, "),
             (
                 {"method": Method("uniform", "l1", repair="batchnorm")},
-                "repair='batchnorm' needs calibrate=",
+                "repair='batchnorm' needs calibrate, ",
             ),
             (
                 {"method": "exemplars"},
@@ -474,7 +474,7 @@ class TestRefusals:
             (
                 {"calibrate": None, "repair": "least_squares"},
                 ValueError,
-                "repair='least_squares' needs calibrate=, a few hundred inputs without labels",
+                "repair='least_squares' needs calibrate, a few hundred inputs without labels",
             ),
             ({"calibrate": []}, ValueError, "calibrate is empty: it must give at least one batch"),
             ({"calibrate": "images"}, TypeError, "calibrate must be a tensor .*got str"),

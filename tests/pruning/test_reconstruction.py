@@ -198,7 +198,7 @@ def test_command_line_repairs_compares_and_fine_tunes(
         main(["prune", *network, "--macs", "0.6", "--method", "reconstruction", "--out", "other"])
         == 2
     )
-    assert "needs calibration inputs" in capsys.readouterr().err
+    assert "needs calibrate" in capsys.readouterr().err
     folder = tmp_path / "nothing"
     folder.mkdir()
     assert (

@@ -321,8 +321,8 @@ def test_bad_calibration_inputs(calibrate: Any, kind: type[Exception], message: 
     ("options", "message"),
     [
         ({"repair": "magic"}, "repair must be one of"),
-        ({"repair": "least_squares"}, "repair='least_squares' needs calibration inputs"),
-        ({"method": "reconstruction"}, "allocation='reconstruction' needs calibration inputs"),
+        ({"repair": "least_squares"}, "repair='least_squares' needs calibrate"),
+        ({"method": "reconstruction"}, "allocation='reconstruction' needs calibrate"),
         ({"method": Method("uniform", "reconstruction")}, "importance='reconstruction' needs"),
         ({"method": Method("uniform", "l1", "activations")}, "features='activations' needs"),
     ],
