@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     """The parser of all commands; importing and building it does not import torch."""
     top = _Parser(
         prog="epruner",
-        description="Make trained networks smaller: keep the exemplar filters of every layer.",
+        description="Make trained networks smaller: keep the filters that matter.",
         epilog="exit codes: 0 done, 2 bad arguments or input, 1 any other failure, 130 interrupted",
         allow_abbrev=False,
     )

@@ -110,7 +110,7 @@ class Analysis:
             args, kwargs = (in_float32(part) for part in self.arguments)
             structure = find_groups(self._model, args, kwargs)
             groups, computed = resizable(structure.groups, parametrized)
-        with stages.run("verification"):
+        with stages.run("trial"):
             groups, unsound = sound_groups(self._model, args, kwargs, groups, seed=0)
         self.costs = structure.costs
         self.groups = tuple(groups)
@@ -251,7 +251,7 @@ class Analysis:
             skipped += unnamed
         ranked: dict[str, Elimination] = {}
         notes: list[str] = []
-        with stages.run("similarities"):
+        with stages.run("ranking"):
             if "reconstruction" in (method.importance, method.allocation):
                 try:
                     ranked, notes = eliminations(self._model, groups, batches)
@@ -389,7 +389,7 @@ def analyse(model: nn.Module, inputs: Any, *, progress: bool = False) -> Analysi
     TraceError
         The forward pass fails on `inputs`, or the model cannot be analysed.
     """
-    with closing(Stages(progress, ("analysis", "verification"))) as stages:
+    with closing(Stages(progress, ("analysis", "trial"))) as stages:
         return Analysis(model, inputs, stages)
 
 

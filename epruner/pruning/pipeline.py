@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from epruner.pruning.analysis import Analysis, analyse
-from epruner.pruning.errors import BudgetWarning, TraceError
+from epruner.pruning.errors import BudgetWarning, RepairWarning, TraceError
 from epruner.pruning.graph.costs import eval_mode
 from epruner.pruning.graph.groups import Group
 from epruner.pruning.network.copies import deep_copy, has_halves, working_copy
@@ -249,7 +249,10 @@ def repair(
         if inputs is None:
             calibrate, inputs = with_example(model, calibrate)
         given = calibration_inputs(model, calibrate, _arguments(model, inputs))
-    small, done, _ = repair_network(repair, model, deep_copy(small), plan, groups, kept, given)
+    small, done, notes = repair_network(repair, model, deep_copy(small), plan, groups, kept, given)
+    if repair == "merge":  # the others say it in their record, or have warned
+        for note in notes:
+            warnings.warn(RepairWarning(note), stacklevel=2)
     return small, done
 
 

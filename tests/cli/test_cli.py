@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -16,10 +17,13 @@ import torch
 from digits import SHAPE, DigitsResNet
 from processes import in_a_process
 
-from epruner.cli import main
+from epruner.cli import main, options
 from epruner.pruning.io.checkpoint import load, read
 from epruner.pruning.io.weights import load_weights
+from epruner.pruning.options import ALLOCATIONS, METHODS, REPAIRS
 from epruner.pruning.pipeline import prune
+from epruner.pruning.select.features import FEATURES
+from epruner.pruning.select.importance import IMPORTANCE
 from examples.cifar_resnet import CifarResNet, resnet56
 
 if TYPE_CHECKING:
@@ -142,6 +146,14 @@ def test_options_reach_the_pruning(run: Run) -> None:
         "repair": "none",
     }
     assert settings["random_state"] == 3
+
+
+def test_options_name_what_there_is() -> None:
+    assert set(options.PARTS["importance"]["choices"]) == {*IMPORTANCE, "reconstruction"}
+    assert options.PARTS["allocation"]["choices"] == ALLOCATIONS
+    assert options.PARTS["features"]["choices"] == FEATURES
+    assert options.REPAIR["choices"] == REPAIRS
+    assert set(re.findall(r"\b\w+\b", options.METHOD["help"])) >= {"auto", *METHODS}
 
 
 def test_budget_and_recipe(run: Run) -> None:

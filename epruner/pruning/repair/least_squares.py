@@ -107,7 +107,8 @@ def refit(
         )
         warnings.warn(RepairWarning(notes[-1]), stacklevel=4)
     numbers = inputs_in(calibration.fit), inputs_in(calibration.held_back)
-    return with_weights_of(small, work), Repair(tuple(done), before, after, *numbers), notes
+    record = Repair(tuple(done), before, after, *numbers, tuple(notes))
+    return with_weights_of(small, work), record, notes
 
 
 def reestimate(small: nn.Module, batches: Sequence[Arguments]) -> nn.Module:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 # What a run goes through, whatever its options.
-STAGES = ("analysis", "verification", "similarities", "selection", "surgery", "repair")
+STAGES = ("analysis", "trial", "ranking", "selection", "surgery", "repair")
 
 
 class Stages:

@@ -87,6 +87,8 @@ class Repair:
     fit, held_back : int
         Numbers of calibration inputs. With none held back all errors are those of the inputs that
         were fit to, and say little of others.
+    notes : tuple of str
+        Layers that were not refit, and why.
     """
 
     layers: tuple[LayerRepair, ...]
@@ -94,6 +96,7 @@ class Repair:
     after: float
     fit: int
     held_back: int
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """One line."""

@@ -207,7 +207,13 @@ class Report:
 def _repair(data: Mapping[str, Any] | None) -> Repair | None:
     if data is None:
         return None
-    return Repair(**{**data, "layers": tuple(LayerRepair(**layer) for layer in data["layers"])})
+    return Repair(
+        **{
+            **data,
+            "layers": tuple(LayerRepair(**layer) for layer in data["layers"]),
+            "notes": tuple(data.get("notes", ())),
+        }
+    )
 
 
 def left_alone(skipped: Iterable[Skipped]) -> list[str]:
@@ -217,7 +223,11 @@ def left_alone(skipped: Iterable[Skipped]) -> list[str]:
         by_reason.setdefault(each.reason, []).append(each.name)
     return [
         f"left alone ({reason}): {', '.join(names[:_NAMES_SHOWN])}"
-        + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "")
+        + (
+            f" and {len(names) - _NAMES_SHOWN} more, see .skipped"
+            if len(names) > _NAMES_SHOWN
+            else ""
+        )
         for reason, names in by_reason.items()
     ]
 

@@ -3,7 +3,7 @@
 A convolution is a linear layer on its unfolded input. With U its rows (one per output position of
 one image), T the outputs it should have and W0 the weights it has, the refit solves
 
-    (U'U + R) W = U'T + R W0,    R = r I on weights, 0 on the bias,  r a share of the mean diagonal
+    (U'U + R) W = U'T + R W0,    R = r I, nearly 0 on the bias,    r a share of the mean diagonal
 
 in float64. U'U and U'T are summed batch by batch, so memory does not grow with the images; the
 same sums over other inputs tell how far off any weights are there.
