@@ -154,7 +154,9 @@ def run_demo(
         say("fine-tuning the pruned network ...")
         _train(small, images[rest], labels[rest], epochs=_TUNE_EPOCHS, rate=1e-3)
         tuned = _accuracy(small, images[test], labels[test])
-    report = replace(sliced.report, repair=repair_report)
+    method = {**sliced.report.settings["method"], "repair": "least_squares"}
+    settings = {**sliced.report.settings, "method": method}
+    report = replace(sliced.report, repair=repair_report, settings=settings)
     return Outcome(
         model=small,
         plan=sliced.plan,

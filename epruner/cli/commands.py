@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -26,7 +26,9 @@ def prune(args: argparse.Namespace) -> None:
     from epruner.pruning.io.checkpoint import save
 
     target = check_target(args.out, overwrite=args.force)  # before the minutes of work
-    _check_pictures(args, args.plot, *dict(args.plot_layer).values())
+    pictures = [args.plot, *(path for _, path in args.plot_layer)]
+    _check_pictures(args, *pictures)
+    _check_apart([args.out, *pictures], [args.weights])
     model, inputs = _network(args)
     budget: dict[str, Any] = {}
     for name in options.COST:
@@ -37,6 +39,8 @@ def prune(args: argparse.Namespace) -> None:
             "how much should go? Give --macs, --params, --beta, --recipe or --n-filters"
         )
     result = _prune(args, model, inputs, args.method, args.repair, budget)
+    if args.plot_layer and not result.clusters:
+        raise ValueError("--plot-layer draws clusters of filters, as --method exemplar makes them")
     for layer, _ in args.plot_layer:
         result.clusters_of(layer)  # raise before anything is written
     save(result, target)
@@ -57,6 +61,7 @@ def compare(args: argparse.Namespace) -> None:
     """Prune by several budgets and methods and print them side by side."""
     from epruner.cli.images import InOrder
     from epruner.pruning.analysis import analyse
+    from epruner.pruning.errors import TraceError
     from epruner.pruning.finetune import evaluate
     from epruner.pruning.tables import Table, amount, change, percent
 
@@ -64,7 +69,10 @@ def compare(args: argparse.Namespace) -> None:
     if not budgets:
         raise ValueError("nothing to compare: give --beta, --macs, --params or --recipe values")
     model, inputs = _network(args)
-    net = analyse(model, inputs)
+    try:
+        net = analyse(model, inputs)
+    except TraceError as error:
+        raise ValueError(str(error)) from error
     test = None if args.labelled is None else InOrder(_images(args, args.labelled))
     whole = None if test is None else evaluate(model, test)
     runs = []
@@ -125,6 +133,7 @@ def finetune(args: argparse.Namespace) -> None:
     from epruner.pruning.io.checkpoint import read as read_file
 
     target = check_target(args.out, overwrite=args.force)
+    _check_apart([args.out, args.checkpoint], [args.weights])
     distillation: dict[str, Any] = {}
     if args.distill is not None:
         distillation = {"teacher": build_model(args), "distill": args.distill}
@@ -173,6 +182,7 @@ def export(args: argparse.Namespace) -> None:
         raise ValueError("nothing to write: give --onnx FILE, --pt2 FILE or both")
     for target in filter(None, (args.onnx, args.pt2)):
         check_target(target, overwrite=args.force)
+    _check_apart([args.onnx, args.pt2], [args.file])
     from epruner.cli.network import fresh_model, make_inputs
     from epruner.pruning.io.export import export_onnx, export_program
 
@@ -335,6 +345,15 @@ def _check_pictures(args: argparse.Namespace, *paths: str | None) -> None:
 
         check_target(path, overwrite=args.force)
         check_format(path)
+
+
+def _check_apart(written: Sequence[str | None], read: Sequence[str | None]) -> None:
+    """Refuse to write one file twice, or over a file that is read."""
+    seen = {Path(path).resolve() for path in read if path}
+    for path in filter(None, written):
+        if (place := Path(path).resolve()) in seen:
+            raise ValueError(f"{path} is named twice; every file that is written needs its own")
+        seen.add(place)
 
 
 def _print_json(document: Mapping[str, Any]) -> None:

@@ -186,7 +186,7 @@ def pruning(sub: argparse.ArgumentParser) -> None:
 
 
 def calibration(sub: argparse.ArgumentParser) -> None:
-    """Images to repair with."""
+    """Images that choose filters and repair."""
     group = sub.add_argument_group("calibration")
     group.add_argument(
         "--calibrate",

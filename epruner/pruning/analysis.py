@@ -118,6 +118,22 @@ class Analysis:
         skipped = [*structure.skipped, *computed, *unsound]
         self.skipped = in_order(skipped, self._names)
 
+    def check(self, model: nn.Module) -> None:
+        """Refuse another network than the one that was analysed.
+
+        Raises
+        ------
+        ValueError
+            Modules or sizes differ.
+        """
+        mine = {name: tensor.shape for name, tensor in self._model.state_dict().items()}
+        for name, tensor in model.state_dict().items():
+            if mine.get(name, tensor.shape) != tensor.shape:
+                raise ValueError(
+                    f"the analysis is of another network: {name!r} has shape "
+                    f"{tuple(mine[name])} there and {tuple(tensor.shape)} in model"
+                )
+
     def __getstate__(self) -> dict[str, Any]:  # a weak reference cannot be pickled
         return {**vars(self), "_original": None}
 
@@ -256,7 +272,7 @@ class Analysis:
                 try:
                     ranked, notes = eliminations(self._model, groups, batches)
                 except TraceError as error:
-                    notes = [f"no layer is ranked by reconstruction, all by l1: {error}"]
+                    notes = [f"no layer is ranked by reconstruction, l1 stands in: {error}"]
                     warnings.warn(RepairWarning(notes[0]), stacklevel=4)
             layers, placed = make_layers(
                 dict(self._model.named_modules()),

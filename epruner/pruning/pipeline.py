@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from epruner.pruning.analysis import Analysis, analyse
+from epruner.pruning.analysis import Analysis
 from epruner.pruning.errors import BudgetWarning, RepairWarning, TraceError
 from epruner.pruning.graph.costs import eval_mode
 from epruner.pruning.graph.groups import Group
@@ -69,7 +69,7 @@ def prune(
         Never modified.
     inputs : Tensor, shape, tuple of arguments, dict of keyword arguments, or Analysis
         Of the model's forward. Used to trace the network and to count, not to choose filters. Or
-        what `analyse` made of the model, to analyse it once for several prunings.
+        what `analyse` made of the model as it is now, to analyse it once for several prunings.
     macs, params : float in (0, 1], optional
         Share of the multiply-adds or parameters of the whole network to get down to. Met within
         1 %, from below, or a `BudgetWarning` says what was.
@@ -148,7 +148,7 @@ def prune(
     if calibrate is not None:
         given = calibration_inputs(model, calibrate, _arguments(model, inputs))
     with closing(Stages(progress)) as stages:
-        net = inputs if isinstance(inputs, Analysis) else Analysis(model, inputs, stages)
+        net = _analysed(model, inputs, stages)
         chosen = net.choose(request, () if given is None else given.fit, stages)
         with stages.run("surgery"):
             small = chosen.plan.apply(model)
@@ -238,8 +238,7 @@ def repair(
     groups: tuple[Group, ...] = ()
     kept: dict[str, Indices] = {}
     if repair == "merge":
-        net = inputs if isinstance(inputs, Analysis) else analyse(model, inputs)
-        groups = net.groups
+        groups = _analysed(model, inputs, Stages(show=False)).groups
         for group in groups:
             part = plan.modules.get(group.name)
             if part is not None and part.out is not None:
@@ -258,6 +257,13 @@ def repair(
 
 def _arguments(model: nn.Module, inputs: Any) -> Arguments:
     return inputs.arguments if isinstance(inputs, Analysis) else as_arguments(model, inputs)
+
+
+def _analysed(model: nn.Module, inputs: Any, stages: Stages) -> Analysis:
+    if not isinstance(inputs, Analysis):
+        return Analysis(model, inputs, stages)
+    inputs.check(model)
+    return inputs
 
 
 def _check_station(model: nn.Module, small: nn.Module, plan: Plan) -> None:

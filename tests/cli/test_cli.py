@@ -24,7 +24,7 @@ from epruner.pruning.options import ALLOCATIONS, METHODS, REPAIRS
 from epruner.pruning.pipeline import prune
 from epruner.pruning.select.features import FEATURES
 from epruner.pruning.select.importance import IMPORTANCE
-from examples.cifar_resnet import CifarResNet, resnet56
+from examples.cifar_resnet import CifarResNet, resnet20, resnet56
 
 if TYPE_CHECKING:
     from digits import Digits
@@ -347,6 +347,24 @@ def test_a_file_that_is_there_is_overwritten_only_by_force(run: Run, tmp_path: P
     ):
         code, _, err = run(*command)
         assert (code, "--force overwrites it" in err) == (2, True)
+
+
+def test_no_file_is_written_twice_or_over_what_is_read(run: Run, tmp_path: Path) -> None:
+    torch.save(resnet20().state_dict(), tmp_path / "w.pth")
+    (tmp_path / "a.png").write_text("mine")
+    heat = ["--method", "exemplar", "--plot-layer", "layer3.1.conv1=a.png"]
+    for more in (
+        ["--plot", "p.safetensors"],
+        ["--weights", "w.pth", "--out", "w.pth", "--force"],
+        [*heat, "--plot-layer", "layer3.1.conv1=b.png"],
+    ):
+        code, _, err = run(*PRUNE, *more)
+        assert code == 2, more
+        assert "named twice" in err or "suffix must be" in err or "--force overwrites" in err
+    assert (tmp_path / "a.png").read_text() == "mine"
+    load_weights(resnet20(), tmp_path / "w.pth")
+    code, _, err = run(*PRUNE, "--plot-layer", "layer3.1.conv1=c.png")
+    assert (code, "as --method exemplar makes them" in err) == (2, True)
 
 
 @pytest.mark.filterwarnings("default::epruner.pruning.errors.BudgetWarning")

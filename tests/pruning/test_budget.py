@@ -112,7 +112,7 @@ def test_a_budget_out_of_reach_says_the_closest_and_the_floors(method: str) -> N
         result = prune(
             model, IMAGE, macs=0.05, method=method, constraints=Constraints(min_filters=0.5)
         )
-    assert "fewer min_filters" in result.report.notes[0]
+    assert "a lower min_filters" in result.report.notes[0]
     assert all(x.after * 2 == x.before for x in result.report.layers)
 
 

@@ -563,7 +563,7 @@ def test_where_nothing_can_be_ranked_l1_stands_in() -> None:
     torch.manual_seed(0)
     x = torch.randn(40, 5, 12)
     model = Encoder(1.0).eval()
-    with pytest.warns(RepairWarning, match="no layer is ranked by reconstruction, all by l1"):
+    with pytest.warns(RepairWarning, match="no layer is ranked by reconstruction, l1 stands in"):
         result = epruner.prune(model, x[:1], params=0.8, calibrate=x)
     uniform = epruner.prune(model, x[:1], params=0.8, method="l1", repair="none")
     assert result.plan == uniform.plan
@@ -626,3 +626,83 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+class Outputs(nn.Module):
+    """Outputs of several shapes beside each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 24), nn.Linear(24, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.second(torch.relu(self.first(x)))
+        return {"flat": y.squeeze(-1), "mean": y.mean(), "class": (y > 0).long(), "whole": y}
+
+
+@pytest.mark.parametrize("repair", ["batchnorm", "least_squares"])
+def test_outputs_of_any_shape(repair: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(60, 6)
+    result = epruner.prune(Outputs(), x[:1], macs=0.5, calibrate=x, repair=repair)
+    assert result.report.repair is not None
+    assert result.report.repair.after <= result.report.repair.before
+
+
+class Tokens(nn.Module):
+    """A BatchNorm over tokens, as many as the channels of the layer before it."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(10, 24), nn.BatchNorm1d(tokens)
+        self.second, self.head = nn.Linear(24, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.second(torch.relu(self.first(x)))))
+        return self.head(x.mean(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("tokens", [6, 12])
+def test_a_norm_over_another_dimension_is_not_the_layers(tokens: int) -> None:
+    full, x = Tokens(tokens), torch.randn(200, tokens, 10)
+    as_after_training(full, x)
+    numbers = Constraints(n_filters={"first": 0.5})
+    sliced = epruner.prune(full, x[:1], constraints=numbers, method="l1", repair="none")
+    repaired = epruner.prune(full, x[:1], constraints=numbers, method="l1", calibrate=x)
+    unseen = torch.randn(200, tokens, 10)
+    assert error(repaired.model, full, unseen) < 0.9 * error(sliced.model, full, unseen)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        [nn.BatchNorm2d(16, track_running_stats=False)],
+        [nn.BatchNorm2d(16), nn.BatchNorm2d(16)],
+        [nn.InstanceNorm2d(16, affine=True)],
+        [nn.Conv2d(16, 16, 3, padding=1, groups=16)],
+    ],
+    ids=["batch statistics", "two norms", "instance norm", "depthwise"],
+)
+def test_merge_is_left_off_where_multiples_do_not_stay_multiples(between: list[nn.Module]) -> None:
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 16, 3, padding=1), *between, nn.ReLU(), nn.Conv2d(16, 4, 1)]
+    full = nn.Sequential(*parts, nn.Flatten(), nn.Linear(256, 3)).eval()
+    for repair in ("merge", "none"):
+        result = epruner.prune(
+            full, (2, 3, 8, 8), macs=0.6, layers=["0"], method="l1", repair=repair
+        )
+        if repair == "merge":
+            merged = result.model.state_dict()
+            assert "merge left off for 1 layers" in result.report.notes[-1]
+    for key, value in result.model.state_dict().items():
+        assert torch.equal(value, merged[key])
+
+
+def test_precision_of_inputs_follows_the_example() -> None:
+    full, x = network(Mobile), inputs((3, 8, 8), 40)
+    results = [
+        epruner.prune(full, x[:1], macs=0.6, calibrate=calibrate).model.state_dict()
+        for calibrate in (x, x.double())
+    ]
+    for key, value in results[0].items():
+        assert torch.equal(value, results[1][key])

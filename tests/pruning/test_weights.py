@@ -224,3 +224,15 @@ def test_what_is_no_checkpoint_of_weights_says_so(tmp_path: Path) -> None:
     epruner.save(epruner.prune(net, (1, 4), macs=0.5), tmp_path / "small.safetensors")
     with pytest.raises(ValueError, match=r"pruned network written by epruner\.save"):
         load_weights(net, tmp_path / "small.safetensors")
+
+
+def test_entries_without_tensors_are_passed_over(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    state = {"ema": {"decay": 0.9, "steps": 3}, "model": model.state_dict()}
+    torch.save(state, tmp_path / "w.pth")
+    fresh = nn.Linear(3, 2)
+    load_weights(fresh, tmp_path / "w.pth")
+    assert torch.equal(fresh.weight, model.weight)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="no entry 'ema'"):
+        load_weights(fresh, tmp_path / "w.safetensors", entry="ema")

@@ -136,7 +136,8 @@ def find_groups(
     Parameters
     ----------
     model : torch.nn.Module
-        A model of the analysis's own (see `tracing.tracing_copy`): in eval mode, float32, unfrozen.
+        A model of the analysis's own (see `network.copies.tracing_copy`): in eval mode, float32,
+        unfrozen.
     args, kwargs
         Arguments of its forward.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
@@ -86,24 +87,18 @@ def read_state(path: str | os.PathLike[str], entry: str | None = None) -> dict[s
                         f"{path} is a pruned network written by epruner.save, not the weights of a "
                         "full-size one; epruner.load(fresh_model, path) reads it"
                     )
-            return load_file(path)
+            content: object = load_file(path)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise ValueError(f"{path}: {_refusal(error)}") from error
-    except Exception as error:  # damaged archives raise nearly anything
-        first = str(error).partition("\n")[0]
-        message = f"{path} is not a readable PyTorch checkpoint ({type(error).__name__}: {first})"
-        raise ValueError(message) from error
+    else:
+        content = _unpickled(path)
     for name in entry.split("/") if entry else ():
         if not isinstance(content, Mapping) or name not in content:
             inside = _first(map(str, content)) if isinstance(content, Mapping) else "no entries"
             raise ValueError(f"{path} has no entry {entry!r}; at {name!r} there are {inside}")
         content = content[name]
     while isinstance(content, Mapping):
-        nests = [key for key in _NESTS if isinstance(content.get(key), Mapping)]
+        nests = [key for key in _NESTS if _holds_tensors(content.get(key))]
         if not nests:
             break
         content = content[nests[0]]
@@ -118,6 +113,25 @@ def read_state(path: str | os.PathLike[str], entry: str | None = None) -> dict[s
         )
         raise ValueError(message)
     return state
+
+
+def _unpickled(path: Path) -> object:
+    """A file of torch's, without running code that it holds."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(f"{path}: {_refusal(error)}") from error
+    except Exception as error:  # damaged archives raise nearly anything
+        first = str(error).partition("\n")[0]
+        message = f"{path} is not a readable PyTorch checkpoint ({type(error).__name__}: {first})"
+        raise ValueError(message) from error
+
+
+def _holds_tensors(entry: object) -> bool:
+    """Whether an entry is a state dict, or one is somewhere in it."""
+    if not isinstance(entry, Mapping):
+        return False
+    return any(isinstance(value, Tensor) or _holds_tensors(value) for value in entry.values())
 
 
 def rename(

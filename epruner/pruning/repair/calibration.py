@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from epruner.pruning.network.inputs import Arguments, in_float32
+from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.network.tree import tensors_in
 
 # Inputs of a batch. What the first layers of a network pass on is some twenty times an image, but
@@ -96,7 +96,9 @@ def calibration_inputs(
     for number, item in enumerate(calibrate):
         for column, tensor, like in zip(parts, _pick(item, names, number), likes, strict=True):
             _check(tensor, like, number)
-            column.append(in_float32(tensor.detach()).cpu())
+            wide = torch.promote_types(like.dtype, torch.float32)
+            exact = tensor.detach().to(wide) if like.is_floating_point() else tensor.detach()
+            column.append(exact.cpu())
     if not parts[0]:
         raise ValueError("calibrate is empty: it must give at least one batch of inputs")
     whole = [torch.cat(column) for column in parts]
@@ -139,7 +141,12 @@ def with_example(model: nn.Module, calibrate: Any) -> tuple[Any, Any]:
         raise ValueError("calibrate is empty: it must give at least one batch of inputs")
     first = whole[0] if isinstance(whole, list) else whole
     parameters = inspect.signature(model.forward).parameters
-    needed = [name for name, p in parameters.items() if p.default is inspect.Parameter.empty]
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [
+        name
+        for name, p in parameters.items()
+        if p.default is inspect.Parameter.empty and p.kind not in variadic
+    ]
     if isinstance(first, Mapping):
         taken = {k: v[:1] for k, v in first.items() if k in parameters and k != "labels"}
         if not taken or not set(needed) <= set(taken):

@@ -143,10 +143,14 @@ def output_error(got: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Te
     """Squared error over the variance, of all floating outputs of all batches."""
     error = spread = 0.0
     for parts in zip(zip(*got, strict=True), zip(*expected, strict=True), strict=True):
-        a, b = (torch.cat([t.double().flatten(1) for t in part]) for part in parts)
-        if parts[1][0].is_floating_point():
-            error += float((a - b).square().sum())
-            spread += float((b - b.mean(0)).square().sum())
+        if not parts[1][0].is_floating_point():
+            continue
+        a, b = (
+            torch.cat([t.double().reshape(len(t) if t.dim() else 1, -1) for t in part])
+            for part in parts
+        )
+        error += float((a - b).square().sum())
+        spread += float((b - b.mean(0)).square().sum())
     return error / spread if spread > 0 else error
 
 

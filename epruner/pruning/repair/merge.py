@@ -60,7 +60,9 @@ def merge(
         for member in readers:
             columns = member.index.reshape(-1, member.fold)
             out_dim, in_dim = weight_dims(before[member.module])
-            part = plan.modules[member.module]
+            part = plan.modules.get(member.module)
+            if part is None or part.in_ is None:
+                continue
             whole: Tensor = before[member.module].weight.detach()
             lost = take(take(whole, out_dim, part.out), in_dim, columns[gone].reshape(-1).tolist())
             places = np.searchsorted(np.asarray(part.in_), columns[heirs].reshape(-1))

@@ -6,11 +6,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 from torch import nn
-from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from epruner.pruning.errors import RepairWarning, TraceError
 from epruner.pruning.graph.groups import Group
-from epruner.pruning.network.layers import is_depthwise
 from epruner.pruning.plan.plan import Plan
 from epruner.pruning.repair.calibration import Calibration, inputs_in
 from epruner.pruning.repair.least_squares import (
@@ -73,24 +72,31 @@ def _merged(
 ) -> Repaired:
     """Dropped filters handed to the most similar kept ones, where scaled is what they stay."""
     modules = dict(model.named_modules())
-    between = [
-        g.name
-        for g in groups
-        if any(_changes(modules[m.module]) for m in g.followers if m.module in modules)
-    ]
+    between = [group.name for group in groups if not _mergeable(group, modules)]
     notes = []
     if between:
         notes.append(
-            f"merge left off for {len(between)} layers (the first is {between[0]}): a depthwise "
-            "convolution, InstanceNorm or GroupNorm treats their channels one by one"
+            f"merge left off for {len(between)} layers (the first is {between[0]}): more than one "
+            "BatchNorm and an activation stands between them and what reads them"
         )
     notes += merge(model, small, plan, groups, kept, leave=between)
     return small, None, notes
 
 
-def _changes(module: nn.Module) -> bool:
-    """Whether multiples of a channel are no longer multiples of it behind a layer."""
-    return is_depthwise(module) or isinstance(module, (_InstanceNorm, nn.GroupNorm))
+def _mergeable(group: Group, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether what reads a group sees its filters as `folded_matrix` has them.
+
+    Behind a depthwise convolution, another norm or a bare scale a multiple of a channel need not be
+    the same multiple of it.
+    """
+    norms = 0
+    for member in group.followers:
+        module = modules.get(member.module)
+        if isinstance(module, _BatchNorm) and member.fold == 1 and module.running_mean is not None:
+            norms += 1
+        elif not isinstance(module, nn.PReLU):
+            return False
+    return norms <= len(group.producers)
 
 
 def _reestimated(model: nn.Module, small: nn.Module, calibration: Calibration) -> Repaired:

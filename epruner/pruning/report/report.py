@@ -28,7 +28,7 @@ class Report:
     Parameters
     ----------
     layers : tuple of LayerReport
-        Layers whose filters were clustered, in the order of the network.
+        Layers whose filters were chosen from, in the order of the network.
     skipped : tuple of Skipped
         Layers left alone, each with its reason.
     before, after : Totals
@@ -163,7 +163,11 @@ class Report:
             "notes": list(self.notes),
             "seconds": dict(self.seconds),
             "repair": self.repair
-            and asdict(self.repair) | {"layers": [asdict(layer) for layer in self.repair.layers]},
+            and asdict(self.repair)
+            | {
+                "layers": [asdict(layer) for layer in self.repair.layers],
+                "notes": list(self.repair.notes),
+            },
         }
 
     @property

@@ -1,10 +1,11 @@
 """How many filters each layer keeps so that the whole network costs what was asked.
 
-The number of exemplars is a step function of beta, and not even a monotone one. So a budget is met
-in three steps, each deterministic: search one beta for all layers; between the two nearest answers
-(one above the budget, one below) move all layers proportionally; fill what is left one filter at a
-time, the dearest layer that still fits first. Nothing runs the network: costs are arithmetic on
-shapes, and only messages are solved again.
+What is searched is one number for all layers: a beta, a share, or a price of a multiply-add. The
+number of exemplars is a step function of beta, and not even a monotone one. So a budget is met in
+steps, each deterministic: search; between the two nearest answers (one above the budget, one below)
+move all layers proportionally; fill what is left one filter at a time, the dearest layer that still
+fits first; where that is too coarse, let one layer give so that another can take. Only a `Budget`
+of the user's runs anything: other costs are arithmetic on shapes.
 """
 
 from __future__ import annotations
@@ -322,9 +323,9 @@ class Search:
         """Where single filters are too coarse: fewer in one layer, so that more fit in another.
 
         Two layers at a time, those first that give fewest, until the budget is met; then on from
-        the best.
+        the best. If it stays missed, nothing changes.
         """
-        best, best_cost = counts, measure(counts)
+        start, best, best_cost = counts, counts, measure(counts)
         improved = True
         while improved and best_cost < target * (1 - TOLERANCE):
             counts, improved = best, False
@@ -353,9 +354,11 @@ class Search:
                         taken[pair] = more
                         if cost > best_cost:
                             best, best_cost, improved = trial, cost, True
-                    if best_cost >= target * (1 - TOLERANCE) or patience <= 0:
+                    if best_cost >= target * (1 - TOLERANCE):
                         return best
-        return best
+                    if patience <= 0:
+                        return start
+        return best if best_cost >= target * (1 - TOLERANCE) else start
 
     def _shortfall(
         self, counts: Counts, cost: float, target: float, whole: float
@@ -369,8 +372,9 @@ class Search:
         if cost > target:
             bound = [x.name for x in self._free if counts[x.name] == x.fit(1)]
             more = f" and {len(bound) - 3} more" if len(bound) > 3 else ""
-            note += f", with these layers at their floors: {', '.join(bound[:3]) or 'none'}{more}"
-            note += "; fewer min_filters, more layers or scope='all' allow less"
+            if bound:
+                note += f", with these layers at their floors: {', '.join(bound[:3])}{more}"
+            note += "; a lower min_filters or round_to, more layers or scope='all' allow less"
         elif all(counts[x.name] == x.channels for x in self._free):
             note += ", with all that n_filters leaves free whole"
         else:

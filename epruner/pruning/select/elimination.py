@@ -105,8 +105,8 @@ def eliminations(
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         notes.append(
-            f"reconstruction cannot rank the channels of {', '.join(missing[:3])}{more} (read by "
-            "grouped or transposed convolutions); their members are chosen by l1"
+            f"reconstruction cannot rank the channels of {', '.join(missing[:3])}{more} (what "
+            "reads them is grouped, transposed, shared or has a forward of its own); l1 stands in"
         )
     return ranked, notes
 

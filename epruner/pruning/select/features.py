@@ -97,7 +97,9 @@ def folded_matrix(modules: Mapping[str, nn.Module], group: Group) -> Matrix:
     norms = [
         (member, norm)
         for member in group.followers
-        if isinstance(norm := modules.get(member.module), _BatchNorm) and member.fold == 1
+        if isinstance(norm := modules.get(member.module), _BatchNorm)
+        and member.fold == 1
+        and norm.running_mean is not None
     ]
     parts = []
     for producer in group.producers:

@@ -115,7 +115,7 @@ class HostComparison:
 
 
 class DeviceComparison:
-    """A `Comparison` on a CUDA device; what criteria and results ask for comes to the host then.
+    """A `Comparison` on a CUDA device; what importances and results ask for comes to the host then.
 
     Parameters
     ----------

@@ -134,6 +134,8 @@ def _site(
             and reader.function.track_running_stats
             and is_plain(reader.function)
             and reader.module not in shared
+            and reader.function.num_features == op.shapes[0][_channel_axis(op.function)]
+            and (_channel_axis(op.function) == 1 or len(op.shapes[0]) == 2)
         )
         if is_norm and norm is None and calls[reader.module or ""] == 1:
             norm, norm_op, value = reader.module, after[0], reader.writes[0]
@@ -143,6 +145,10 @@ def _site(
             return Site(op.module, index, after[0], norm, norm_op, other)
         break
     return Site(op.module, index, index, norm, norm_op, None)
+
+
+def _channel_axis(layer: Any) -> int:
+    return -1 if isinstance(layer, nn.Linear) else 1
 
 
 def _addend(trace: Trace, index: int, value: Value) -> Value | None:
