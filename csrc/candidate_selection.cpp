@@ -174,7 +174,8 @@ void CandidateLists::fill_from_nearest(const Nearest<T>& nearest, const Refineme
   }
 }
 
-void CandidateLists::assign(const Indices& position, Indices& labels, int threads) const {
+void CandidateLists::assign(const Indices& position, Indices& labels,
+                            [[maybe_unused]] int threads) const {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (Index i = 0; i < n_; ++i) {
     const Row& row = rows_[as_size(i)];
