@@ -101,7 +101,6 @@ class Analysis:
     """
 
     def __init__(self, model: nn.Module, inputs: Any, stages: Stages) -> None:
-        check_model(model)
         self.arguments: Arguments = as_arguments(model, inputs)
         self._original: weakref.ref[nn.Module] | None = weakref.ref(model)
         with stages.run("analysis"):
@@ -405,6 +404,7 @@ def analyse(model: nn.Module, inputs: Any, *, progress: bool = False) -> Analysi
     TraceError
         The forward pass fails on `inputs`, or the model cannot be analysed.
     """
+    check_model(model)
     with closing(Stages(progress, ("analysis", "trial"))) as stages:
         return Analysis(model, inputs, stages)
 

@@ -242,11 +242,8 @@ class Constraints:
 
     def to_dict(self) -> dict[str, Any]:
         """What is not as by default, plain JSON values."""
-        values = {**vars(self), "n_filters": dict(self.n_filters)}
-        return {name: value for name, value in values.items() if value != _UNCONSTRAINED[name]}
-
-
-_UNCONSTRAINED: dict[str, Any] = {"min_filters": None, "round_to": 1, "n_filters": {}}
+        values, default = {**vars(self), "n_filters": dict(self.n_filters)}, vars(Constraints())
+        return {name: value for name, value in values.items() if value != default[name]}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import closing
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -34,7 +33,6 @@ from epruner.pruning.report.records import Repair
 from epruner.pruning.report.report import Report
 from epruner.pruning.result import PruningResult, layer_clusters, layer_reports, totals_of
 from epruner.pruning.select.allocation import Sizes
-from epruner.pruning.select.importance import Indices
 from epruner.pruning.select.recipes import Recipe
 
 
@@ -160,7 +158,6 @@ def prune(
                 small,
                 chosen.plan,
                 chosen.groups,
-                chosen.kept,
                 given,
             )
     choice = chosen.choice
@@ -236,19 +233,14 @@ def repair(
     if repair == "merge" and inputs is None:
         raise ValueError("repair='merge' needs inputs=, as given to analyse")
     groups: tuple[Group, ...] = ()
-    kept: dict[str, Indices] = {}
     if repair == "merge":
         groups = _analysed(model, inputs, Stages(show=False)).groups
-        for group in groups:
-            part = plan.modules.get(group.name)
-            if part is not None and part.out is not None:
-                kept[group.name] = np.asarray(part.out, np.intp)
     given = None
     if calibrate is not None:
         if inputs is None:
             calibrate, inputs = with_example(model, calibrate)
         given = calibration_inputs(model, calibrate, _arguments(model, inputs))
-    small, done, notes = repair_network(repair, model, deep_copy(small), plan, groups, kept, given)
+    small, done, notes = repair_network(repair, model, deep_copy(small), plan, groups, given)
     if repair == "merge":  # the others say it in their record, or have warned
         for note in notes:
             warnings.warn(RepairWarning(note), stacklevel=2)

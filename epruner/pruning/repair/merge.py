@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ def merge(
     small: nn.Module,
     plan: Plan,
     groups: Sequence[Group],
-    kept: Mapping[str, Indices],
     *,
     leave: Collection[str] = (),
 ) -> list[str]:
@@ -37,7 +36,6 @@ def merge(
     plan : Plan
         That made it.
     groups : sequence of Group
-    kept : mapping of str to ndarray of int
     leave : collection of str
         Names of groups whose dropped filters are let go.
 
@@ -49,9 +47,10 @@ def merge(
     before, after = dict(full.named_modules()), dict(small.named_modules())
     left = []
     for group in groups:
-        chosen = kept.get(group.name)
-        if chosen is None or len(chosen) == group.channels or group.name in leave:
+        own = plan.modules.get(group.name)
+        if own is None or own.out is None or group.name in leave:
             continue
+        chosen = np.asarray(own.out, np.intp)
         gone = np.setdiff1d(np.arange(group.channels), chosen)
         heirs, shares = _heirs(folded_matrix(before, group), chosen, gone)
         readers = [m for m in group.consumers if getattr(before[m.module], "groups", 1) == 1]

@@ -20,7 +20,6 @@ from epruner.pruning.repair.least_squares import (
 )
 from epruner.pruning.repair.merge import merge
 from epruner.pruning.report.records import Repair
-from epruner.pruning.select.importance import Indices
 
 Repaired = tuple[nn.Module, Repair | None, list[str]]
 
@@ -31,7 +30,6 @@ def repair_network(
     small: nn.Module,
     plan: Plan,
     groups: Sequence[Group],
-    kept: Mapping[str, Indices],
     calibration: Calibration | None = None,
 ) -> Repaired:
     """The repaired network, what was done, and notes.
@@ -43,15 +41,13 @@ def repair_network(
         The original, and what `plan` made of it, which may be changed or come back as it is.
     plan : Plan
     groups : sequence of Group
-    kept : mapping of str to ndarray of int
-        By group name.
     calibration : Calibration, optional
         For the kinds that learn from inputs.
     """
     if kind == "none":
         return small, None, []
     if kind == "merge":
-        return _merged(model, small, plan, groups, kept)
+        return _merged(model, small, plan, groups)
     assert calibration is not None
     if kind == "batchnorm":
         return _reestimated(model, small, calibration)
@@ -63,13 +59,7 @@ def repair_network(
         return small, None, [note]
 
 
-def _merged(
-    model: nn.Module,
-    small: nn.Module,
-    plan: Plan,
-    groups: Sequence[Group],
-    kept: Mapping[str, Indices],
-) -> Repaired:
+def _merged(model: nn.Module, small: nn.Module, plan: Plan, groups: Sequence[Group]) -> Repaired:
     """Dropped filters handed to the most similar kept ones, where scaled is what they stay."""
     modules = dict(model.named_modules())
     between = [group.name for group in groups if not _mergeable(group, modules)]
@@ -79,7 +69,7 @@ def _merged(
             f"merge left off for {len(between)} layers (the first is {between[0]}): more than one "
             "BatchNorm and an activation stands between them and what reads them"
         )
-    notes += merge(model, small, plan, groups, kept, leave=between)
+    notes += merge(model, small, plan, groups, leave=between)
     return small, None, notes
 
 
