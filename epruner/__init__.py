@@ -34,10 +34,11 @@ if TYPE_CHECKING:
         recipes,
         save,
     )
-    from epruner.pruning.finetune import finetune
+    from epruner.pruning.data.synthesis import synthesise
     from epruner.pruning.io.export import export_onnx, export_program
     from epruner.pruning.io.weights import load_weights
-    from epruner.pruning.pipeline import repair
+    from epruner.pruning.pipeline import distill, repair
+    from epruner.pruning.training.finetune import finetune
 
     __version__: str
 
@@ -55,9 +56,10 @@ _HOME = {
     "affinity_propagation": "epruner.cluster",
     "affinity_propagation_many": "epruner.cluster",
     "analyse": "epruner.pruning",
+    "distill": "epruner.pruning.pipeline",
     "export_onnx": "epruner.pruning.io.export",
     "export_program": "epruner.pruning.io.export",
-    "finetune": "epruner.pruning.finetune",
+    "finetune": "epruner.pruning.training.finetune",
     "load": "epruner.pruning",
     "load_weights": "epruner.pruning.io.weights",
     "preference_range": "epruner.cluster",
@@ -65,6 +67,7 @@ _HOME = {
     "recipes": "epruner.pruning",
     "repair": "epruner.pruning.pipeline",
     "save": "epruner.pruning",
+    "synthesise": "epruner.pruning.data.synthesis",
 }
 
 __all__ = [
@@ -81,6 +84,7 @@ __all__ = [
     "affinity_propagation",
     "affinity_propagation_many",
     "analyse",
+    "distill",
     "export_onnx",
     "export_program",
     "finetune",
@@ -91,6 +95,7 @@ __all__ = [
     "recipes",
     "repair",
     "save",
+    "synthesise",
 ]
 
 # Without its extra, pruning is asked for by name only, where the error says which extra to install.

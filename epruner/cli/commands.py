@@ -62,8 +62,8 @@ def compare(args: argparse.Namespace) -> None:
     from epruner.cli.images import InOrder
     from epruner.pruning.analysis import analyse
     from epruner.pruning.errors import TraceError
-    from epruner.pruning.finetune import evaluate
     from epruner.pruning.tables import Table, amount, change, percent
+    from epruner.pruning.training.finetune import evaluate
 
     budgets = [(name, value) for name in options.COST for value in getattr(args, name)]
     if not budgets:
@@ -127,10 +127,10 @@ def finetune(args: argparse.Namespace) -> None:
     from epruner._files import check_target
     from epruner.cli.images import InOrder, Shuffled
     from epruner.cli.network import build_model, fresh_model
-    from epruner.pruning.finetune import evaluate
-    from epruner.pruning.finetune import finetune as train
     from epruner.pruning.io.checkpoint import load, save
     from epruner.pruning.io.checkpoint import read as read_file
+    from epruner.pruning.training.finetune import evaluate
+    from epruner.pruning.training.finetune import finetune as train
 
     target = check_target(args.out, overwrite=args.force)
     _check_apart([args.out, args.checkpoint], [args.weights])
@@ -295,6 +295,7 @@ def _prune(
     repair: str | None,
     budget: Mapping[str, Any],
 ) -> PruningResult:
+    from epruner.pruning.data.evidence import kind_of
     from epruner.pruning.errors import TraceError
     from epruner.pruning.options import Constraints, preset
     from epruner.pruning.pipeline import prune
@@ -308,7 +309,8 @@ def _prune(
     chosen: Any = method or "auto"
     if parts := _given(args, options.PARTS):
         exemplars = not {"beta", "recipe"}.isdisjoint(budget)
-        base, _ = preset(chosen, calibrated=args.calibrate is not None, exemplars=exemplars)
+        evidence = kind_of(model, given.get("calibrate"))
+        base, _ = preset(chosen, evidence=evidence, exemplars=exemplars)
         chosen = replace(base, **parts)
     try:
         return prune(

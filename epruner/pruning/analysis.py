@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from epruner.pruning.data.evidence import Evidence, gather, kind_of
 from epruner.pruning.errors import BudgetWarning, RepairWarning, TraceError
 from epruner.pruning.graph.groups import Group, Skipped, find_groups, plan_of
 from epruner.pruning.graph.prunable import (
@@ -35,21 +36,21 @@ from epruner.pruning.network.layers import layers_of
 from epruner.pruning.options import (
     Budget,
     Constraints,
-    Goal,
     Method,
     Request,
     make_request,
 )
 from epruner.pruning.plan.plan import Plan
-from epruner.pruning.repair.calibration import calibration_inputs
 from epruner.pruning.report.progress import Stages
 from epruner.pruning.report.report import left_alone
-from epruner.pruning.select.allocation import Choice, Counts, Measure, Search, Sizes
-from epruner.pruning.select.elimination import Elimination, by_elimination, eliminations
+from epruner.pruning.select.allocation import Choice, Counts, Measure, Search, Sizes, prices
+from epruner.pruning.select.elimination import Elimination, by_elimination, eliminate
 from epruner.pruning.select.features import features_of
-from epruner.pruning.select.importance import IMPORTANCE, Indices, checked
+from epruner.pruning.select.importance import IMPORTANCE, Indices, Matrix, checked
 from epruner.pruning.select.problems import Layer, make_layers
+from epruner.pruning.select.readers import Reader, measured
 from epruner.pruning.select.recipes import Recipe
+from epruner.pruning.select.substitution import substitution_losses
 from epruner.pruning.tables import Table, amount, percent
 
 
@@ -224,7 +225,7 @@ class Analysis:
             recipe=recipe,
             method=method,
             repair="none",
-            calibrated=calibrate is not None,
+            evidence=kind_of(self._model, calibrate),
             constraints=constraints,
             layers=layers,
             ignore=ignore,
@@ -232,15 +233,23 @@ class Analysis:
             random_state=random_state,
             n_threads=n_threads,
         )
-        batches: Sequence[Arguments] = ()
-        if calibrate is not None:
-            batches = calibration_inputs(self._model, calibrate, self.arguments).fit
-        chosen = self.choose(request, batches, Stages(show=False))
+        with closing(Stages(show=False)) as stages:
+            evidence = gather(
+                request.evidence,
+                self._model,
+                calibrate,
+                self.arguments,
+                seed=request.random_state,
+                stages=stages,
+            )
+            if evidence.kind != request.evidence:
+                request = request.without_evidence(method, "none")
+            chosen = self.choose(request, evidence, stages)
         for note in chosen.choice.notes:
             warnings.warn(BudgetWarning(note), stacklevel=2)
         return chosen.plan
 
-    def choose(self, request: Request, batches: Sequence[Arguments], stages: Stages) -> Selection:
+    def choose(self, request: Request, evidence: Evidence, stages: Stages) -> Selection:
         """What `select` does, with all that a report tells of it."""
         method, constraints = request.method, request.constraints
         groups, skipped = wanted_groups(
@@ -264,21 +273,17 @@ class Analysis:
         elif betas:
             groups, unnamed = with_values(groups, {**betas, **fixed_at}, "beta")
             skipped += unnamed
-        ranked: dict[str, Elimination] = {}
-        notes: list[str] = []
         with stages.run("ranking"):
-            if "reconstruction" in (method.importance, method.allocation):
-                try:
-                    ranked, notes = eliminations(self._model, groups, batches)
-                except TraceError as error:
-                    notes = [f"no layer is ranked by reconstruction, l1 stands in: {error}"]
-                    warnings.warn(RepairWarning(notes[0]), stacklevel=4)
+            shown = self._model if evidence.kind == "none" else tracing_copy(evidence.model)[0]
+            batches = evidence.calibration.fit
+            ranked, losses, notes = _ranked(method, shown, groups, batches)
             layers, placed = make_layers(
                 dict(self._model.named_modules()),
                 groups,
                 min_filters=constraints.min_filters,
                 round_to=constraints.round_to,
-                described=features_of(method.features, self._model, groups, batches),
+                described=features_of(method.features, shown, groups, batches),
+                losses=losses,
                 n_threads=request.n_threads,
             )
             notes += placed
@@ -326,10 +331,20 @@ class Analysis:
             for x in layers
             if x.name in fixed_at
         }
+        groups = [x.group for x in layers]
+        sizes = Sizes(self.costs, groups)
+
+        def cost(counts: Counts) -> float:
+            """What a budget is in, or what comes nearest to it without a run of the network."""
+            totals = sizes.totals(counts)
+            return totals.params if goal.kind == "params" else totals.macs
+
         search = Search(
             layers,
             fixed=fixed,
+            prices=prices(layers, cost),
             errors={name: found.errors for name, found in ranked.items() if found.sure},
+            by_losses=method.features == "losses",
             exemplars=method.importance == "exemplar",
             seed=request.random_state,
             n_threads=request.n_threads,
@@ -341,27 +356,18 @@ class Analysis:
                 for x in free
             }
             return search.at_betas(free, at)
-        groups = [x.group for x in layers]
-        sizes = Sizes(self.costs, groups)
-        cost = self._cost(goal, sizes, groups)
         return search.meet(
-            cost,
+            cost if goal.measure is None else self._measure(goal.measure, groups),
             goal.share,
             allocation=method.allocation,
-            proxy=lambda counts: sizes.totals(counts).macs,
+            proxy=cost,
             patience=5000 if goal.measure is None else 40,
         )
 
-    def _cost(self, goal: Goal, sizes: Sizes, groups: Sequence[Group]) -> Measure:
-        """The measure of a budget as a function of the numbers of filters."""
-        if goal.kind == "macs":
-            return lambda counts: sizes.totals(counts).macs
-        if goal.kind == "params":
-            return lambda counts: sizes.totals(counts).params
-        function = goal.measure
-        assert function is not None
+    def _measure(self, function: Callable[[nn.Module], float], groups: Sequence[Group]) -> Measure:
+        """A user's measure as a function of the numbers of filters."""
 
-        def measured(counts: Counts) -> float:
+        def measure(counts: Counts) -> float:
             # which filters stay is all the same to a size or a latency; how many is not
             kept = {
                 g.name: np.concatenate(
@@ -377,7 +383,7 @@ class Analysis:
                 raise ValueError(f"measure must return a finite number, got {value!r}")
             return float(value)
 
-        return measured
+        return measure
 
 
 def analyse(model: nn.Module, inputs: Any, *, progress: bool = False) -> Analysis:
@@ -407,6 +413,32 @@ def analyse(model: nn.Module, inputs: Any, *, progress: bool = False) -> Analysi
     check_model(model)
     with closing(Stages(progress, ("analysis", "trial"))) as stages:
         return Analysis(model, inputs, stages)
+
+
+def _ranked(
+    method: Method, model: nn.Module, groups: Sequence[Group], batches: Sequence[Arguments]
+) -> tuple[dict[str, Elimination], dict[str, Matrix] | None, list[str]]:
+    """What is known of the channels by what reads them, as far as the method asks for it."""
+    by_losses = method.features == "losses"
+    eliminated = "reconstruction" in (method.importance, method.allocation)
+    if not by_losses and not eliminated:
+        return {}, None, []
+
+    def rank(readers: Sequence[Reader]) -> tuple[Elimination | None, Matrix | None]:
+        return (
+            eliminate(readers) if eliminated else None,
+            substitution_losses(readers) if by_losses else None,
+        )
+
+    try:
+        found, notes = measured(model, groups, batches, rank)
+    except TraceError as error:
+        notes = [f"no layer is ranked by what reads it, weights decide: {error}"]
+        warnings.warn(RepairWarning(notes[0]), stacklevel=5)
+        found = {}
+    ranked = {name: order for name, (order, _) in found.items() if order is not None}
+    losses = {name: matrix for name, (_, matrix) in found.items() if matrix is not None}
+    return ranked, losses if by_losses else None, notes
 
 
 def _fixed_count(layer: Layer, value: int | float) -> int:

@@ -23,8 +23,15 @@ from epruner.pruning.select.importance import IMPORTANCE, Importance
 from epruner.pruning.select.recipes import Recipe, published
 
 ALLOCATIONS = ("exemplar", "uniform", "reconstruction")
-REPAIRS = ("none", "merge", "batchnorm", "least_squares")
-NEEDS_DATA = ("batchnorm", "least_squares")
+REPAIRS = ("none", "merge", "batchnorm", "least_squares", "distill")
+# What cannot do without something that the network was shown, and what noise will not do for.
+NEEDS_EVIDENCE = {
+    "allocation": ("reconstruction",),
+    "importance": ("reconstruction",),
+    "features": ("losses", "activations"),
+    "repair": ("batchnorm", "least_squares", "distill"),
+}
+NEEDS_MORE_THAN_NOISE = ("batchnorm", "distill")
 
 
 def check_share(option: str, value: object) -> float:
@@ -73,22 +80,27 @@ class Method:
     Parameters
     ----------
     allocation : {"exemplar", "uniform", "reconstruction"}
-        How many filters each layer keeps under a budget: its number of exemplars at one beta for
-        all, the same share of every layer, or the numbers of least loss of reconstruction over
-        all layers (needs calibration inputs). `beta` and `recipe` always set exemplars.
+        How many filters each layer keeps under a budget: its number of exemplars (at one beta for
+        all layers, or by losses at one price of what a filter costs), the same share of every
+        layer, or the numbers of least loss of reconstruction at one price. `beta` and `recipe`
+        always set exemplars.
     importance : {"exemplar", "l1", "l2", "fpgm", "random", "reconstruction"} or callable
         Which filters stay once their number is set; "reconstruction" keeps those that the layers
-        reading them can least do without (needs calibration inputs). A callable gets a layer's
+        reading them can least do without. A callable gets a layer's
         `epruner.pruning.select.importance.Candidates` and the number that stays, and returns
         their indices, ascending, shape (count,); once for each group of a grouped convolution.
-    features : {"weights", "folded", "activations"} or callable
-        What filters are compared by: their weights, weights and bias with BatchNorm folded in,
-        responses to the calibration inputs, or a function from a layer to a matrix with one row a
-        filter.
-    repair : {"auto", "none", "merge", "batchnorm", "least_squares"}
-        Add the outgoing weights of filters that go to those of the most similar that stays (no
-        data); estimate BatchNorm statistics anew; refit every layer by least squares. "auto" is
-        least squares with calibration inputs and merge without.
+    features : {"weights", "losses", "folded", "activations"} or callable
+        What filters are compared by: their weights, what the layers that read them lose when one
+        stands in for another, weights and bias with BatchNorm folded in, responses to inputs, or
+        a function from a layer to a matrix with one row a filter.
+    repair : {"auto", "none", "merge", "batchnorm", "least_squares", "distill"}
+        Add the outgoing weights of filters that go to those of the most similar that stays;
+        estimate BatchNorm statistics anew; refit every layer by least squares; and after that
+        train all of them to answer as the original does. "auto" is least squares if the network
+        can be shown something, and merge if not.
+
+    "reconstruction", "losses", "activations" and the last three repairs need the network to be
+    shown inputs: given, synthetic or, where that is enough, noise (see `calibrate` of `prune`).
 
     Raises
     ------
@@ -107,14 +119,9 @@ class Method:
         check_choice("features", self.features, FEATURES, function=True)
         check_choice("repair", self.repair, ("auto", *REPAIRS))
 
-    def needs_data(self) -> str:
-        """The part that cannot do without calibration inputs, as it is written; empty if none."""
-        for name, needy in (
-            ("allocation", ("reconstruction",)),
-            ("importance", ("reconstruction",)),
-            ("features", ("activations",)),
-            ("repair", NEEDS_DATA),
-        ):
+    def needs_evidence(self) -> str:
+        """The part that needs the network to be shown something, as it is written; "" if none."""
+        for name, needy in NEEDS_EVIDENCE.items():
             if (part := getattr(self, name)) in needy:
                 return f"{name}={part!r}"
         return ""
@@ -127,17 +134,17 @@ class Method:
 # By name. benchmarks/results/methods.md is the table behind "auto".
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "exemplar": Method("exemplar", "exemplar"),
+        "exemplar": Method("exemplar", "exemplar", "losses"),
         "paper": Method("exemplar", "exemplar", repair="none"),
         "reconstruction": Method("reconstruction", "reconstruction"),
         **{name: Method("uniform", name) for name in ("l1", "l2", "fpgm", "random")},
     }
 )
-BEST_WITH_DATA, BEST_WITHOUT = "reconstruction", "l1"
+BEST, BEST_UNSEEN = "reconstruction", "l1"
 
 
-def preset(name: str, *, calibrated: bool, exemplars: bool) -> tuple[Method, str]:
-    """The method of a name, and of "auto" why it is this one; see `resolve`.
+def preset(name: str, *, evidence: str, exemplars: bool) -> tuple[Method, str]:
+    """The method of a name, and why it is this one if that was not said; see `resolve`.
 
     Raises
     ------
@@ -145,17 +152,19 @@ def preset(name: str, *, calibrated: bool, exemplars: bool) -> tuple[Method, str
         No name of a method.
     """
     check_choice("method", name, ("auto", *METHODS), noun="a Method")
-    if name != "auto":
-        return METHODS[name], ""
-    if exemplars:
-        return METHODS["exemplar"], "beta and recipe are rules of exemplars"
-    given = "with" if calibrated else "without"
-    why = f"the best {given} calibration inputs in benchmarks/results/methods.md"
-    return METHODS[BEST_WITH_DATA if calibrated else BEST_WITHOUT], why
+    if exemplars and name in ("auto", "exemplar"):
+        return replace(METHODS["paper"], repair="auto"), "beta and recipe compare weights"
+    if name == "auto":
+        best = BEST_UNSEEN if evidence == "none" else BEST
+        return METHODS[best], "the best in benchmarks/results/methods.md"
+    if name == "exemplar" and evidence == "none":
+        why = "weights are compared, as there is nothing to tell what their readers lose"
+        return replace(METHODS[name], features="weights"), why
+    return METHODS[name], ""
 
 
 def resolve(
-    method: str | Method, repair: str | None, *, calibrated: bool, exemplars: bool
+    method: str | Method, repair: str | None, *, evidence: str, exemplars: bool
 ) -> tuple[Method, str]:
     """The method that will be used, in full, and why if that was not said.
 
@@ -165,28 +174,40 @@ def resolve(
         "auto", the name of a preset, or a method.
     repair : str or None
         Takes the place of the method's last part.
-    calibrated : bool
-        Whether there are calibration inputs.
+    evidence : {"none", "noise", "synthetic", "inputs"}
+        What the network will be shown.
     exemplars : bool
         Whether the numbers are those of exemplars, at a beta that was given.
 
     Raises
     ------
     TypeError, ValueError
-        No method, or one that needs calibration inputs where there are none.
+        No method, or one that needs more than there is.
     """
     if isinstance(method, Method):
         found, why = method, ""
     else:
-        found, why = preset(method, calibrated=calibrated, exemplars=exemplars)
+        found, why = preset(method, evidence=evidence, exemplars=exemplars)
     if repair is not None:
         found = replace(found, repair=repair)
     if exemplars:
         found = replace(found, allocation="exemplar")
-    if not calibrated and (part := found.needs_data()):
-        raise ValueError(f"{part} needs calibrate, a few hundred inputs without labels")
+        if found.features == "losses":
+            raise ValueError(
+                "beta and recipe compare weights, not losses; give a budget, or another features"
+            )
     if found.repair == "auto":
-        found = replace(found, repair="least_squares" if calibrated else "merge")
+        found = replace(found, repair="merge" if evidence == "none" else "least_squares")
+    if evidence == "none" and (part := found.needs_evidence()):
+        raise ValueError(
+            f"{part} needs calibrate, a few hundred inputs without labels: the network has no "
+            "BatchNorm with trained statistics, which would make up for them"
+        )
+    if evidence == "noise" and found.repair in NEEDS_MORE_THAN_NOISE:
+        raise ValueError(
+            f"repair={found.repair!r} needs calibrate, a few hundred inputs without labels or "
+            "'synthetic'"
+        )
     return found, why
 
 
@@ -313,6 +334,8 @@ class Request:
         Without "auto" in it.
     why : str
         Why this method, if it was not asked for by name.
+    evidence : {"none", "noise", "synthetic", "inputs"}
+        What the network is shown; "none" also where the method needs nothing.
     constraints : Constraints
     recipe : str or None
         Name of the published row.
@@ -327,6 +350,7 @@ class Request:
     goal: Goal
     method: Method
     why: str = ""
+    evidence: str = "none"
     constraints: Constraints = Constraints()
     recipe: str | None = None
     layers: tuple[str, ...] | None = None
@@ -335,6 +359,12 @@ class Request:
     random_state: int = 0
     n_threads: int | None = None
 
+    def without_evidence(self, method: str | Method, repair: str | None) -> Request:
+        """The same where nothing could be shown to the network; see `resolve`."""
+        exemplars = self.goal.kind == "beta"
+        found, why = resolve(method, repair, evidence="none", exemplars=exemplars)
+        return replace(self, method=found, why=why, evidence="none")
+
     def settings(self) -> dict[str, Any]:
         """As a report states it, plain JSON values."""
         return {
@@ -342,6 +372,7 @@ class Request:
             "recipe": self.recipe,
             "method": self.method.to_dict(),
             "why": self.why or None,
+            "evidence": self.evidence,
             "constraints": self.constraints.to_dict(),
             "layers": None if self.layers is None or self.recipe else list(self.layers),
             "ignore": list(self.ignore) or None,
@@ -360,7 +391,7 @@ def make_request(
     recipe: str | Recipe | None,
     method: str | Method,
     repair: str | None,
-    calibrated: bool,
+    evidence: str,
     constraints: Constraints | None,
     layers: Iterable[str | nn.Module] | None,
     ignore: Iterable[str | nn.Module],
@@ -390,7 +421,7 @@ def make_request(
     constraints = constraints or Constraints()
     goal = goal_of(macs=macs, params=params, beta=beta, budget=budget, constraints=constraints)
     check_choice("scope", scope, ("inner", "all"))
-    chosen, why = resolve(method, repair, calibrated=calibrated, exemplars=goal.kind == "beta")
+    chosen, why = resolve(method, repair, evidence=evidence, exemplars=goal.kind == "beta")
     effective_n_threads(n_threads)
     if not isinstance(random_state, Integral) or random_state < 0:
         raise ValueError(f"random_state must be an integer of at least 0, got {random_state!r}")
@@ -398,6 +429,7 @@ def make_request(
         goal,
         chosen,
         why,
+        evidence if chosen.needs_evidence() else "none",
         constraints,
         name,
         None if layers is None else tuple(as_patterns(model, "layers", layers)),

@@ -5,35 +5,38 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from epruner.pruning.analysis import Analysis
+from epruner.pruning.data.calibration import with_example
+from epruner.pruning.data.evidence import gather, kind_of
 from epruner.pruning.errors import BudgetWarning, RepairWarning, TraceError
 from epruner.pruning.graph.costs import eval_mode
 from epruner.pruning.graph.groups import Group
 from epruner.pruning.network.copies import deep_copy, has_halves, working_copy
 from epruner.pruning.network.inputs import Arguments, as_arguments, check_model, in_float32
 from epruner.pruning.options import (
-    NEEDS_DATA,
     REPAIRS,
     Budget,
     Constraints,
     Method,
     check_choice,
     make_request,
+    resolve,
 )
 from epruner.pruning.plan.plan import Plan
-from epruner.pruning.repair.calibration import calibration_inputs, with_example
-from epruner.pruning.repair.repair import repair_network
+from epruner.pruning.repair.repair import distilled, repair_network
 from epruner.pruning.report.progress import Stages
 from epruner.pruning.report.records import Repair
 from epruner.pruning.report.report import Report
 from epruner.pruning.result import PruningResult, layer_clusters, layer_reports, totals_of
 from epruner.pruning.select.allocation import Sizes
 from epruner.pruning.select.recipes import Recipe
+from epruner.pruning.training.distill import Augment, varied
 
 
 def prune(
@@ -125,6 +128,7 @@ def prune(
     .. [1] Lin et al., "Network Pruning using Adaptive Exemplar Filters", arXiv 2101.07985.
     """
     check_model(model)
+    kind = kind_of(model, calibrate)
     request = make_request(
         model,
         macs=macs,
@@ -134,7 +138,7 @@ def prune(
         recipe=recipe,
         method=method,
         repair=repair,
-        calibrated=calibrate is not None,
+        evidence=kind,
         constraints=constraints,
         layers=layers,
         ignore=ignore,
@@ -142,12 +146,17 @@ def prune(
         random_state=random_state,
         n_threads=n_threads,
     )
-    given = None
-    if calibrate is not None:
-        given = calibration_inputs(model, calibrate, _arguments(model, inputs))
     with closing(Stages(progress)) as stages:
+        show = partial(gather, seed=request.random_state, stages=stages)
+        evidence = None
+        if kind == "inputs":  # before anything that takes time
+            evidence = show(kind, model, calibrate, _arguments(model, inputs))
         net = _analysed(model, inputs, stages)
-        chosen = net.choose(request, () if given is None else given.fit, stages)
+        if evidence is None:
+            evidence = show(request.evidence, model, calibrate, net.arguments)
+        if evidence.kind == "none" != request.evidence:
+            request = request.without_evidence(method, repair)
+        chosen = net.choose(request, evidence, stages)
         with stages.run("surgery"):
             small = chosen.plan.apply(model)
             _dry_run(small, net.arguments)
@@ -158,7 +167,9 @@ def prune(
                 small,
                 chosen.plan,
                 chosen.groups,
-                given,
+                evidence,
+                seed=request.random_state,
+                stages=stages,
             )
     choice = chosen.choice
     for note in choice.notes:
@@ -170,7 +181,7 @@ def prune(
         before=totals_of(model, net.costs.totals()),
         after=totals_of(small, sizes.totals(choice.counts)),
         settings=request.settings(),
-        notes=(*choice.notes, *chosen.notes, *more),
+        notes=(*evidence.notes, *choice.notes, *chosen.notes, *more),
         repair=repaired,
         seconds=stages.seconds,
     )
@@ -190,6 +201,8 @@ def repair(
     calibrate: Any = None,
     repair: str = "auto",
     inputs: Any = None,
+    random_state: int = 0,
+    progress: bool = False,
 ) -> tuple[nn.Module, Repair | None]:
     """Let the layers of a pruned network learn to do without what went.
 
@@ -226,25 +239,114 @@ def repair(
     """
     _check_station(model, small, plan)
     check_choice("repair", repair, ("auto", *REPAIRS))
-    if repair == "auto":
-        repair = "merge" if calibrate is None else "least_squares"
-    if repair in NEEDS_DATA and calibrate is None:
-        raise ValueError(f"repair={repair!r} needs calibrate, a few hundred inputs without labels")
-    if repair == "merge" and inputs is None:
-        raise ValueError("repair='merge' needs inputs=, as given to analyse")
+    kind = kind_of(model, calibrate)
+    if kind == "inputs" and inputs is None:
+        calibrate, inputs = with_example(model, calibrate)
+    elif repair != "none" and inputs is None:
+        raise ValueError("without calibration inputs repair needs inputs=, as given to analyse")
+    asked, _ = resolve("l1", repair, evidence=kind, exemplars=False)
     groups: tuple[Group, ...] = ()
-    if repair == "merge":
-        groups = _analysed(model, inputs, Stages(show=False)).groups
-    given = None
-    if calibrate is not None:
-        if inputs is None:
-            calibrate, inputs = with_example(model, calibrate)
-        given = calibration_inputs(model, calibrate, _arguments(model, inputs))
-    small, done, notes = repair_network(repair, model, deep_copy(small), plan, groups, given)
-    if repair == "merge":  # the others say it in their record, or have warned
+    with closing(Stages(progress, ("inputs", "repair"))) as stages:
+        needed = kind if asked.needs_evidence() else "none"
+        arguments = ((), {}) if inputs is None else _arguments(model, inputs)
+        evidence = gather(needed, model, calibrate, arguments, seed=random_state, stages=stages)
+        if evidence.kind == "none" != needed:
+            asked, _ = resolve("l1", repair, evidence="none", exemplars=False)
+        if asked.repair == "merge":
+            groups = _analysed(model, inputs, stages).groups
+        small, done, notes = repair_network(
+            asked.repair,
+            model,
+            deep_copy(small),
+            plan,
+            groups,
+            evidence,
+            seed=random_state,
+            stages=stages,
+        )
+    if asked.repair == "merge":  # the others say it in their record, or have warned
         for note in notes:
             warnings.warn(RepairWarning(note), stacklevel=2)
     return small, done
+
+
+def distill(
+    model: nn.Module,
+    small: nn.Module,
+    calibrate: Any,
+    *,
+    inputs: Any = None,
+    steps: int | None = None,
+    lr: float | None = None,
+    augment: Augment = varied,
+    random_state: int = 0,
+    progress: bool = False,
+) -> tuple[nn.Module, Repair | None]:
+    """Let a smaller network learn to answer as the original does, without labels.
+
+    Learned are the original's outputs and its features along the network; inputs held back decide
+    which of the networks on the way is returned. ``repair="distill"`` does it after least squares.
+
+    Parameters
+    ----------
+    model, small : torch.nn.Module
+        The original and a smaller one with the same inputs and outputs; neither is modified. On
+        the device to train on.
+    calibrate : Tensor, iterable of tensors, tuples or dicts, or "synthetic"
+        Inputs without labels, the more the better.
+    inputs : as for `prune`, optional
+        Example inputs, as for `repair`.
+    steps : int, optional
+        Of 64 inputs. Default: 9.5 times the root of their number (170 for 400, of which 320 are
+        learned from).
+    lr : float, optional
+        Of AdamW with a one-cycle schedule; default 1e-3.
+    augment : callable
+        From the list of tensors of a batch and a `torch.Generator` to those that are learned from.
+        Default: images are mirrored, shifted and mixed in pairs, other inputs are left as they are.
+    random_state : int
+    progress : bool
+        Show a progress bar on standard error.
+
+    Returns
+    -------
+    model : torch.nn.Module
+        A copy of `small`.
+    repair : Repair or None
+        None if nothing was gained.
+
+    Raises
+    ------
+    TypeError, ValueError
+    FloatingPointError
+        The loss became NaN or infinite.
+
+    Warns
+    -----
+    RepairWarning
+        No step brought the outputs nearer, and `small` was returned as it was.
+    """
+    check_model(model)
+    if not isinstance(small, nn.Module):
+        raise TypeError(f"small must be a torch.nn.Module, got {type(small).__name__}")
+    if steps is not None and (type(steps) is not int or steps < 1):
+        raise ValueError(f"steps must be a positive integer, got {steps!r}")
+    kind = kind_of(model, calibrate)
+    if calibrate is None or kind == "noise":
+        raise ValueError("distill needs calibrate: inputs without labels, or 'synthetic'")
+    if inputs is None:
+        if kind != "inputs":
+            raise ValueError("without calibration inputs distill needs inputs=, as for prune")
+        calibrate, inputs = with_example(model, calibrate)
+    with closing(Stages(progress, ("inputs", "repair"))) as stages:
+        arguments = _arguments(model, inputs)
+        evidence = gather(kind, model, calibrate, arguments, seed=random_state, stages=stages)
+        with stages.run("repair"):
+            trained, done, _ = distilled(
+                model, small, None, [], evidence, random_state, stages,
+                steps=steps, lr=lr, augment=augment,
+            )  # fmt: skip
+    return trained, done
 
 
 def _arguments(model: nn.Module, inputs: Any) -> Arguments:

@@ -119,7 +119,7 @@ def layer_reports(
     rows = {}
     for layer in problems:
         clusterings = choice.clusterings.get(layer.name)
-        beta = choice.betas.get(layer.name)
+        strength = choice.strengths.get(layer.name)
         count = choice.counts[layer.name]
         for member in layer.group.producers:
             cost = costs.modules[member.module]
@@ -129,12 +129,12 @@ def layer_reports(
                 kind=type(model.get_submodule(member.module)).__name__,
                 before=layer.channels,
                 after=count,
-                preference=beta,
+                preference=strength,
                 n_iter=None if clusterings is None else max(c.n_iter for c in clusterings),
                 converged=None if clusterings is None else all(c.converged for c in clusterings),
                 floor=bool(
                     clusterings
-                    and beta is not None
+                    and strength is not None
                     and count > layer.exemplar_count(clusterings)
                     and count == layer.fit(layer.exemplar_count(clusterings))
                 ),

@@ -564,7 +564,7 @@ class TestObjects:
     @pytest.mark.parametrize(
         ("name", "method"),
         [
-            ("exemplar", Method("exemplar", "exemplar", "weights", "auto")),
+            ("exemplar", Method("exemplar", "exemplar", "losses", "auto")),
             ("paper", Method("exemplar", "exemplar", "weights", "none")),
             ("reconstruction", Method("reconstruction", "reconstruction", "weights", "auto")),
             ("l1", Method("uniform", "l1", "weights", "auto")),
@@ -583,27 +583,37 @@ class TestObjects:
         assert named.report.settings == spelt.report.settings
         assert_same_bits(named.model, spelt.model)
 
-    @pytest.mark.parametrize("calibrated", [False, True])
+    @pytest.mark.parametrize("evidence", ["none", "noise", "synthetic", "inputs"])
     @pytest.mark.parametrize("exemplars", [False, True])
-    def test_auto_is_settled_and_says_why(self, calibrated: bool, exemplars: bool) -> None:
-        method, why = resolve("auto", None, calibrated=calibrated, exemplars=exemplars)
-        repair = "least_squares" if calibrated else "merge"
+    def test_auto_is_settled_and_says_why(self, evidence: str, exemplars: bool) -> None:
+        method, why = resolve("auto", None, evidence=evidence, exemplars=exemplars)
+        repair = "merge" if evidence == "none" else "least_squares"
         if exemplars:
             expected = Method("exemplar", "exemplar", "weights", repair)
-        elif calibrated:
-            expected = Method("reconstruction", "reconstruction", "weights", repair)
-        else:
+        elif evidence == "none":
             expected = Method("uniform", "l1", "weights", repair)
+        else:
+            expected = Method("reconstruction", "reconstruction", "weights", repair)
         assert method == expected
         assert why
         for name, preset in METHODS.items():
-            if name == "reconstruction" and not calibrated:
+            if evidence == "none" and name == "reconstruction":
+                with pytest.raises(ValueError, match="needs calibrate"):
+                    resolve(name, None, evidence=evidence, exemplars=exemplars)
                 continue
-            settled, why = resolve(name, "none", calibrated=calibrated, exemplars=exemplars)
-            assert not why
+            settled, why = resolve(name, "none", evidence=evidence, exemplars=exemplars)
+            by_weights = name == "exemplar" and (exemplars or evidence == "none")
+            assert bool(why) == by_weights
+            assert settled.features == ("weights" if by_weights else preset.features)
             assert settled.repair == "none"
             assert settled.importance == preset.importance
             assert settled.allocation == ("exemplar" if exemplars else preset.allocation)
+
+    def test_noise_is_no_measure_of_statistics(self) -> None:
+        for repair in ("batchnorm", "distill"):
+            with pytest.raises(ValueError, match="'synthetic'"):
+                resolve("l1", repair, evidence="noise", exemplars=False)
+            assert resolve("l1", repair, evidence="synthetic", exemplars=False)[0].repair == repair
 
 
 @pytest.mark.filterwarnings("ignore::epruner.pruning.errors.RepairWarning")

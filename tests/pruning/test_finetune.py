@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import epruner
-from epruner.pruning.finetune import evaluate
+from epruner.pruning.training.finetune import evaluate
 
 
 def task(count: int = 256) -> list[tuple[Tensor, Tensor]]:

@@ -26,9 +26,9 @@ from torch.nn import functional as F
 
 import epruner
 from epruner.pruning import Constraints, Method
+from epruner.pruning.data.calibration import calibration_inputs, inputs_in
 from epruner.pruning.errors import RepairWarning
-from epruner.pruning.repair.calibration import calibration_inputs, inputs_in
-from epruner.pruning.repair.least_squares import output_error
+from epruner.pruning.network.outputs import output_error
 from epruner.pruning.report.report import Report
 from epruner.pruning.trace.normal import Normal, input_rows, output_rows, stacked, unstack
 from epruner.pruning.trace.record import record

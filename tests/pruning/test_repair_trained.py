@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import epruner
-from epruner.pruning.repair.least_squares import output_error
+from epruner.pruning.network.outputs import output_error
 
 pytestmark = [
     pytest.mark.slow,

@@ -13,20 +13,22 @@ report says of them is decided on inputs that were held back from the fit.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from epruner.pruning.data.calibration import Calibration, inputs_in
 from epruner.pruning.errors import RepairWarning
 from epruner.pruning.network.copies import deep_copy, with_weights_of, working_copy
 from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.network.layers import scale_shift
-from epruner.pruning.network.tree import tensors_in
+from epruner.pruning.network.outputs import output_error, outputs
+from epruner.pruning.network.statistics import estimate_statistics, not_finite
 from epruner.pruning.plan.plan import Plan
-from epruner.pruning.repair.calibration import Calibration, inputs_in
 from epruner.pruning.report.records import LayerRepair, Repair
 from epruner.pruning.trace.normal import (
     EXACT,
@@ -47,9 +49,35 @@ from epruner.pruning.trace.trace import Value
 RIDGES = (1e-4, RIDGE, 1e-2, 1e-1, 1.0)  # tried on the inputs held back
 
 
+@dataclass(frozen=True)
+class Refit:
+    """A pruned network whose layers were refit.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A copy with other weights, of the same data types.
+    record : Repair or None
+        None if the repair was left off.
+    notes : tuple of str
+    norms : mapping of str to str or None
+        Of the layers refit, the BatchNorm that alone reads each.
+    """
+
+    model: nn.Module
+    record: Repair | None
+    notes: tuple[str, ...]
+    norms: Mapping[str, str | None]
+
+
 def refit(
-    full: nn.Module, small: nn.Module, plan: Plan, calibration: Calibration
-) -> tuple[nn.Module, Repair | None, list[str]]:
+    full: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    calibration: Calibration,
+    *,
+    anchored: bool = False,
+) -> Refit:
     """Refit the layers of a pruned network by least squares.
 
     Parameters
@@ -58,14 +86,9 @@ def refit(
         The original and what `plan` makes of it; neither is modified.
     plan : Plan
     calibration : Calibration
-
-    Returns
-    -------
-    model : torch.nn.Module
-        A copy of `small` with other weights, of the same data types.
-    repair : Repair or None
-        None if the repair was left off.
-    notes : list of str
+    anchored : bool
+        Leave alone a layer that reads all its channels and has no BatchNorm after it, which would
+        bring what was fit to made-up inputs back to true statistics.
 
     Raises
     ------
@@ -80,15 +103,18 @@ def refit(
     if [s.label for s in full_traces[0].ops] != [s.label for s in traces[0].ops]:
         note = "least squares left off: the pruned network takes another course than the original"
         warnings.warn(RepairWarning(note), stacklevel=4)
-        return deep_copy(small), None, [note]
+        return Refit(deep_copy(small), None, (note,), {})
     sites, notes = find_sites(work, traces[0])
-    sliced = _outputs(work, calibration.unseen)
+    if anchored:
+        parts = plan.modules
+        sites = [s for s in sites if s.norm or (s.name in parts and parts[s.name].in_ is not None)]
+    sliced = outputs(work, calibration.unseen)
     keep: dict[Value, int] = {}
     for site in sites:  # in ascending order of `at`: of several that read one value the last counts
         keep[traces[0].ops[site.op].reads[0]] = site.at
     replays = Replay(full_traces, batches), Replay(traces, batches, keep)
     pair = _Pair(work, plan, *replays, len(calibration.fit))
-    done = [found for site in sites if (found := pair.repair(site)) is not None]
+    done = [(site, found) for site in sites if (found := pair.repair(site)) is not None]
     unseen = range(len(batches))[-len(calibration.unseen) :]
     original, repaired = zip(*(pair.finish(batch) for batch in unseen), strict=True)
     before, after = output_error(sliced, original), output_error(repaired, original)
@@ -98,7 +124,7 @@ def refit(
             f"{before:.3g} to {after:.3g}"
         )
         warnings.warn(RepairWarning(notes[-1]), stacklevel=4)
-        return deep_copy(small), None, notes
+        return Refit(deep_copy(small), None, tuple(notes), {})
     if pair.poor:
         notes.append(
             "too few calibration inputs: they give fewer equations than weights per output in "
@@ -107,51 +133,16 @@ def refit(
         )
         warnings.warn(RepairWarning(notes[-1]), stacklevel=4)
     numbers = inputs_in(calibration.fit), inputs_in(calibration.held_back)
-    record = Repair(tuple(done), before, after, *numbers, tuple(notes))
-    return with_weights_of(small, work), record, notes
+    record = Repair(tuple(found for _, found in done), before, after, *numbers, tuple(notes))
+    norms = {site.name: site.norm for site, _ in done}
+    return Refit(with_weights_of(small, work), record, tuple(notes), norms)
 
 
 def reestimate(small: nn.Module, batches: Sequence[Arguments]) -> nn.Module:
     """A copy whose BatchNorm statistics are those of the calibration inputs."""
     work = working_copy(small)
-    norms = [m for m in work.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain average of all batches
-        norm.train()
-    with torch.no_grad():
-        for args, kwargs in batches:
-            work(*args, **kwargs)
-    for norm in norms:
-        for tensor in (norm.running_mean, norm.running_var):
-            if tensor is not None and not torch.isfinite(tensor).all():
-                raise ValueError(_not_finite("a BatchNorm layer"))
+    estimate_statistics(work, batches)
     return with_weights_of(small, work)
-
-
-def outputs(model: nn.Module, batches: Sequence[Arguments]) -> list[list[Tensor]]:
-    """What a model returns in eval mode, per batch."""
-    return _outputs(working_copy(model), batches)
-
-
-def _outputs(work: nn.Module, batches: Sequence[Arguments]) -> list[list[Tensor]]:
-    with torch.no_grad():
-        return [tensors_in(work(*args, **kwargs)) for args, kwargs in batches]
-
-
-def output_error(got: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]]) -> float:
-    """Squared error over the variance, of all floating outputs of all batches."""
-    error = spread = 0.0
-    for parts in zip(zip(*got, strict=True), zip(*expected, strict=True), strict=True):
-        if not parts[1][0].is_floating_point():
-            continue
-        a, b = (
-            torch.cat([t.double().reshape(len(t) if t.dim() else 1, -1) for t in part])
-            for part in parts
-        )
-        error += float((a - b).square().sum())
-        spread += float((b - b.mean(0)).square().sum())
-    return error / spread if spread > 0 else error
 
 
 class _Pair:
@@ -188,7 +179,7 @@ class _Pair:
             part = normal if batch < self._n_fit else held_back
             part.add(rows, self._target(batch, site, module, norm, chosen))
         if not normal.finite() or not held_back.finite():
-            raise ValueError(_not_finite(f"layer {site.name!r}"))
+            raise ValueError(not_finite(f"layer {site.name!r}"))
         judge = held_back if held_back.rows else normal
         start, before = stacked(module), judge.error(stacked(module))  # (groups, o)
         units = torch.ones_like(before)
@@ -264,10 +255,3 @@ def _set_statistics(
         norm.running_var.copy_(variance)  # type: ignore[union-attr]
         norm.weight.copy_(scale * (variance + norm.eps).sqrt())
         norm.bias.copy_(shift + scale * mean)
-
-
-def _not_finite(where: str) -> str:
-    return (
-        f"activations of {where} are NaN or infinite on the calibration inputs; check that they "
-        "are scaled and normalised as in training"
-    )

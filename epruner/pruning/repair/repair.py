@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from epruner.pruning.data.calibration import Calibration, inputs_in
+from epruner.pruning.data.evidence import Evidence
 from epruner.pruning.errors import RepairWarning, TraceError
 from epruner.pruning.graph.groups import Group
+from epruner.pruning.network.copies import working_copy
+from epruner.pruning.network.outputs import output_error, outputs
 from epruner.pruning.plan.plan import Plan
-from epruner.pruning.repair.calibration import Calibration, inputs_in
-from epruner.pruning.repair.least_squares import (
-    output_error,
-    outputs,
-    reestimate,
-    refit,
-)
+from epruner.pruning.repair.carry import refit_carried
+from epruner.pruning.repair.least_squares import reestimate, refit
 from epruner.pruning.repair.merge import merge
+from epruner.pruning.report.progress import Stages
 from epruner.pruning.report.records import Repair
+from epruner.pruning.training.distill import learn_answers
 
 Repaired = tuple[nn.Module, Repair | None, list[str]]
 
@@ -30,33 +33,72 @@ def repair_network(
     small: nn.Module,
     plan: Plan,
     groups: Sequence[Group],
-    calibration: Calibration | None = None,
+    evidence: Evidence,
+    *,
+    seed: int,
+    stages: Stages,
 ) -> Repaired:
     """The repaired network, what was done, and notes.
 
     Parameters
     ----------
-    kind : {"none", "merge", "batchnorm", "least_squares"}
+    kind : {"none", "merge", "batchnorm", "least_squares", "distill"}
     model, small : torch.nn.Module
         The original, and what `plan` made of it, which may be changed or come back as it is.
     plan : Plan
     groups : sequence of Group
-    calibration : Calibration, optional
+    evidence : Evidence
         For the kinds that learn from inputs.
+    seed : int
+        Of what is drawn.
+    stages : Stages
     """
     if kind == "none":
         return small, None, []
     if kind == "merge":
         return _merged(model, small, plan, groups)
-    assert calibration is not None
+    calibration = evidence.calibration
     if kind == "batchnorm":
         return _reestimated(model, small, calibration)
     try:
-        return refit(model, small, plan, calibration)
+        if evidence.kind == "noise":
+            found = refit_carried(small, plan, evidence.model, calibration)
+        else:
+            found = refit(model, small, plan, calibration)
     except TraceError as error:
-        note = f"least squares left off: {error}"
+        note = f"least squares left off, merge in its place: {error}"
         warnings.warn(RepairWarning(note), stacklevel=3)
-        return small, None, [note]
+        merged, _, notes = _merged(model, small, plan, groups)
+        return merged, None, [note, *notes]
+    record = found.record and replace(found.record, inputs=evidence.kind)
+    if kind == "distill":
+        return distilled(model, found.model, record, list(found.notes), evidence, seed, stages)
+    return found.model, record, list(found.notes)
+
+
+def distilled(
+    model: nn.Module,
+    small: nn.Module,
+    record: Repair | None,
+    notes: list[str],
+    evidence: Evidence,
+    seed: int,
+    stages: Stages,
+    **options: Any,
+) -> Repaired:
+    """A network trained on from where least squares led, with a record of both."""
+    calibration = evidence.calibration
+    trained, steps, before, after = learn_answers(
+        model, small, calibration, seed=seed, advance=stages.advance, **options
+    )
+    if not steps:
+        notes = [*notes, "distillation left off: no step brought the outputs nearer"]
+        warnings.warn(RepairWarning(notes[-1]), stacklevel=4)
+        return small, record, notes
+    if record is None:
+        numbers = inputs_in(calibration.fit), inputs_in(calibration.held_back)
+        record = Repair((), before, after, *numbers, inputs=evidence.kind)
+    return trained, replace(record, after=after, steps=steps), notes
 
 
 def _merged(model: nn.Module, small: nn.Module, plan: Plan, groups: Sequence[Group]) -> Repaired:
@@ -93,7 +135,7 @@ def _reestimated(model: nn.Module, small: nn.Module, calibration: Calibration) -
     """BatchNorm statistics anew, if that brings the outputs nearer to the original's."""
     repaired = reestimate(small, calibration.fit)
     expected, sliced, got = (
-        outputs(network, calibration.unseen) for network in (model, small, repaired)
+        outputs(working_copy(network), calibration.unseen) for network in (model, small, repaired)
     )
     before, after = output_error(sliced, expected), output_error(got, expected)
     if not after <= before:

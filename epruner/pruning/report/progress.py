@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 # What a run goes through, whatever its options.
-STAGES = ("analysis", "trial", "ranking", "selection", "surgery", "repair")
+STAGES = ("analysis", "trial", "inputs", "ranking", "selection", "surgery", "repair")
 
 
 class Stages:
@@ -16,6 +17,7 @@ class Stages:
     def __init__(self, show: bool, stages: Sequence[str] = STAGES) -> None:
         self.seconds: dict[str, float] = {}
         self._bar = None
+        self._part: Any = None  # of the stage that runs
         if show:
             from rich.console import Console
             from rich.progress import Progress
@@ -37,6 +39,16 @@ class Stages:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
         if self._bar:
             self._bar.advance(self._task)
+            if self._part is not None:
+                self._bar.remove_task(self._part)
+                self._part = None
+
+    def advance(self, done: int, total: int) -> None:
+        """Show how far a long stage is; its first call tells how long it will take."""
+        if self._bar:
+            self._part = self._part or self._bar.add_task("", total=total)
+            stage = self._bar.tasks[self._task].description
+            self._bar.update(self._part, completed=done, total=total, description=f"  {stage}")
 
     def close(self) -> None:
         if self._bar:

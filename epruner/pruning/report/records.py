@@ -89,6 +89,10 @@ class Repair:
         were fit to, and say little of others.
     notes : tuple of str
         Layers that were not refit, and why.
+    inputs : {"inputs", "noise", "synthetic"}
+        What these were: given, or made up.
+    steps : int
+        Of distillation, after least squares.
     """
 
     layers: tuple[LayerRepair, ...]
@@ -97,22 +101,28 @@ class Repair:
     fit: int
     held_back: int
     notes: tuple[str, ...] = ()
+    inputs: str = "inputs"
+    steps: int = 0
 
     def __str__(self) -> str:
         """One line."""
         streams = sum(layer.target == "stream" for layer in self.layers)
-        what = (
-            f"{len(self.layers)} layers refit ({streams} to the residual stream, "
-            f"{len(self.layers) - streams} to their own outputs)"
-            if self.layers
-            else "BatchNorm statistics re-estimated"
-        )
+        done = []
+        if self.layers:
+            done.append(
+                f"{len(self.layers)} layers refit ({streams} to the residual stream, "
+                f"{len(self.layers) - streams} to their own outputs)"
+            )
+        if self.steps:
+            done.append(f"distilled for {self.steps} steps")
+        what = " and ".join(done) or "BatchNorm statistics re-estimated"
+        kind = {"inputs": "inputs", "noise": "noise inputs", "synthetic": "synthetic inputs"}
         where = (
             f"on {self.held_back} inputs held back"
             if self.held_back
             else "on these same inputs, too few to hold some back"
         )
         return (
-            f"{what} on {self.fit} inputs; error of the output {self.before:.3g} -> "
+            f"{what} on {self.fit} {kind[self.inputs]}; error of the output {self.before:.3g} -> "
             f"{self.after:.3g} of its variance {where}"
         )

@@ -1,7 +1,7 @@
 """How many filters each layer keeps so that the whole network costs what was asked.
 
 What is searched is one number for all layers: a beta, a share, or a price of a multiply-add. The
-number of exemplars is a step function of beta, and not even a monotone one. So a budget is met in
+number of exemplars is a step function of either, and not even a monotone one. So a budget is met in
 steps, each deterministic: search; between the two nearest answers (one above the budget, one below)
 move all layers proportionally; fill what is left one filter at a time, the dearest layer that still
 fits first; where that is too coarse, let one layer give so that another can take. Only a `Budget`
@@ -31,6 +31,7 @@ TOLERANCE = 0.01
 WEAKNESS_RANGE = (-math.log(64.0), -math.log(0.02))
 FIRST_WEAKNESS = -math.log(0.7)
 CHEAPNESS_RANGE = (-16.0, 16.0)  # -log of what a share of the network is worth in lost variance
+FIRST_CHEAPNESS = -3.0
 TRIALS = 9
 UNIFORM_TRIALS = 20
 CLOSE = 0.03  # an answer this close to what is wanted needs no better beta
@@ -64,6 +65,16 @@ class Sizes:
         return {module: (size[0], size[1]) for module, size in sizes.items()}
 
 
+def prices(layers: Sequence[Layer], cost: Measure) -> dict[str, float]:
+    """What one filter of each layer costs, as a share of the whole network."""
+    whole = {x.name: x.channels for x in layers}
+    full = cost(whole)
+    return {
+        x.name: (full - cost(whole | {x.name: x.channels - x.unit})) / (x.unit * full)
+        for x in layers
+    }
+
+
 @dataclass(frozen=True)
 class Choice:
     """Numbers of filters, and the clusterings they came from.
@@ -73,14 +84,14 @@ class Choice:
     counts : dict of str to int
         Filters that stay, by layer.
     clusterings : dict of str to Clusterings
-    betas : dict of str to float
-        Empty where exemplars did not set the numbers.
+    strengths : dict of str to float
+        The beta or price of each layer; empty where exemplars did not set the numbers.
     notes : tuple of str
     """
 
     counts: Counts
     clusterings: dict[str, Clusterings]
-    betas: dict[str, float]
+    strengths: dict[str, float]
     notes: tuple[str, ...] = ()
 
 
@@ -92,8 +103,12 @@ class Search:
     layers : sequence of Layer
     fixed : dict of str to int
         Layers whose number of filters is given.
+    prices : mapping of str to float
+        Per layer, what one filter costs, as a share of the network.
     errors : mapping of str to ndarray of shape (n + 1,), optional
         Per layer, what is lost when k of its filters are left.
+    by_losses : bool
+        Whether filters are clustered by losses, at a price, rather than at a beta.
     exemplars : bool
         Whether the members will be exemplars, so that layers of a given number need them.
     seed, n_threads
@@ -105,7 +120,9 @@ class Search:
         layers: Sequence[Layer],
         *,
         fixed: Counts,
+        prices: Mapping[str, float],
         errors: Mapping[str, npt.NDArray[np.float64]] | None = None,
+        by_losses: bool = False,
         exemplars: bool,
         seed: int,
         n_threads: int | None,
@@ -113,6 +130,11 @@ class Search:
         self._layers = layers
         self._exemplars = exemplars
         self._errors = errors or {}
+        self._prices = prices
+        self._units = prices if by_losses else dict.fromkeys(prices, 1.0)  # of a layer's strength
+        self._range = (
+            (*CHEAPNESS_RANGE, FIRST_CHEAPNESS) if by_losses else (*WEAKNESS_RANGE, FIRST_WEAKNESS)
+        )
         self._free = [layer for layer in layers if layer.name not in fixed]
         self._fixed = fixed
         self._seed = seed
@@ -120,15 +142,27 @@ class Search:
         self._seen: dict[float, dict[str, Clusterings]] = {}  # by weakness
 
     def at_weakness(self, weakness: float) -> Counts:
-        """Numbers of exemplars at beta = exp(-weakness), floors and rounding applied.
+        """Numbers of exemplars at beta or price exp(-weakness), floors and rounding applied.
 
         The larger the weakness the more filters stay, as with a share.
         """
         if weakness not in self._seen:
-            beta = math.exp(-weakness)
-            self._seen[weakness] = self._cluster(self._free, {x.name: beta for x in self._free})
+            strengths = {x.name: self._strength(x, weakness) for x in self._free}
+            self._seen[weakness] = self._cluster(self._free, strengths)
         found = self._seen[weakness]
-        return self._fixed | {x.name: x.fit(x.exemplar_count(found[x.name])) for x in self._free}
+        counts = {x.name: x.fit(x.exemplar_count(found[x.name])) for x in self._free if x.clustered}
+        return self._with_the_rest(counts, otherwise=0.5)
+
+    def _strength(self, layer: Layer, weakness: float) -> float:
+        """What a layer is clustered at."""
+        return math.exp(-weakness) * self._units[layer.name]
+
+    def _with_the_rest(self, counts: Counts, *, otherwise: float) -> Counts:
+        """Layers of which too little is known keep the share that the others keep."""
+        shares = [counts[x.name] / x.channels for x in self._free if x.name in counts]
+        share = float(np.mean(shares)) if shares else otherwise
+        rest = {x.name: x.fit(share * x.channels) for x in self._free if x.name not in counts}
+        return self._fixed | counts | rest
 
     def at_share(self, share: float) -> Counts:
         """The same share of every layer."""
@@ -141,7 +175,8 @@ class Search:
         """
         if not self._exemplars:
             return {}
-        brackets = {x.name: _Bracket(*WEAKNESS_RANGE, FIRST_WEAKNESS) for x in layers}
+        layers = [x for x in layers if x.clustered]
+        brackets = {x.name: _Bracket(*self._range) for x in layers}
         best: dict[str, Clusterings] = {}
         misses: dict[str, int] = {}
         searched = list(layers)
@@ -149,7 +184,8 @@ class Search:
             if not searched:
                 break
             tried = {x.name: brackets[x.name].next(counts[x.name]) for x in searched}
-            found = self._cluster(searched, {name: math.exp(-w) for name, w in tried.items()})
+            strengths = {x.name: self._strength(x, tried[x.name]) for x in searched}
+            found = self._cluster(searched, strengths)
             for layer in searched:
                 name, wanted = layer.name, counts[layer.name]
                 count = sum(len(c.exemplars) for c in found[name])
@@ -200,7 +236,7 @@ class Search:
         nearest: float | None = None  # strength of the answer whose cost is closest to the target
         miss = math.inf
         if under_cost <= target < over_cost:
-            at, bracket, trials = self._way(allocation, proxy)
+            at, bracket, trials = self._way(allocation)
             for _ in range(trials):
                 strength = bracket.next(target)
                 counts = at(strength)
@@ -223,48 +259,33 @@ class Search:
             counts = self._fill(counts, measure, target, proxy, patience)
             counts = self._exchange(counts, measure, target, patience)
         notes = self._shortfall(counts, measure(counts), target, everything)
-        if allocation != "exemplar" or nearest is None:  # no beta for all
+        if allocation != "exemplar" or nearest is None:  # no strength for all
             return Choice(counts, self._exact(self._layers, counts), {}, notes)
-        beta = math.exp(-nearest)
+        strength = math.exp(-nearest)
         clusterings = self._seen[nearest] | self._clusterings_of_fixed(counts)
-        return Choice(counts, clusterings, {x.name: beta for x in self._free}, notes)
+        return Choice(counts, clusterings, dict.fromkeys(self._seen[nearest], strength), notes)
 
-    def _way(
-        self, allocation: str, proxy: Measure
-    ) -> tuple[Callable[[float], Counts], _Bracket, int]:
+    def _way(self, allocation: str) -> tuple[Callable[[float], Counts], _Bracket, int]:
         """What to search over, where, and how often to try."""
         if allocation == "uniform":
             return self.at_share, _Bracket(0.0, 1.0), UNIFORM_TRIALS
         if allocation == "exemplar":
-            return self.at_weakness, _Bracket(*WEAKNESS_RANGE, FIRST_WEAKNESS), TRIALS
-        whole = self._fixed | {x.name: x.channels for x in self._free}
-        full = proxy(whole)
-        prices = {  # of one filter, as a share of the network
-            x.name: (full - proxy(whole | {x.name: x.channels - x.unit})) / (x.unit * full)
-            for x in self._free
-        }
+            return self.at_weakness, _Bracket(*self._range), TRIALS
         return (
-            lambda cheapness: self._at_price(math.exp(-cheapness), prices),
+            lambda cheapness: self._at_price(math.exp(-cheapness)),
             _Bracket(*CHEAPNESS_RANGE),
             UNIFORM_TRIALS,
         )
 
-    def _at_price(self, price: float, prices: Mapping[str, float]) -> Counts:
+    def _at_price(self, price: float) -> Counts:
         """The numbers of filters of least loss plus price."""
         counts = {}
-        ranked = [x for x in self._free if x.name in self._errors]
-        for x in ranked:
-            allowed = sorted({x.fit(k) for k in range(1, x.channels + 1)})
-            loss = self._errors[x.name] + price * prices[x.name] * np.arange(x.channels + 1)
-            counts[x.name] = min(allowed, key=loss.__getitem__)
-        # those of which too little is known keep the share that the others keep
-        shares = [counts[x.name] / x.channels for x in ranked] or [1 / (1 + price)]
-        rest = [x for x in self._free if x.name not in counts]
-        return (
-            self._fixed
-            | counts
-            | {x.name: x.fit(float(np.mean(shares)) * x.channels) for x in rest}
-        )
+        for x in self._free:
+            if x.name in self._errors:
+                allowed = sorted({x.fit(k) for k in range(1, x.channels + 1)})
+                cost = price * self._prices[x.name] * np.arange(x.channels + 1)
+                counts[x.name] = min(allowed, key=(self._errors[x.name] + cost).__getitem__)
+        return self._with_the_rest(counts, otherwise=1 / (1 + price))
 
     def _clusterings_of_fixed(self, counts: Counts) -> dict[str, Clusterings]:
         return self._exact([x for x in self._layers if x.name in self._fixed], counts)

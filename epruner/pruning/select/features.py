@@ -18,7 +18,7 @@ from epruner.pruning.trace.replay import Replay
 
 # A user's own: the layer to its matrix, one row a filter.
 Features = Callable[[nn.Module], Matrix]
-FEATURES = ("weights", "folded", "activations")
+FEATURES = ("weights", "losses", "folded", "activations")
 _SAMPLES = 2000  # responses per filter
 
 
@@ -32,17 +32,17 @@ def features_of(
 
     Parameters
     ----------
-    features : {"weights", "folded", "activations"} or callable
+    features : {"weights", "losses", "folded", "activations"} or callable
     model : torch.nn.Module
         Full-size, in eval mode.
     groups : sequence of Group
     batches : sequence of (args, kwargs)
-        Calibration inputs, for "activations".
+        Inputs, for "activations".
 
     Returns
     -------
     dict of str to ndarray of shape (channels, d)
-        By group name; empty for "weights".
+        By group name; empty for "weights" and "losses", which say nothing of single filters.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def features_of(
         The callable returns no matrix of finite numbers with one row a filter.
     """
     modules = dict(model.named_modules())
-    if features == "weights":
+    if features in ("weights", "losses"):
         return {}
     if features == "folded":
         return {group.name: folded_matrix(modules, group) for group in groups}

@@ -14,7 +14,7 @@ from epruner.cluster import Clustering
 from epruner.pruning.graph.groups import Group
 from epruner.pruning.network.filters import joint_rows
 from epruner.pruning.select.importance import Candidates, Importance, Indices, Matrix
-from epruner.pruning.select.similarities import Comparison, compare
+from epruner.pruning.select.similarities import Comparison, LossComparison, compare
 
 Clusterings = tuple[Clustering, ...]
 
@@ -35,6 +35,8 @@ class Layer:
         The number of channels kept is a multiple of this.
     floor : int
         At least this many channels stay.
+    clustered : bool
+        Whether the comparison can tell exemplars.
     """
 
     group: Group
@@ -42,6 +44,7 @@ class Layer:
     blocks: range
     unit: int
     floor: int
+    clustered: bool = True
 
     @property
     def name(self) -> str:
@@ -100,6 +103,7 @@ def make_layers(
     min_filters: float | None,
     round_to: int,
     described: Mapping[str, Matrix],
+    losses: Mapping[str, Matrix] | None = None,
     n_threads: int | None,
 ) -> tuple[list[Layer], list[str]]:
     """Read the filters of all groups and compare them, where the weights are.
@@ -115,6 +119,9 @@ def make_layers(
         The number kept is a multiple of this, if the layer has so many.
     described : mapping of str to ndarray of shape (channels, d)
         By group name, what to compare the filters by instead of their weights.
+    losses : mapping of str to ndarray of shape (channels, channels), optional
+        By group name, what is lost when one filter stands in for another. If given, it is what
+        filters are clustered by, and the layers without are not clustered.
     n_threads : int or None
 
     Returns
@@ -134,6 +141,15 @@ def make_layers(
         places.append(range(len(filters), len(filters) + group.blocks))
         filters += list(rows.reshape(group.blocks, -1, rows.shape[1]))
     comparison, notes = compare(filters, n_threads=n_threads)
+    if losses is not None:
+        comparison = LossComparison(
+            comparison,
+            {
+                blocks.start: losses[group.name]
+                for group, blocks in zip(groups, places, strict=True)
+                if group.name in losses
+            },
+        )
     layers = []
     for group, blocks in zip(groups, places, strict=True):
         unit = math.lcm(group.blocks, round_to)
@@ -144,21 +160,22 @@ def make_layers(
         )
         absolute = min_filters if isinstance(min_filters, int) else 1
         floor = min(max(1, absolute, math.ceil(share * group.channels)), group.channels)
-        layers.append(Layer(group, comparison, blocks, unit, floor))
+        clustered = losses is None or group.name in losses
+        layers.append(Layer(group, comparison, blocks, unit, floor, clustered))
     return layers, notes
 
 
 def cluster(
-    layers: Sequence[Layer], betas: Mapping[str, float], *, seed: int, n_threads: int | None
+    layers: Sequence[Layer], strengths: Mapping[str, float], *, seed: int, n_threads: int | None
 ) -> dict[str, Clusterings]:
-    """Cluster all layers at once, each at its own beta.
+    """Cluster all layers at once, each at its own strength.
 
     Parameters
     ----------
     layers : sequence of Layer
-        Of one network.
-    betas : mapping of str to float
-        By layer name; the preference of filter k is beta times the median of column k.
+        Of one network; those that are not clustered are left out.
+    strengths : mapping of str to float
+        By layer name, a beta or a price; see `Comparison.cluster`.
     seed : int
         Of the tie-breaking.
     n_threads : int or None
@@ -168,10 +185,11 @@ def cluster(
     dict of str to tuple of Clustering
         One per block of channels.
     """
+    layers = [layer for layer in layers if layer.clustered]
     if not layers:
         return {}
     found = layers[0].comparison.cluster(
-        {block: betas[layer.name] for layer in layers for block in layer.blocks},
+        {block: strengths[layer.name] for layer in layers for block in layer.blocks},
         seed=seed,
         n_threads=n_threads,
     )

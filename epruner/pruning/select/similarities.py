@@ -18,6 +18,7 @@ from epruner.pruning.network.filters import Matrix
 from epruner.pruning.select.parallel import side_by_side
 
 ITERATION: dict[str, Any] = {"damping": 0.5, "max_iter": 200, "convergence_iter": 15}
+PATIENCE: dict[str, Any] = {"damping": 0.7, "max_iter": 1000}  # losses differ by many magnitudes
 
 
 class Comparison(Protocol):
@@ -30,9 +31,13 @@ class Comparison(Protocol):
         """Return the negative squared distances between the filters, (n, n)."""
 
     def cluster(
-        self, betas: Mapping[int, float], *, seed: int, n_threads: int | None
+        self, strengths: Mapping[int, float], *, seed: int, n_threads: int | None
     ) -> dict[int, Clustering]:
-        """Cluster some sets, filter k with beta times the median of its similarities."""
+        """Cluster some sets; the stronger, the fewer exemplars.
+
+        By weights the strength is a beta: filter k is preferred by beta times the median of its
+        similarities. By losses it is a price, to be paid for every filter that stays.
+        """
 
 
 def compare(
@@ -98,20 +103,21 @@ class HostComparison:
         return self._compared[index][0]
 
     def cluster(
-        self, betas: Mapping[int, float], *, seed: int, n_threads: int | None
+        self, strengths: Mapping[int, float], *, seed: int, n_threads: int | None
     ) -> dict[int, Clustering]:
-        medians = [self._compared[index][1] for index in betas]
+        medians = [self._compared[index][1] for index in strengths]
         with _no_news():
             found = affinity_propagation_many(
-                [self._compared[index][0] for index in betas],
+                [self._compared[index][0] for index in strengths],
                 preference=[
-                    m * m.dtype.type(beta) for m, beta in zip(medians, betas.values(), strict=True)
+                    m * m.dtype.type(beta)
+                    for m, beta in zip(medians, strengths.values(), strict=True)
                 ],
                 random_state=seed,
                 n_threads=n_threads,
                 **ITERATION,
             )
-        return dict(zip(betas, found, strict=True))
+        return dict(zip(strengths, found, strict=True))
 
 
 class DeviceComparison:
@@ -142,10 +148,47 @@ class DeviceComparison:
         return self._batch.similarities(index)
 
     def cluster(
-        self, betas: Mapping[int, float], *, seed: int, n_threads: int | None
+        self, strengths: Mapping[int, float], *, seed: int, n_threads: int | None
     ) -> dict[int, Clustering]:
         with _no_news():
-            return self._batch.cluster(betas, random_state=seed, **ITERATION)
+            return self._batch.cluster(strengths, random_state=seed, **ITERATION)
+
+
+class LossComparison:
+    """A `Comparison` by what is lost when one filter stands in for another.
+
+    Parameters
+    ----------
+    weights : Comparison
+        For sets of which the losses are not known: not clustered, but compared by their weights.
+    losses : mapping of int to ndarray of shape (n, n)
+        What is lost when column k stands in for row i.
+    """
+
+    def __init__(self, weights: Comparison, losses: Mapping[int, Matrix]) -> None:
+        self._weights = weights
+        self._losses = losses
+
+    def features(self, index: int) -> Matrix:
+        return self._weights.features(index)
+
+    def similarities(self, index: int) -> Matrix:
+        if index in self._losses:
+            return -self._losses[index]
+        return self._weights.similarities(index)
+
+    def cluster(
+        self, strengths: Mapping[int, float], *, seed: int, n_threads: int | None
+    ) -> dict[int, Clustering]:
+        with _no_news():
+            found = affinity_propagation_many(
+                [-self._losses[index] for index in strengths],
+                preference=[-price for price in strengths.values()],
+                random_state=seed,
+                n_threads=n_threads,
+                **(ITERATION | PATIENCE),
+            )
+        return dict(zip(strengths, found, strict=True))
 
 
 def _compared(rows: Matrix) -> tuple[Matrix, Matrix]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
-import warnings
 from collections.abc import Iterable, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epruner._files import check_target
+from epruner.pruning.training.descent import Descent
 
 _FORMAT = 1
 
@@ -117,20 +117,17 @@ def finetune(
         raise ValueError(f"temperature must be positive, got {temperature!r}")
     if not isinstance(train_loader, Sized) or not len(train_loader):
         raise ValueError("train_loader must have a length of at least 1")
-    rate = lr if lr is not None else {"sgd": 0.02, "adamw": 1e-3}[optimizer]
-    if not rate > 0:
-        raise ValueError(f"lr must be positive, got {lr!r}")
-    device = next(model.parameters()).device
-    mixed = device.type == "cuda" if amp is None else amp
     steps = epochs * len(train_loader)
-    optim = _optimizer(model, optimizer, rate, weight_decay)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optim, _factor(schedule, steps))
-    scaler = torch.amp.GradScaler(device.type, enabled=mixed and device.type == "cuda")
+    descent = Descent(
+        model, steps,
+        optimizer=optimizer, lr=lr, weight_decay=weight_decay, schedule=schedule, amp=amp,
+    )  # fmt: skip
+    device = descent.device
     recipe: dict[str, Any] = {
         "epochs": epochs,
         "steps": steps,
         "optimizer": optimizer,
-        "lr": rate,
+        "lr": descent.lr,
         "weight_decay": weight_decay,
         "schedule": schedule,
         "label_smoothing": label_smoothing,
@@ -139,7 +136,7 @@ def finetune(
     }
     history: list[Epoch] = []
     path = None if checkpoint is None else check_target(checkpoint)
-    parts = {"model": model, "optimizer": optim, "scheduler": scheduler, "scaler": scaler}
+    parts = {"model": model, **descent.parts}
     if path is not None and path.exists():
         history = _resume(path, parts, recipe)
     if teacher is not None:
@@ -163,20 +160,10 @@ def finetune(
             total, seen = 0.0, 0
             for batch in train_loader:
                 inputs, labels = labelled(batch, device)
-                optim.zero_grad(set_to_none=True)
-                with torch.autocast(device.type, enabled=mixed):
-                    loss = loss_of(inputs, labels)
-                value = float(loss.detach())
-                if not math.isfinite(value):
-                    raise FloatingPointError(
-                        f"the loss became {value} in epoch {epoch}; lower lr (now {rate:g})"
-                    )
-                torch.autograd.backward(scaler.scale(loss))
-                scaler.step(optim)
-                scaler.update()
-                with warnings.catch_warnings():  # the scaler may leave out the first steps
-                    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler")
-                    scheduler.step()
+                try:
+                    value = descent.step(partial(loss_of, inputs, labels))
+                except FloatingPointError as error:
+                    raise FloatingPointError(f"epoch {epoch}: {error}") from None
                 total, seen = total + value * len(labels), seen + len(labels)
                 advance(epoch, value)
             accuracy = None if eval_loader is None else evaluate(model, eval_loader)
@@ -237,27 +224,6 @@ def labelled(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
             "must be one class number for each input"
         )
     return inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-
-
-def _optimizer(
-    model: nn.Module, kind: str, rate: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError("no parameter of the model requires a gradient")
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    if kind == "adamw":
-        return torch.optim.AdamW(groups, lr=rate)
-    return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
-
-
-def _factor(schedule: str, steps: int) -> Any:
-    if schedule == "cosine":
-        return lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1)))
-    return lambda step: 0.1 ** ((step >= steps / 2) + (step >= 0.75 * steps))
 
 
 def _write(path: Path, parts: dict[str, Any], recipe: dict[str, Any], history: list[Epoch]) -> None:

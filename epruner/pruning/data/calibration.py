@@ -82,7 +82,7 @@ def calibration_inputs(
     ValueError
         No inputs, of another shape than the example's, or not finite.
     """
-    names, likes = _slots(model, example)
+    names, likes = slots(model, example)
     if not likes:
         raise ValueError("calibrate needs example inputs with at least one tensor")
     if isinstance(calibrate, (Tensor, Mapping)):
@@ -121,7 +121,7 @@ def calibration_inputs(
         held_back[:] = False
     fit, unseen = (
         tuple(
-            _fill(example, [tensor.to(device) for tensor in batch])
+            fill(example, [tensor.to(device) for tensor in batch])
             for batch in zip(*(_split(tensor[part], size) for tensor in whole), strict=True)
         )
         for part in (~held_back, held_back)
@@ -172,7 +172,7 @@ def _split(inputs: Tensor, size: int) -> Sequence[Tensor]:
     return inputs.tensor_split(next(even, fewest)) if fewest else ()
 
 
-def _slots(model: nn.Module, example: Arguments) -> tuple[list[str], list[Tensor]]:
+def slots(model: nn.Module, example: Arguments) -> tuple[list[str], list[Tensor]]:
     """Name and example of each tensor argument."""
     args, kwargs = example
     parameters = list(inspect.signature(model.forward).parameters)
@@ -224,7 +224,8 @@ def _check(tensor: Tensor, like: Tensor, number: int) -> None:
         )
 
 
-def _fill(example: Arguments, batch: Sequence[Tensor]) -> Arguments:
+def fill(example: Arguments, batch: Sequence[Tensor]) -> Arguments:
+    """The example's arguments with these tensors."""
     tensors = iter(batch)
     args, kwargs = example
     return (

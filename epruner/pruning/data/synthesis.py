@@ -1,0 +1,225 @@
+"""Inputs that a network's BatchNorm layers take for their training data.
+
+They start as noise of natural statistics and are changed by gradient, the network frozen, until the
+mean and variance of what every BatchNorm reads are those that it remembers: per layer the loss is
+
+    mean((m - m_bn)^2 / v_bn) + mean((sqrt(v / v_bn) - 1)^2)
+
+(known from ZeroQ and DeepInversion, for quantisation and distillation). In every step the inputs
+are shifted a little, and images mirrored every other time, so that what is found is not bound to
+places.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from epruner.pruning.data.calibration import fill, slots
+from epruner.pruning.data.examples import made_up
+from epruner.pruning.graph.costs import measure
+from epruner.pruning.network.copies import working_copy
+from epruner.pruning.network.inputs import Arguments, as_arguments, check_model, in_float32
+from epruner.pruning.network.statistics import trained_norms
+
+MOST, FEWEST = 128, 32  # inputs
+STEPS, FEWEST_STEPS = 120, 60
+WORK = 2e12  # multiply-adds of all forward passes; beyond that fewer inputs, and then fewer steps
+RATE = 0.1
+_ELEMENTS = 2**20  # of the inputs that are changed together
+_LOOK, _GAIN = 15, 0.98  # steps between looks at the loss, and what must be left of it at most
+Advance = Callable[[int, int], None]
+
+
+def synthesise(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    n: int | None = None,
+    random_state: int = 0,
+    progress: bool = False,
+) -> Tensor | tuple[Tensor, ...]:
+    """Make inputs that stand in for those a network was trained on.
+
+    For networks with BatchNorm layers that remember the statistics of their training, and inputs
+    that are signals: images, volumes, series. Tokens cannot be changed by gradient.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Never modified; its device is used.
+    inputs : as for `prune`
+        Example inputs, for their shapes.
+    n : int, optional
+        How many. Default: 128, or fewer for networks of more than 130 million multiply-adds an
+        input, at least 32.
+    random_state : int
+        Seed.
+    progress : bool
+        Show a progress bar, with the time that it will take, on standard error.
+
+    Returns
+    -------
+    Tensor of shape (n, ...), or tuple of them where the model takes several
+        On the model's device, for `calibrate` of `prune`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        No model, no BatchNorm with statistics to match, or inputs that cannot be changed by
+        gradient.
+    FloatingPointError
+        The network gives NaN or infinity on noise.
+    """
+    check_model(model)
+    if n is not None and (type(n) is not int or n < 2):
+        raise ValueError(f"n must be an integer of at least 2, got {n!r}")
+    example = as_arguments(model, inputs)
+    if not progress:
+        found = synthetic_inputs(model, example, n=n, seed=random_state)
+    else:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("synthetic inputs", total=None)
+            found = synthetic_inputs(
+                model,
+                example,
+                n=n,
+                seed=random_state,
+                advance=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+    return found[0] if len(found) == 1 else found
+
+
+def synthetic_inputs(
+    model: nn.Module,
+    example: Arguments,
+    *,
+    n: int | None = None,
+    seed: int,
+    advance: Advance = lambda done, total: None,
+) -> tuple[Tensor, ...]:
+    """What `synthesise` returns, one tensor for each of the example's."""
+    frozen = working_copy(model).requires_grad_(False)
+    norms = list(trained_norms(frozen).values())
+    if not norms:
+        raise ValueError(
+            "synthetic inputs match what BatchNorm layers remember of their training, and this "
+            "network has none that do"
+        )
+    exact: Any = tuple(in_float32(part) for part in example)
+    names, likes = slots(frozen, exact)
+    if not any(like.is_floating_point() for like in likes):
+        raise ValueError(f"no input of {', '.join(names)} can be changed by gradient: no signals")
+    n, steps = _numbers(frozen, exact, n)
+    drawn = made_up(frozen, exact, n, seed=seed)
+    elements = sum(x[0].numel() for x in drawn)
+    size = max(2, min(n, _ELEMENTS // max(1, elements)))
+    count = max(1, n // size)  # parts of at least `size` inputs: one alone has no variance
+    parts = list(zip(*(x.tensor_split(count) for x in drawn), strict=True))
+    generator = torch.Generator().manual_seed(seed)
+    done = []
+    for number, part in enumerate(parts):
+
+        def step_done(step: int, number: int = number) -> None:
+            advance(number * steps + step, len(parts) * steps)
+
+        done.append(_matched(frozen, norms, exact, part, steps, generator, step_done))
+    return tuple(torch.cat(column) for column in zip(*done, strict=True))
+
+
+def _numbers(model: nn.Module, example: Arguments, n: int | None) -> tuple[int, int]:
+    """How many inputs and how many steps."""
+    args, kwargs = example
+    batch = max(1, len(slots(model, example)[1][0]))
+    macs = max(1, measure(model, args, kwargs).macs // batch)
+    if n is None:
+        n = min(MOST, max(FEWEST, int(WORK / (macs * STEPS))))
+    return n, min(STEPS, max(FEWEST_STEPS, int(WORK / (macs * n))))
+
+
+def _matched(
+    model: nn.Module,
+    norms: Sequence[_BatchNorm],
+    example: Arguments,
+    start: Sequence[Tensor],
+    steps: int,
+    generator: torch.Generator,
+    step_done: Callable[[int], None],
+) -> list[Tensor]:
+    """Some inputs after so many steps, or fewer if these gain nothing."""
+    inputs = [x.clone().requires_grad_(x.is_floating_point()) for x in start]
+    signals = [x for x in inputs if x.requires_grad]
+    optimizer = torch.optim.Adam(signals, lr=RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    losses: list[float] = []
+    for step in range(steps):
+        with _mismatches(norms) as terms:
+            moved = [_moved(x, step, generator) if x.requires_grad else x for x in inputs]
+            args, kwargs = fill(example, moved)
+            model(*args, **kwargs)
+        if not terms or not any(term.requires_grad for term in terms):
+            raise ValueError(
+                "no gradient reaches the inputs from what BatchNorm layers read: none of those "
+                "with trained statistics is used, or something in between has no gradient"
+            )
+        loss = torch.stack(terms).sum()
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise FloatingPointError(
+                f"what BatchNorm layers read became {losses[-1]} on inputs made of noise"
+            )
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        step_done(step + 1)
+        if len(losses) >= 2 * _LOOK and not len(losses) % _LOOK:
+            last, before = sum(losses[-_LOOK:]), sum(losses[-2 * _LOOK : -_LOOK])
+            if last > _GAIN * before:
+                step_done(steps)
+                break
+    return [x.detach() for x in inputs]
+
+
+@contextmanager
+def _mismatches(norms: Sequence[_BatchNorm]) -> Iterator[list[Tensor]]:
+    """How far what each BatchNorm reads is from what it remembers, in a forward pass."""
+    terms: list[Tensor] = []
+
+    def compare(norm: _BatchNorm, read: tuple[Tensor, ...]) -> None:
+        x = read[0]
+        over = [dim for dim in range(x.dim()) if dim != 1]
+        mean, var = x.mean(over), x.var(over, correction=0)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        true = norm.running_var + norm.eps
+        shift = ((mean - norm.running_mean).square() / true).mean()
+        # the root of a variance of zero has no gradient
+        terms.append(shift + ((var / true + 1e-8).sqrt() - 1).square().mean())
+
+    hooks = [norm.register_forward_pre_hook(compare) for norm in norms]
+    try:
+        yield terms
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _moved(x: Tensor, step: int, generator: torch.Generator) -> Tensor:
+    """Shifted by up to a sixteenth in space or time; images mirrored in every other step."""
+    if x.dim() < 3:
+        return x
+    dims = list(range(2, x.dim()))
+    reach = [x.shape[dim] // 16 for dim in dims]
+    shifts = [int(torch.randint(2 * r + 1, (1,), generator=generator)) - r for r in reach]
+    x = torch.roll(x, shifts, dims)
+    return x.flip(-1) if step % 2 and x.dim() > 3 else x

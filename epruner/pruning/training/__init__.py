@@ -1,0 +1,1 @@
+"""How does a small network learn on? From labels, or from what the original answers."""
