@@ -1,18 +1,19 @@
-"""The table by which the default method is decided: trained networks x budgets x methods.
+"""The table by which the default method is decided: trained networks x budgets x methods x inputs.
 
     python benchmarks/methods.py                          # everything that is not there yet
     python benchmarks/methods.py theo --macs 0.6          # one network, one budget
     python benchmarks/methods.py encoder --methods auto l1 --inputs 32   # a try, nothing written
 
-By the public functions only. What learns from inputs has unlabelled ones (at most 400) of its own;
-all is judged on inputs that nothing has seen: top-1 accuracy where these have labels, otherwise
-what is kept of the whole network's answers (its first class, or the ten nearest neighbours), and
-always the squared error of the output over its variance. Images for networks of ImageNet are
-CIFAR-10's, enlarged fourfold: natural, if not sharp.
+By the public functions only. "auto" and "exemplar" are tried without any input (noise), with
+synthetic ones, and with unlabelled ones; "auto" also distilled after that. All is judged on inputs
+that nothing has seen: top-1 accuracy where these have labels, otherwise what is kept of the whole
+network's answers (its first class, or the ten nearest neighbours), and always the squared error of
+the output over its variance. Images for networks of ImageNet are CIFAR-10's, enlarged fourfold:
+natural, if not sharp.
 
 Each row is one choice of filters and one repair of it. Rows go to results/methods.json as they
-come, and the table to results/methods.md; methods that are there are skipped. All of it takes some
-25 minutes on two cores of their own. Needs checkpoints and images (EPRUNER_DATA) and the wheels of
+come, and the table to results/methods.md; rows that are there are skipped. All of it takes two
+hours on two cores of their own. Needs checkpoints and images (EPRUNER_DATA) and the wheels of
 tests/pruning/wheels.py and benchmarks/sentences.py.
 """
 
@@ -48,6 +49,8 @@ from epruner.pruning import Analysis  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 REPAIRS = ("none", "merge", "batchnorm", "least_squares")
+USUAL = 400
+Inputs = int | str  # how many, or what was made up
 METHODS: dict[str, str | Method] = {
     "auto": "auto",
     "reconstruction": "reconstruction",
@@ -63,15 +66,26 @@ class Case:
     """A trained network with inputs to learn from and others to be judged on."""
 
     model: nn.Module
-    calibration: Tensor
+    pool: Tensor  # inputs to learn from
     held_out: Tensor
     judge: Callable[[Tensor], Score]  # from the whole network's outputs
     all_repairs: bool = False
+
+    @property
+    def calibration(self) -> Tensor:
+        """The usual number of them."""
+        return self.pool[:USUAL]
 
     @cached_property
     def analysis(self) -> Analysis:
         """Made once, for all budgets and methods."""
         return epruner.analyse(self.model, self.calibration[:1])
+
+    @cached_property
+    def synthetic(self) -> tuple[Tensor, Tensor]:
+        """Synthetic inputs, made once, and the time that it took."""
+        start = clock()
+        return epruner.synthesise(self.model, self.calibration[:1]), clock() - start  # type: ignore[return-value]
 
 
 def image_case(name: str, count: int) -> Case:
@@ -84,7 +98,7 @@ def image_case(name: str, count: int) -> Case:
         expect(abs(found - published) < 0.11, f"{name}: {found} % instead of {published} %")
         return lambda outputs: top1(outputs, labels)
 
-    calibration, _ = cifar.lossless("train", min(count, 400))
+    calibration, _ = cifar.lossless("train", count)
     return Case(cifar.network(name), calibration, images, judge, all_repairs=name == "theo")
 
 
@@ -125,17 +139,39 @@ def sentence_case(_: str, count: int) -> Case:
     return Case(model, first, second, lambda whole: lambda outputs: kept(outputs, whole))
 
 
-ALL = tuple(METHODS)
+@dataclass(frozen=True)
+class Grid:
+    """What is tried on a network.
+
+    Parameters
+    ----------
+    load : callable
+        From the network's name and the number of inputs to learn from.
+    budgets : tuple of float
+    methods : tuple of str
+        Fewer where each takes a minute.
+    inputs : tuple
+        That "auto" learns from.
+    distilled : tuple
+        Of these or others, at the two smallest budgets.
+    """
+
+    load: Callable[[str, int], Case]
+    budgets: tuple[float, ...]
+    methods: tuple[str, ...]
+    inputs: tuple[Inputs, ...] = ("noise", "synthetic", USUAL)
+    distilled: tuple[Inputs, ...] = ()
+
+
+ALL, MANY = ("noise", "synthetic", 128, USUAL, 2000), ("synthetic", USUAL)
 SOME = ("auto", "uniform, reconstruction", "exemplar", "l1")
-FEW = ("auto", "uniform, reconstruction", "l1")
-# by network: how to get it, budgets, methods (fewer where each takes a minute)
-CASES: dict[str, tuple[Callable[[str, int], Case], tuple[float, ...], Sequence[str]]] = {
-    "theo": (image_case, (0.6, 0.4), ALL),
-    "akamaster": (image_case, (0.6, 0.4), SOME),
-    "resnet20": (image_case, (0.6, 0.4), SOME),
-    "mobilenetv2": (imagenet_case, (0.7, 0.5), FEW),
-    "efficientnet-lite0": (imagenet_case, (0.7, 0.5), FEW),
-    "encoder": (sentence_case, (0.8, 0.6), FEW),
+CASES = {
+    "theo": Grid(image_case, (0.7, 0.6, 0.4), tuple(METHODS), ALL, (*MANY, 7728)),
+    "akamaster": Grid(image_case, (0.7, 0.6, 0.4), SOME, ALL, MANY),
+    "resnet20": Grid(image_case, (0.6, 0.4), SOME, distilled=MANY),
+    "mobilenetv2": Grid(imagenet_case, (0.7, 0.5), SOME),
+    "efficientnet-lite0": Grid(imagenet_case, (0.7, 0.5), SOME),
+    "encoder": Grid(sentence_case, (0.8, 0.6), SOME, ("noise", USUAL)),
 }
 
 
@@ -214,16 +250,17 @@ def clock() -> Tensor:
     return torch.tensor([time.perf_counter(), time.process_time()], dtype=torch.float64)
 
 
-def smaller(case: Case, macs: float, label: str) -> Iterator[tuple[str, int, nn.Module, Tensor]]:
-    """What a method makes: the repair, how many inputs it learnt from, the network, its times."""
-    model, data, example = case.model, case.calibration, case.calibration[:1]
-    if label == "auto":  # as a whole, the others station by station
-        for calibrate in (None, data):
-            start = clock()
-            small = epruner.prune(model, example, macs=macs, calibrate=calibrate).model
-            inputs = 0 if calibrate is None else len(data)
-            yield "auto", inputs, small, clock() - start
+def smaller(
+    case: Case, macs: float, label: str, grid: Grid
+) -> Iterator[tuple[str, Inputs, nn.Module, Tensor]]:
+    """What a method makes: the repair, what it learnt from, the network, its times."""
+    if label in ("auto", "exemplar"):  # as a whole, the others station by station
+        distilled = grid.distilled if macs in grid.budgets[-2:] else ()
+        inputs = dict.fromkeys((*grid.inputs, *distilled))
+        for given in inputs if label == "auto" else ("noise", USUAL):
+            yield from whole_way(case, macs, label, given, given in distilled)
         return
+    model, data, example = case.model, case.calibration, case.calibration[:1]
     needs_data = "reconstruction" in label
     repairs = ("least_squares",) if needs_data else ("none", "merge", "least_squares")
     start = clock()
@@ -233,19 +270,50 @@ def smaller(case: Case, macs: float, label: str) -> Iterator[tuple[str, int, nn.
     sliced = plan.apply(model)
     selected = clock() - start
     for repair in REPAIRS if case.all_repairs else repairs:
-        given = data if repair in ("batchnorm", "least_squares") else None
+        shown = data if repair in ("batchnorm", "least_squares") else None
         start = clock()
         small = sliced
         if repair != "none":
             small, _ = epruner.repair(
-                model, sliced, plan, calibrate=given, repair=repair, inputs=example
+                model, sliced, plan, calibrate=shown, repair=repair, inputs=example
             )
-        inputs = len(data) if needs_data or given is not None else 0
-        yield repair, inputs, small, selected + clock() - start
+        count = len(data) if needs_data or shown is not None else 0
+        yield repair, count, small, selected + clock() - start
+
+
+def whole_way(
+    case: Case, macs: float, method: str, given: Inputs, distilled: bool
+) -> Iterator[tuple[str, Inputs, nn.Module, Tensor]]:
+    """One call of `prune`, and what distillation makes of its network."""
+    example, taken = case.calibration[:1], torch.zeros(2, dtype=torch.float64)
+    calibrate: Any = given
+    if given == "synthetic":
+        calibrate, taken = case.synthetic
+    elif given == "noise":
+        calibrate = None
+    elif isinstance(given, int):
+        calibrate = case.pool[:given]
+        given = len(calibrate)
+    # least squares gain little from more than two thousand inputs
+    fitted = calibrate[:USUAL] if given == 7728 else calibrate
+    start = clock()
+    small = epruner.prune(case.model, example, macs=macs, method=method, calibrate=fitted).model
+    taken = taken + clock() - start
+    if given != 7728:
+        yield "auto", given, small, taken
+    if distilled and method == "auto":
+        start = clock()
+        small, _ = epruner.distill(case.model, small, calibrate)
+        yield "distill", given, small, taken + clock() - start
 
 
 def measure(
-    table: Table, name: str, case: Case, budgets: Sequence[float], methods: Sequence[str]
+    table: Table,
+    name: str,
+    case: Case,
+    grid: Grid,
+    budgets: Sequence[float],
+    methods: Sequence[str],
 ) -> None:
     """All rows of one network."""
     whole = outputs(case.model, case.held_out)
@@ -254,7 +322,7 @@ def measure(
     for macs, label in product(budgets, methods):
         if not table.lacks(name, macs, label):
             continue
-        for repair, inputs, small, took in smaller(case, macs, label):
+        for repair, inputs, small, took in smaller(case, macs, label, grid):
             share = multiply_adds(small, case.calibration[:1]) / full
             expect(0.99 * macs <= share <= macs, f"{name}: {share:.4f} instead of {macs}")
             got = outputs(small, case.held_out)
@@ -272,35 +340,57 @@ def measure(
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Score and error, with and without calibration inputs; the best of a line is bold."""
-    parts = []
-    for title, repairs in (
-        ("With calibration inputs: least squares", ("auto", "least_squares")),
-        ("Without: merge", ("auto", "merge")),
-    ):
-        found = [r for r in rows if r["repair"] in repairs]
-        found = [r for r in found if (r["inputs"] > 0) == ("least_squares" in repairs)]
-        for what, best in (("score", max), ("error", min)):
-            methods = list(dict.fromkeys(r["method"] for r in found))
-            lines = [
-                f"| network | MACs | {' | '.join(methods)} |",
-                "|" + "---|" * (2 + len(methods)),
-            ]
-            for network, macs in dict.fromkeys((r["network"], r["macs"]) for r in found):
-                line = {
-                    r["method"]: r for r in found if (r["network"], r["macs"]) == (network, macs)
-                }
-                leader = best(r[what] for r in line.values())
-                cells = [
-                    "" if m not in line
-                    else f"**{line[m][what]}**" if line[m][what] == leader
-                    else f"{line[m][what]}"
-                    for m in methods
-                ]  # fmt: skip
-                base = next(iter(line.values()))["base"]
-                lines.append(f"| {network} ({base}) | {macs} | {' | '.join(cells)} |")
-            parts.append(f"{title}, {what}\n\n" + "\n".join(lines) + "\n")
-    return "\n".join(parts)
+    """The default by what it learns from, and methods beside each other."""
+    default = [row for row in rows if row["method"] == "auto"]
+    usual = {row["network"]: row["inputs"] for row in rows if row["repair"] == "least_squares"}
+
+    def learned(row: dict[str, Any]) -> str:
+        return f"{row['inputs']}{', distilled' if row['repair'] == 'distill' else ''}"
+
+    def method(row: dict[str, Any]) -> str:
+        return str(row["method"])
+
+    given = [
+        row for row in rows
+        if row["repair"] in ("auto", "least_squares") and row["inputs"] == usual[row["network"]]
+    ]  # fmt: skip
+    unseen = [
+        row for row in rows
+        if row["inputs"] in ("noise", 0) and row["repair"] in ("auto", "merge")
+    ]  # fmt: skip
+    return "\n".join(
+        sheet(f"{title}: {what}", found, what, column)
+        for title, found, column, whats in (
+            (
+                "The default, by what it learns from",
+                default,
+                learned,
+                ("score", "error", "seconds"),
+            ),
+            ("Methods, from unlabelled inputs", given, method, ("score", "error")),
+            ("Methods, without any input", unseen, method, ("score", "error")),
+        )
+        for what in whats
+    )
+
+
+def sheet(
+    title: str,
+    rows: Sequence[dict[str, Any]],
+    what: str,
+    column: Callable[[dict[str, Any]], str],
+) -> str:
+    """One table of numbers; the best of a line is bold."""
+    columns = list(dict.fromkeys(map(column, rows)))
+    lines = [f"| network | MACs | {' | '.join(columns)} |", "|" + "---|" * (2 + len(columns))]
+    for network, macs in dict.fromkeys((r["network"], r["macs"]) for r in rows):
+        line = {column(r): r for r in rows if (r["network"], r["macs"]) == (network, macs)}
+        numbers = [line[name][what] if name in line else None for name in columns]
+        best = (max if what == "score" else min)(n for n in numbers if n is not None)
+        cells = ["" if n is None else f"**{n}**" if n == best else f"{n}" for n in numbers]
+        base = next(iter(line.values()))["base"]
+        lines.append(f"| {network} ({base}) | {macs} | {' | '.join(cells)} |")
+    return f"{title}\n\n" + "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -314,9 +404,10 @@ def main() -> None:
     warnings.simplefilter("ignore")
     table = Table(RESULTS / "methods.json" if args.inputs is None else None)
     for name in args.networks or CASES:
-        load, budgets, methods = CASES[name]
-        case = load(name, args.inputs or 400)
-        measure(table, name, case, args.macs or budgets, args.methods or methods)
+        grid = CASES[name]
+        most = max(given for given in (*grid.inputs, *grid.distilled) if isinstance(given, int))
+        case = grid.load(name, args.inputs or most)
+        measure(table, name, case, grid, args.macs or grid.budgets, args.methods or grid.methods)
 
 
 if __name__ == "__main__":

@@ -295,7 +295,7 @@ def _prune(
     repair: str | None,
     budget: Mapping[str, Any],
 ) -> PruningResult:
-    from epruner.pruning.data.evidence import kind_of
+    from epruner.pruning.data.evidence import MADE_UP, kind_of
     from epruner.pruning.errors import TraceError
     from epruner.pruning.options import Constraints, preset
     from epruner.pruning.pipeline import prune
@@ -305,7 +305,11 @@ def _prune(
         constraints["n_filters"] = dict(constraints.get("n_filters", ()))
         given["constraints"] = Constraints(**constraints)
     if args.calibrate is not None:
-        given["calibrate"] = _images(args, args.calibrate).spread(args.calibrate_images)
+        given["calibrate"] = (
+            args.calibrate
+            if args.calibrate in MADE_UP
+            else _images(args, args.calibrate).spread(args.calibrate_images)
+        )
     chosen: Any = method or "auto"
     if parts := _given(args, options.PARTS):
         exemplars = not {"beta", "recipe"}.isdisjoint(budget)

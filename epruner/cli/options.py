@@ -63,13 +63,14 @@ CONSTRAINTS: Mapping[str, Mapping[str, Any]] = {
 
 METHOD: Mapping[str, Any] = {
     "metavar": "NAME",
-    "help": "auto (the best known, default), reconstruction (needs --calibrate), exemplar, paper, "
-    "l1, l2, fpgm or random",
+    "help": "auto (the best known, default), reconstruction, exemplar, paper, l1, l2, fpgm or "
+    "random",
 }
 
 REPAIR: Mapping[str, Any] = {
-    "choices": ("none", "merge", "batchnorm", "least_squares"),
-    "help": "of the pruned network (default: least_squares with --calibrate, else merge)",
+    "choices": ("none", "merge", "batchnorm", "least_squares", "distill"),
+    "help": "of the pruned network (default: least_squares, or merge where even noise tells "
+    "nothing; distill trains on after that, from --calibrate)",
 }
 
 # Fields of `Method`: parts of the method that are not as its name says.
@@ -83,9 +84,9 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
         "help": "instead of the method's: which filters stay, once their number is set",
     },
     "features": {
-        "choices": ("weights", "folded", "activations"),
-        "help": "what filters are compared by: weights (default), with BatchNorm folded in, or "
-        "responses to the images of --calibrate",
+        "choices": ("weights", "losses", "folded", "activations"),
+        "help": "what filters are compared by: weights, what their readers lose when one stands in "
+        "for another, weights with BatchNorm folded in, or responses to inputs",
     },
 }
 
@@ -186,12 +187,14 @@ def pruning(sub: argparse.ArgumentParser) -> None:
 
 
 def calibration(sub: argparse.ArgumentParser) -> None:
-    """Images that choose filters and repair."""
+    """What filters are chosen and repaired by."""
     group = sub.add_argument_group("calibration")
     group.add_argument(
         "--calibrate",
         metavar="SOURCE",
-        help="images without labels: a folder, FILE.npz or FILE.npz:KEY (uint8, n x h x w x c)",
+        help="images without labels: a folder, FILE.npz or FILE.npz:KEY (uint8, n x h x w x c); or "
+        "noise (default where it tells something) or synthetic, made to match the network's "
+        "BatchNorm statistics",
     )
     group.add_argument(
         "--calibrate-images", type=positive, default=400, metavar="N", help="of them (default 400)"

@@ -61,8 +61,8 @@ def prune(
 ) -> PruningResult:
     """Make a smaller network of the filters that matter.
 
-    Needs no data; with a few hundred inputs the smaller network is repaired by them. The same in
-    steps: `analyse`, its `select`, `Plan.apply` and `repair`.
+    Needs no data, and does better with a few hundred unlabelled inputs. The same in steps:
+    `analyse`, its `select`, `Plan.apply` and `repair`.
 
     Parameters
     ----------
@@ -84,13 +84,17 @@ def prune(
     recipe : str or Recipe, optional
         A published row, by name or from `epruner.recipes.published`: it sets `layers` and `beta`,
         and at least one filter a layer unless `constraints` are given.
-    calibrate : Tensor or iterable of tensors, tuples or dicts, optional
-        A few hundred inputs, without labels, shaped like `inputs` but for the first size. A part
-        of them is held back, to judge what is learnt from the others.
+    calibrate : Tensor, iterable of tensors, tuples or dicts, "noise" or "synthetic", optional
+        What filters are chosen and repaired by: a few hundred inputs, without labels, shaped like
+        `inputs` but for the first size; noise of natural statistics; or inputs made to match what
+        BatchNorm layers remember (see `synthesise`; takes minutes). A part is held back, to judge
+        what is learnt from the others. Default: noise, if the network has BatchNorm that was
+        trained or other layers that normalise; else nothing.
     method : str or Method
-        "auto" (the best known, measured with and without calibration inputs), "exemplar", "paper"
-        (the same without repair), "reconstruction", "l1", "l2", "fpgm", "random", or a `Method`.
-    repair : {"auto", "none", "merge", "batchnorm", "least_squares"}, optional
+        "auto" (the best known), "reconstruction", "exemplar" (exemplars of what the readers of a
+        filter lose), "paper" (exemplars of weights, without repair), "l1", "l2", "fpgm", "random",
+        or a `Method`.
+    repair : {"auto", "none", "merge", "batchnorm", "least_squares", "distill"}, optional
         Instead of the method's last part.
     constraints : Constraints, optional
         Least number of filters of a layer, multiples, given numbers.
@@ -211,21 +215,24 @@ def repair(
     model, small : torch.nn.Module
         The original, and what `plan` makes of it; neither is modified.
     plan : Plan
-    calibrate : Tensor or iterable of tensors, tuples or dicts, optional
-        A few hundred inputs, without labels.
-    repair : {"auto", "none", "merge", "batchnorm", "least_squares"}
-        See `Method`. "auto" is least squares with calibration inputs and merge without.
+    calibrate : as for `prune`, optional
+    repair : {"auto", "none", "merge", "batchnorm", "least_squares", "distill"}
+        See `Method`.
     inputs : as for `prune`, optional
-        Example inputs, or an `Analysis`. Needed for merge, and where calibration inputs do not
-        tell how the model is called: it has arguments that are no tensors, or dicts name them
+        Example inputs, or an `Analysis`. Needed where calibration inputs do not tell how the model
+        is called: there are none, it has arguments that are no tensors, or dicts name them
         otherwise.
+    random_state : int
+        Seed of everything that draws.
+    progress : bool
+        Show a progress bar on standard error.
 
     Returns
     -------
     model : torch.nn.Module
         A repaired copy of `small`.
     repair : Repair or None
-        What was done, if it was done from calibration inputs.
+        What was done, if it was learnt from inputs, given or made up.
 
     Raises
     ------
@@ -297,8 +304,8 @@ def distill(
     inputs : as for `prune`, optional
         Example inputs, as for `repair`.
     steps : int, optional
-        Of 64 inputs. Default: 9.5 times the root of their number (170 for 400, of which 320 are
-        learned from).
+        Of 64 inputs. Default: 150, and 5 times the root of the number of inputs that are learned
+        from.
     lr : float, optional
         Of AdamW with a one-cycle schedule; default 1e-3.
     augment : callable

@@ -115,8 +115,9 @@ def test_filters_stay_on_the_device(cupy: Any) -> None:
 
 def test_pruning_stays_on_the_device(data_dir: Path) -> None:
     model = trained_resnet(data_dir, "theo")
-    expected = prune(model, (1, 3, 32, 32), beta=0.76)
-    found = prune(model.cuda(), (1, 3, 32, 32), beta=0.76)
+    options: dict[str, Any] = {"beta": 0.76, "method": "paper"}
+    expected = prune(model, (1, 3, 32, 32), **options)
+    found = prune(model.cuda(), (1, 3, 32, 32), **options)
     assert not found.report.notes
     assert next(found.model.parameters()).is_cuda
     kept = {layer.name: layer.after for layer in found.report.layers}
@@ -125,6 +126,10 @@ def test_pruning_stays_on_the_device(data_dir: Path) -> None:
         np.testing.assert_array_equal(found.kept[name], members)
     smaller = prune(model, (1, 3, 32, 32), macs=0.5)
     assert smaller.report.after.macs <= 0.5 * smaller.report.before.macs
+    assert smaller.report.settings["evidence"] == "noise"
+    assert smaller.report.repair is not None
+    assert smaller.report.repair.after < smaller.report.repair.before
+    assert next(smaller.model.parameters()).is_cuda
 
 
 def test_arrays_on_two_devices_are_refused(cupy: Any) -> None:

@@ -100,7 +100,13 @@ def by_stations(
     small = plan.apply(model)
     before = copy.deepcopy(small)
     repaired, done = epruner.repair(
-        model, small, plan, calibrate=calibrate, repair=repair, inputs=inputs
+        model,
+        small,
+        plan,
+        calibrate=calibrate,
+        repair=repair,
+        inputs=inputs,
+        random_state=options.get("random_state", 0),
     )
     assert_same_bits(small, before)  # what is repaired is a copy
     return plan, repaired, done
@@ -126,11 +132,33 @@ class TestStations:
     def test_without_calibration_inputs(self, network: str, options: dict[str, Any]) -> None:
         model, inputs, _ = made(network)
         whole = epruner.prune(model, inputs, **options)
-        repair = whole.report.settings["method"]["repair"]
+        settings = whole.report.settings
+        repair = settings["method"]["repair"]
+        plain = network == "two-inputs"  # no layer normalises: nothing to learn from noise
+        if options.get("method") in ("paper", OWN):
+            assert (repair, settings["evidence"]) == ("none", "none")
+        else:
+            expected = ("merge", "none") if plain else ("least_squares", "noise")
+            assert (repair, settings["evidence"]) == expected
         plan, small, done = by_stations(model, inputs, calibrate=None, repair=repair, **options)
         assert plan == whole.plan
-        assert done is whole.report.repair is None
+        assert done == whole.report.repair
+        assert (done is None) == (settings["evidence"] == "none")
+        assert done is None or (done.inputs == "noise" and done.after < done.before)
         assert_same_bits(small, whole.model)
+
+    @pytest.mark.parametrize("network", ["vgg", "vit"])
+    def test_noise_by_its_name_is_the_default(self, network: str) -> None:
+        model, inputs, _ = made(network)
+        default = epruner.prune(model, inputs, macs=0.6)
+        options: dict[str, Any] = {"calibrate": "noise", "macs": 0.6}
+        whole = epruner.prune(model, inputs, **options)
+        assert whole.report.settings == default.report.settings
+        plan, small, done = by_stations(model, inputs, repair="auto", **options)
+        assert plan == whole.plan == default.plan
+        assert done == whole.report.repair == default.report.repair
+        assert_same_bits(small, whole.model)
+        assert_same_bits(default.model, whole.model)
 
     @pytest.mark.parametrize("network", NETWORKS)
     @pytest.mark.parametrize(
@@ -236,7 +264,7 @@ def test_select_takes_the_modules_of_the_network_as_prune_does() -> None:
 
 
 def test_select_does_not_ask_for_what_only_the_repair_needs() -> None:
-    net = epruner.analyse(vgg(), IMAGE)
+    net = epruner.analyse(networks.Vgg().eval(), IMAGE)
     method = Method("uniform", "l1", repair="least_squares")
     assert net.select(macs=0.5, method=method) == net.select(macs=0.5, method="l1")
 
@@ -292,6 +320,26 @@ WAYS: dict[str, Any] = {
 }
 
 
+# What needs a network to be shown something, and how it is refused where nothing can be.
+SHOWN: list[tuple[dict[str, Any], str]] = [
+    ({"method": "reconstruction"}, "allocation='reconstruction' needs calibrate, "),
+    (
+        {"method": Method("uniform", "reconstruction")},
+        "importance='reconstruction' needs calibrate, a few hundred inputs without labels",
+    ),
+    (
+        {"method": Method("uniform", "l1", features="activations")},
+        "features='activations' needs calibrate, ",
+    ),
+    ({"method": METHODS["exemplar"]}, "features='losses' needs calibrate, "),
+    ({"repair": "least_squares"}, "repair='least_squares' needs calibrate, "),
+]
+UNSHOWN: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
+    "untrained": lambda: (networks.Vgg().eval(), IMAGE),
+    "plain": lambda: made("two-inputs")[:2],
+}
+
+
 class TestRefusals:
     """What makes no sense is refused before any work, and the message says what to do."""
 
@@ -344,7 +392,7 @@ class TestRefusals:
             (
                 ("uniform", "l1", "colour"),
                 ValueError,
-                "features must be one of 'weights', 'folded'",
+                "features must be one of 'weights', 'losses', 'folded'",
             ),
             (("uniform", "l1", 3), TypeError, "features must be one of .* or a function, got 3"),
             (("uniform", "l1", "weights", "pray"), ValueError, "repair must be one of 'auto', 'no"),
@@ -399,35 +447,69 @@ class TestRefusals:
         with pytest.raises(error, match=message):
             Budget(function, share)
 
+    @pytest.mark.parametrize("network", ["untrained", "plain"])
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"method": "reconstruction"}, "allocation='reconstruction' needs calibrate, "),
-            (
-                {"method": Method("uniform", "reconstruction")},
-                "importance='reconstruction' needs calibrate, a few hundred inputs without labels",
-            ),
-            (
-                {"method": Method("uniform", "l1", features="activations")},
-                "features='activations' needs calibrate, ",
-            ),
-            ({"repair": "least_squares"}, "repair='least_squares' needs calibrate, "),
+            *SHOWN,
             ({"method": "l1", "repair": "batchnorm"}, "repair='batchnorm' needs calibrate, "),
+            ({"method": "l1", "repair": "distill"}, "repair='distill' needs calibrate, "),
             (
                 {"method": Method("uniform", "l1", repair="batchnorm")},
                 "repair='batchnorm' needs calibrate, ",
+            ),
+        ],
+        ids=str,
+    )
+    def test_methods_where_nothing_can_be_shown(
+        self, network: str, options: dict[str, Any], message: str
+    ) -> None:
+        model, inputs = UNSHOWN[network]()
+        with pytest.raises(ValueError, match=message):
+            epruner.prune(model, inputs, macs=0.5, **options)
+
+    @pytest.mark.filterwarnings("ignore::epruner.pruning.errors.RepairWarning")
+    @pytest.mark.parametrize("options", [options for options, _ in SHOWN], ids=str)
+    def test_noise_will_do_for_others(self, options: dict[str, Any]) -> None:
+        result = epruner.prune(vgg(), IMAGE, macs=0.5, **options)
+        assert result.report.settings["evidence"] == "noise"
+        assert result.report.repair is not None
+        assert result.report.repair.inputs == "noise"
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"method": "l1", "repair": "batchnorm"}, "repair='batchnorm' .* or 'synthetic'"),
+            ({"repair": "distill"}, "repair='distill' needs calibrate, .* or 'synthetic'"),
+            (
+                {"method": Method("uniform", "l1", repair="batchnorm"), "calibrate": "noise"},
+                "repair='batchnorm' needs calibrate, .* or 'synthetic'",
+            ),
+            (
+                {"calibrate": "images"},
+                "calibrate must be inputs, 'noise' or 'synthetic', got 'images'",
             ),
             (
                 {"method": "exemplars"},
                 "method must be one of 'auto', 'exemplar', 'pa.*a Method",
             ),
             ({"repair": "pray"}, "repair must be one of 'auto', 'none', 'merge'.*got 'pray'"),
+            (
+                {"macs": None, "beta": 0.7, "method": METHODS["exemplar"]},
+                "beta and recipe compare weights, not losses",
+            ),
         ],
         ids=str,
     )
     def test_methods(self, options: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            epruner.prune(vgg(), IMAGE, macs=0.5, **options)
+            epruner.prune(vgg(), IMAGE, **({"macs": 0.5} | options))
+
+    @pytest.mark.parametrize("network", ["untrained", "plain"])
+    def test_synthetic_inputs_where_nothing_is_remembered(self, network: str) -> None:
+        model, inputs = UNSHOWN[network]()
+        with pytest.raises(ValueError, match="this network has none that do; give a few hundred"):
+            epruner.prune(model, inputs, macs=0.5, calibrate="synthetic")
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -470,14 +552,30 @@ class TestRefusals:
             ({"plan": None}, TypeError, r"plan must be an epruner\.Plan, got NoneType"),
             ({"repair": "pray"}, ValueError, "repair must be one of 'auto', 'none', .*got 'pray'"),
             ({"repair": None}, TypeError, "repair must be one of .*got None"),
-            ({"calibrate": None}, ValueError, "repair='merge' needs inputs="),
+            ({"calibrate": None}, ValueError, "without calibration inputs repair needs inputs="),
             (
-                {"calibrate": None, "repair": "least_squares"},
+                {"calibrate": None, "repair": "merge"},
                 ValueError,
-                "repair='least_squares' needs calibrate, a few hundred inputs without labels",
+                "without calibration inputs repair needs inputs=",
+            ),
+            ({"calibrate": "noise"}, ValueError, "without calibration inputs repair needs inputs="),
+            (
+                {"calibrate": None, "repair": "batchnorm", "inputs": IMAGE},
+                ValueError,
+                "repair='batchnorm' needs calibrate, a few hundred .* labels or 'synthetic'",
+            ),
+            (
+                {"calibrate": "noise", "repair": "distill", "inputs": IMAGE},
+                ValueError,
+                "repair='distill' needs calibrate, a few hundred .* labels or 'synthetic'",
             ),
             ({"calibrate": []}, ValueError, "calibrate is empty: it must give at least one batch"),
-            ({"calibrate": "images"}, TypeError, "calibrate must be a tensor .*got str"),
+            (
+                {"calibrate": "images"},
+                ValueError,
+                "calibrate must be inputs, 'noise' or 'synthetic', got 'images'",
+            ),
+            ({"calibrate": b"images"}, TypeError, "calibrate must be a tensor .*got bytes"),
             ({"calibrate": 3}, TypeError, "calibrate must be a tensor .*got int"),
             ({"calibrate": [1, 2]}, TypeError, "batch 0 must be a tensor, a tuple .*got int"),
             (
@@ -494,6 +592,15 @@ class TestRefusals:
         given: dict[str, Any] = {"model": model, "small": plan.apply(model), "plan": plan}
         with pytest.raises(error, match=message):
             epruner.repair(**(given | {"calibrate": images()} | change))
+
+    @pytest.mark.parametrize("network", ["untrained", "plain"])
+    @pytest.mark.parametrize("repair", ["least_squares", "batchnorm", "distill"])
+    def test_repair_where_nothing_can_be_shown(self, network: str, repair: str) -> None:
+        model, inputs = UNSHOWN[network]()
+        plan = epruner.analyse(model, inputs).select(macs=0.5)
+        message = f"repair='{repair}' needs calibrate, a few hundred inputs without labels: the net"
+        with pytest.raises(ValueError, match=message):
+            epruner.repair(model, plan.apply(model), plan, repair=repair, inputs=inputs)
 
     def test_repair_of_what_does_not_belong_together(self) -> None:
         model = vgg()
@@ -616,38 +723,37 @@ class TestObjects:
             assert resolve("l1", repair, evidence="synthetic", exemplars=False)[0].repair == repair
 
 
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "macs": {"macs": 0.6},
+    "params": {"params": 0.6},
+    "budget": {"budget": WAYS["budget"]},
+    "n_filters": {"constraints": Constraints(n_filters={"features.3": 0.5})},
+    "beta": {"beta": 0.9},
+}
+
+
 @pytest.mark.filterwarnings("ignore::epruner.pruning.errors.RepairWarning")
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({"macs": 0.6}, Method("uniform", "l1", repair="merge")),
-        ({"params": 0.6}, Method("uniform", "l1", repair="merge")),
-        ({"budget": WAYS["budget"]}, Method("uniform", "l1", repair="merge")),
-        (
-            {"macs": 0.6, "calibrate": images()},
-            Method("reconstruction", "reconstruction", repair="least_squares"),
-        ),
-        ({"beta": 0.9}, Method("exemplar", "exemplar", repair="merge")),
-        (
-            {"beta": 0.9, "calibrate": images()},
-            Method("exemplar", "exemplar", repair="least_squares"),
-        ),
-        (
-            {"constraints": Constraints(n_filters={"features.3": 0.5})},
-            Method("uniform", "l1", repair="merge"),
-        ),
-    ],
-    ids=["macs", "params", "budget", "calibrated", "beta", "beta calibrated", "n_filters"],
-)
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "untrained"])
+@pytest.mark.parametrize("calibrate", [None, images()], ids=["", "calibrated"])
+@pytest.mark.parametrize("goal", DEFAULTS)
 def test_the_default_is_the_method_that_the_report_says(
-    options: dict[str, Any], expected: Method
+    goal: str, calibrate: Tensor | None, trained: bool
 ) -> None:
-    model = vgg()
+    model = vgg() if trained else networks.Vgg().eval()
+    options = {**DEFAULTS[goal], "calibrate": calibrate}
     found = epruner.prune(model, IMAGE, **options)
     settings = found.report.settings
+    evidence = "inputs" if calibrate is not None else "noise" if trained else "none"
+    names = ("uniform", "l1") if evidence == "none" else ("reconstruction",) * 2
+    expected = Method(
+        *(("exemplar",) * 2 if goal == "beta" else names),
+        repair="merge" if evidence == "none" else "least_squares",
+    )
     assert Method(**settings["method"]) == expected
+    assert settings["evidence"] == evidence
     assert settings["why"]
     assert settings["why"] in str(found.report)
+    assert (found.report.repair is None) == (evidence == "none")
     spelt = epruner.prune(model, IMAGE, method=expected, **options)
     assert spelt.report.settings == {**settings, "why": None}
     assert spelt.plan == found.plan
@@ -659,7 +765,8 @@ def test_a_recipe_is_a_rule_of_exemplars() -> None:
     model = stirred(networks.resnet20())
     result = epruner.prune(model, (1, 3, 32, 32), recipe=recipe)
     settings = result.report.settings
-    assert Method(**settings["method"]) == Method("exemplar", "exemplar", repair="merge")
+    assert Method(**settings["method"]) == Method("exemplar", "exemplar", repair="least_squares")
+    assert settings["evidence"] == "noise"
     assert "recipe" in settings["why"]
     assert settings["recipe"] == "own"
     net = epruner.analyse(model, (1, 3, 32, 32))
@@ -781,7 +888,7 @@ class TestBudgets:
         model, inputs, calibrate = made("grouped-se")
         result = epruner.prune(model, inputs, macs=share, layers=layers, calibrate=calibrate)
         assert result.report.settings["method"]["allocation"] == "reconstruction"
-        assert any("reconstruction cannot rank the channels" in n for n in result.report.notes)
+        assert any("the channels cannot be measured for " in n for n in result.report.notes)
         net = epruner.analyse(model, inputs)
         groups = [g for g in net.groups if not g.stream and (not layers or g.name in layers)]
         sizes = Sizes(net.costs, groups)

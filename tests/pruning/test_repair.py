@@ -257,8 +257,9 @@ def test_merge_takes_over_what_duplicates_passed_on(
             tensor.data[half:] = factor * tensor.data[:half]
     shape = (1, *SHAPES[kind])
     numbers = Constraints(n_filters={layer: half})
-    merged = epruner.prune(full, shape, constraints=numbers, method="exemplar", repair="merge")
-    sliced = epruner.prune(full, shape, constraints=numbers, method="exemplar", repair="none")
+    by_weights = Method("exemplar", "exemplar", "weights")
+    merged = epruner.prune(full, shape, constraints=numbers, method=by_weights, repair="merge")
+    sliced = epruner.prune(full, shape, constraints=numbers, method=by_weights, repair="none")
     assert sorted(merged.kept[layer] % half) == list(range(half))  # one of each pair
     x = inputs(SHAPES[kind], 20)
     assert error(merged.model, full, x) < 1e-9 < error(sliced.model, full, x)
@@ -307,7 +308,8 @@ def _nan() -> Tensor:
         ([], ValueError, "empty"),
         (_nan(), ValueError, "1 of 5 inputs"),
         (7, TypeError, "DataLoader"),
-        ("folder", TypeError, "str"),
+        ("folder", ValueError, "inputs, 'noise' or 'synthetic', got 'folder'"),
+        (b"folder", TypeError, "bytes"),
         ([{"label": torch.zeros(5)}], ValueError, "keys"),
         ([(3, torch.zeros(2))], TypeError, "batch 0"),
     ],
@@ -317,19 +319,57 @@ def test_bad_calibration_inputs(calibrate: Any, kind: type[Exception], message: 
         epruner.prune(network(Vgg), (1, 3, 16, 16), macs=0.6, calibrate=calibrate)
 
 
+NEEDY: list[tuple[dict[str, Any], str]] = [
+    ({"repair": "least_squares"}, "repair='least_squares' needs calibrate"),
+    ({"method": "reconstruction"}, "allocation='reconstruction' needs calibrate"),
+    ({"method": Method("uniform", "reconstruction")}, "importance='reconstruction' needs"),
+    ({"method": Method("uniform", "l1", "activations")}, "features='activations' needs"),
+    ({"method": Method("exemplar", "exemplar", "losses")}, "features='losses' needs"),
+]
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"repair": "magic"}, "repair must be one of"),
-        ({"repair": "least_squares"}, "repair='least_squares' needs calibrate"),
-        ({"method": "reconstruction"}, "allocation='reconstruction' needs calibrate"),
-        ({"method": Method("uniform", "reconstruction")}, "importance='reconstruction' needs"),
-        ({"method": Method("uniform", "l1", "activations")}, "features='activations' needs"),
-    ],
+    ("options", "message"), [({"repair": "magic"}, "repair must be one of"), *NEEDY]
 )
 def test_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        epruner.prune(network(Vgg), (1, 3, 16, 16), macs=0.5, **options)
+    with pytest.raises(ValueError, match=message):  # BatchNorm as new: noise has no scale
+        epruner.prune(Vgg().eval(), (1, 3, 16, 16), macs=0.5, **options)
+
+
+@pytest.mark.parametrize("options", [options for options, _ in NEEDY])
+def test_noise_makes_up_for_inputs_where_batchnorm_is_trained(options: dict[str, Any]) -> None:
+    full = network(Vgg)
+    result = epruner.prune(full, (1, 3, 16, 16), macs=0.5, **options)
+    assert result.report.settings["evidence"] == "noise"
+    assert result.report.repair is not None
+    assert result.report.repair.inputs == "noise"
+    assert result.report.repair.after < result.report.repair.before
+
+
+@pytest.mark.parametrize("repair", ["batchnorm", "distill"])
+def test_repairs_that_noise_is_not_enough_for(repair: str) -> None:
+    with pytest.raises(ValueError, match=f"repair='{repair}' needs calibrate, .* or 'synthetic'"):
+        epruner.prune(network(Vgg), (1, 3, 16, 16), macs=0.5, repair=repair)
+
+
+def test_where_noise_tells_nothing_weights_decide() -> None:
+    full = network(Vgg)
+    for module in full.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.0  # refused in training mode
+    with pytest.warns(RepairWarning, match="nothing could be learnt from noise.*eps") as caught:
+        result = epruner.prune(full, (1, 3, 16, 16), macs=0.6)
+    assert [w.filename for w in caught] == [__file__]
+    settings = result.report.settings
+    assert Method(**settings["method"]) == Method("uniform", "l1", repair="merge")
+    assert settings["evidence"] == "none"
+    assert str(caught[0].message) in result.report.notes
+    merged = epruner.prune(full, (1, 3, 16, 16), macs=0.6, method="l1", repair="merge")
+    assert result.plan == merged.plan
+    for key, value in result.model.state_dict().items():
+        assert torch.equal(value, merged.model.state_dict()[key]), key
+    with pytest.raises(ValueError, match="eps"):  # asked for by name
+        epruner.prune(full, (1, 3, 16, 16), macs=0.6, calibrate="noise")
 
 
 def test_several_inputs_by_position_and_by_name() -> None:
@@ -544,30 +584,39 @@ def test_values_that_no_input_decides_may_be_read() -> None:
     assert [layer.name for layer in result.report.repair.layers] == ["narrow"]
 
 
-def test_network_that_reads_its_inputs_stays_sliced_and_says_where() -> None:
+@pytest.mark.filterwarnings("ignore:no layer is ranked")
+@pytest.mark.parametrize("method", ["l1", "exemplar"])
+def test_network_that_reads_its_inputs_is_merged_and_says_where(method: str) -> None:
     torch.manual_seed(0)
-    x = torch.randn(40, 5, 12)
-    with pytest.warns(RepairWarning, match=r"depends on values.*in 'attention'"):
-        result = epruner.prune(
-            Encoder(1.0).eval(),
-            x[:1],
-            constraints=Constraints(n_filters={"wide": 0.5}),
-            method="exemplar",
-            calibrate=x,
-        )
+    x, model = torch.randn(40, 5, 12), Encoder(1.0).eval()
+    half = Constraints(n_filters={"wide": 0.5})
+    options: dict[str, Any] = {"constraints": half, "method": method, "calibrate": x}
+    message = r"least squares left off, merge in its place: .*depends on values.*in 'attention'"
+    with pytest.warns(RepairWarning, match=message) as caught:
+        result = epruner.prune(model, x[:1], **options)
     assert result.report.repair is None
+    assert str(caught[-1].message) in result.report.notes
+    assert result.report.settings["method"]["repair"] == "least_squares"
+    merged = epruner.prune(model, x[:1], **options, repair="merge")
+    assert result.plan == merged.plan
+    for key, value in result.model.state_dict().items():
+        assert torch.equal(value, merged.model.state_dict()[key]), key
 
 
 @pytest.mark.filterwarnings("ignore:least squares left off")
-def test_where_nothing_can_be_ranked_l1_stands_in() -> None:
+def test_where_nothing_can_be_ranked_weights_decide() -> None:
     torch.manual_seed(0)
     x = torch.randn(40, 5, 12)
     model = Encoder(1.0).eval()
-    with pytest.warns(RepairWarning, match="no layer is ranked by reconstruction, l1 stands in"):
+    with pytest.warns(RepairWarning, match="no layer is ranked by what reads it, weights decide"):
         result = epruner.prune(model, x[:1], params=0.8, calibrate=x)
     uniform = epruner.prune(model, x[:1], params=0.8, method="l1", repair="none")
     assert result.plan == uniform.plan
-    assert "ranked by reconstruction" in result.report.notes[0]
+    assert "ranked by what reads it" in result.report.notes[0]
+    with pytest.warns(RepairWarning, match="no layer is ranked by what reads it, weights decide"):
+        result = epruner.prune(model, x[:1], params=0.8, calibrate=x, method="exemplar")
+    assert not result.clusters
+    assert len(result.kept["wide"]) == len(uniform.kept["wide"]) < 32
 
 
 class Tied(nn.Module):

@@ -14,7 +14,7 @@ from test_repair import SHAPES, Dense, Mobile, inputs
 from torch import Tensor, nn
 
 import epruner
-from epruner.pruning.repair import calibration
+from epruner.pruning.data import calibration
 from epruner.pruning.trace import replay
 from epruner.pruning.trace.record import record
 from epruner.pruning.trace.replay import Replay, is_plain_memory
@@ -39,7 +39,7 @@ print(before / 1e3, after / 1e3)
 """
 
 SMALL = """
-from epruner.pruning.repair import calibration
+from epruner.pruning.data import calibration
 from epruner.pruning.trace import replay
 from epruner.pruning.trace.record import record
 from torch import nn

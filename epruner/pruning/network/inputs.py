@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
 
@@ -58,6 +59,16 @@ def check_model(model: object) -> None:
             raise ValueError(
                 f"parameter {name!r} holds NaN or infinity; check where the weights come from"
             )
+    for name, module in model.named_modules():
+        if not isinstance(module, _BatchNorm):
+            continue
+        for kind in ("running_mean", "running_var"):
+            statistic = getattr(module, kind)
+            if statistic is not None and not _is_finite(statistic):
+                raise ValueError(
+                    f"statistics {name + '.' + kind!r} hold NaN or infinity; the network was shown "
+                    "such inputs in training mode"
+                )
 
 
 def _is_finite(tensor: Tensor) -> bool:

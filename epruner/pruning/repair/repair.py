@@ -66,7 +66,7 @@ def repair_network(
         else:
             found = refit(model, small, plan, calibration)
     except TraceError as error:
-        note = f"least squares left off, merge in its place: {error}"
+        note = f"least squares left off{', merge in its place' if groups else ''}: {error}"
         warnings.warn(RepairWarning(note), stacklevel=3)
         merged, _, notes = _merged(model, small, plan, groups)
         return merged, None, [note, *notes]

@@ -75,7 +75,7 @@ class LayerRepair:
 
 @dataclass(frozen=True)
 class Repair:
-    """What a repair from calibration inputs did to a pruned network.
+    """What a repair that learnt from inputs did to a pruned network.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ class Report:
     seconds : mapping of str to float
         Wall time by stage.
     repair : Repair, optional
-        What calibration inputs were used for, if there were any.
+        What was learnt from inputs, if anything was.
     """
 
     layers: tuple[LayerReport, ...]

@@ -26,7 +26,7 @@ from epruner.pruning.network.tree import tensors_in
 from epruner.pruning.training.descent import Descent
 
 BATCH = 64
-STEPS_PER_ROOT = 9.5  # 190 steps for 400 inputs, 830 for 7,700
+STEPS, STEPS_PER_ROOT = 150, 5  # by default: 200 for 100 inputs, 550 for 6,000
 TEMPERATURE = 4.0
 SCORES = 0.1  # weight of the outputs, beside each of the features
 _POINTS = 9  # features along the network
@@ -85,7 +85,7 @@ def learn_answers(
         Neither is modified.
     calibration : Calibration
     steps : int, optional
-        Of `BATCH` inputs. Default: 9.5 times the root of the number of inputs.
+        Of `BATCH` inputs. Default: 150, and 5 times the root of the number of inputs.
     augment : callable
         From the tensors of a batch and a generator to those that are learned from.
     lr : float, optional
@@ -116,7 +116,7 @@ def learn_answers(
     example = calibration.fit[0]
     columns = [torch.cat(parts) for parts in zip(*map(tensors_in, calibration.fit), strict=True)]
     n = len(columns[0])
-    total = math.ceil(STEPS_PER_ROOT * math.sqrt(n)) if steps is None else steps
+    total = STEPS + math.ceil(STEPS_PER_ROOT * math.sqrt(n)) if steps is None else steps
     points = feature_points(full, small, example)
     generator = torch.Generator().manual_seed(seed)
     descent = Descent(
