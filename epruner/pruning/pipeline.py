@@ -36,7 +36,7 @@ from epruner.pruning.report.report import Report
 from epruner.pruning.result import PruningResult, layer_clusters, layer_reports, totals_of
 from epruner.pruning.select.allocation import Sizes
 from epruner.pruning.select.recipes import Recipe
-from epruner.pruning.training.distill import Augment, varied
+from epruner.pruning.training.distill import RATE, Augment, varied
 
 
 def prune(
@@ -284,7 +284,7 @@ def distill(
     *,
     inputs: Any = None,
     steps: int | None = None,
-    lr: float | None = None,
+    lr: float = RATE,
     augment: Augment = varied,
     random_state: int = 0,
     progress: bool = False,
@@ -306,8 +306,8 @@ def distill(
     steps : int, optional
         Of 64 inputs. Default: 150, and 5 times the root of the number of inputs that are learned
         from.
-    lr : float, optional
-        Of AdamW with a one-cycle schedule; default 1e-3.
+    lr : float
+        The highest of AdamW's one-cycle schedule.
     augment : callable
         From the list of tensors of a batch and a `torch.Generator` to those that are learned from.
         Default: images are mirrored, shifted and mixed in pairs, other inputs are left as they are.

@@ -33,9 +33,7 @@ def relative_error(got: nn.Module, full: nn.Module, x: Tensor) -> float:
 
 
 def cut(full: nn.Module, repair: str = "none", **options: Any) -> epruner.PruningResult:
-    return epruner.prune(
-        full, SHAPE, **{"macs": 0.4, "method": "l1", "repair": repair, **options}
-    )
+    return epruner.prune(full, SHAPE, **{"macs": 0.4, "method": "l1", "repair": repair, **options})
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -411,9 +409,7 @@ def test_rates_follow_the_schedule(steps: int) -> None:
     rates = {}
     for schedule in ("cosine", "step", "one-cycle"):
         net = nn.Linear(2, 1)
-        descent = Descent(
-            net, steps, optimizer="sgd", lr=0.3, weight_decay=0.0, schedule=schedule
-        )
+        descent = Descent(net, steps, optimizer="sgd", lr=0.3, weight_decay=0.0, schedule=schedule)
         optimizer = descent.parts["optimizer"]
         rates[schedule] = [optimizer.param_groups[0]["lr"]]
         for _ in range(steps):
@@ -469,9 +465,7 @@ def test_weights_decay_and_biases_do_not() -> None:
         factor = 0.95 if key == "0.weight" else 1
         torch.testing.assert_close(value, factor * before[key])
     with pytest.raises(ValueError, match="no parameter of the model requires a gradient"):
-        Descent(
-            net.requires_grad_(False), 5, optimizer="sgd", weight_decay=0.0, schedule="cosine"
-        )
+        Descent(net.requires_grad_(False), 5, optimizer="sgd", weight_decay=0.0, schedule="cosine")
 
 
 def test_inputs_too_few_to_hold_some_back_judge_themselves(digits: Digits) -> None:

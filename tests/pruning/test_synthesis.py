@@ -74,7 +74,9 @@ def loss(net: nn.Module, *x: Tensor) -> float:
         rows = y.double().transpose(0, 1).flatten(1)
         mean, var = norm.running_mean.double(), norm.running_var.double()
         total += float(((rows.mean(1) - mean) ** 2 / var).mean())
-        total += float((((rows - rows.mean(1, keepdim=True)) ** 2).mean(1).div(var).sqrt() - 1).pow(2).mean())
+        total += float(
+            (((rows - rows.mean(1, keepdim=True)) ** 2).mean(1).div(var).sqrt() - 1).pow(2).mean()
+        )
     return total
 
 

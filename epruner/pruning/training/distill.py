@@ -27,6 +27,7 @@ from epruner.pruning.training.descent import Descent
 
 BATCH = 64
 STEPS, STEPS_PER_ROOT = 150, 5  # by default: 200 for 100 inputs, 550 for 6,000
+RATE = 5e-4
 TEMPERATURE = 4.0
 SCORES = 0.1  # weight of the outputs, beside each of the features
 _POINTS = 9  # features along the network
@@ -73,7 +74,7 @@ def learn_answers(
     *,
     steps: int | None = None,
     augment: Augment = varied,
-    lr: float | None = None,
+    lr: float = RATE,
     seed: int = 0,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[nn.Module, int, float, float]:
@@ -88,8 +89,8 @@ def learn_answers(
         Of `BATCH` inputs. Default: 150, and 5 times the root of the number of inputs.
     augment : callable
         From the tensors of a batch and a generator to those that are learned from.
-    lr : float, optional
-        Of AdamW, 1e-3 by default.
+    lr : float
+        Of AdamW.
     seed : int
     advance : callable
         Called with the number of steps done and the number of all.
