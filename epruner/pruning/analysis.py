@@ -434,7 +434,7 @@ def _ranked(
         found, notes = measured(model, groups, batches, rank)
     except TraceError as error:
         notes = [f"no layer is ranked by what reads it, weights decide: {error}"]
-        warnings.warn(RepairWarning(notes[0]), stacklevel=5)
+        warnings.warn(RepairWarning(notes[0]), stacklevel=4)
         found = {}
     ranked = {name: order for name, (order, _) in found.items() if order is not None}
     losses = {name: matrix for name, (_, matrix) in found.items() if matrix is not None}

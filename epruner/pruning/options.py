@@ -200,8 +200,8 @@ def resolve(
         found = replace(found, repair="merge" if evidence == "none" else "least_squares")
     if evidence == "none" and (part := found.needs_evidence()):
         raise ValueError(
-            f"{part} needs calibrate, a few hundred inputs without labels: the network has no "
-            "BatchNorm with trained statistics, which would make up for them"
+            f"{part} needs calibrate, a few hundred inputs without labels: nothing else tells how "
+            "this network behaves"
         )
     if evidence == "noise" and found.repair in NEEDS_MORE_THAN_NOISE:
         raise ValueError(

@@ -95,6 +95,25 @@ def test_trained_weights_are_pruned_repaired_and_reloaded(run: Run, digits: Digi
     assert digits.accuracy(small) > 0.95
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("more", [[], ["--calibrate", "noise"]], ids=["default", "by name"])
+def test_trained_weights_are_repaired_without_images(
+    run: Run, digits: Digits, more: list[str]
+) -> None:
+    code, out, err = run(
+        "prune", "--model", "digits:DigitsResNet", "--weights", str(digits.weights),
+        "--input-shape", "1,1,8,8", "--macs", "0.5", *more, "--json", "--out", "p.safetensors",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    settings = json.loads(out)["settings"]
+    assert settings["evidence"] == "noise"
+    assert settings["method"]["repair"] == "least_squares"
+    expected = prune(digits.network(), SHAPE, macs=0.5).model.eval()
+    small = load(DigitsResNet(), "p.safetensors").eval()
+    assert torch.equal(small(digits.test_images[:9]), expected(digits.test_images[:9]))
+    assert digits.accuracy(small) > 0.95
+
+
 def test_threads_hold_for_the_call_only(run: Run) -> None:
     before = torch.get_num_threads()
     state = torch.random.get_rng_state()
@@ -281,6 +300,8 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (beta("-1"), "beta must be a positive number, got -1"),
     (HOW_MUCH, "how much should go? Give --macs, --params"),
     ([*PRUNE, "--method", "reconstruction"], "needs calibrate"),
+    ([*PRUNE, "--repair", "distill"], "repair='distill' needs calibrate"),
+    ([*PRUNE, "--calibrate", "synthetic"], "this network has none that do"),
     (beta("nan"), "'nan' is not a number"),
     ([*PRUNE, "--macs", "50"], "'50' is not in (0, 1]"),
     ([*PRUNE, "--macs", "0.5", "--beta", "0.7"], "not allowed with argument"),

@@ -28,7 +28,7 @@ def check(model: nn.Module, shape: tuple[int, ...], share: float, method: str) -
     result = prune(model, shape, macs=share, method=method, repair="none")
     met = measure(result.model, (torch.randn(shape),)).macs / result.report.before.macs
     assert 0.99 * share <= met <= share
-    assert result.report.notes == ()
+    assert not [note for note in result.report.notes if "cannot be measured for" not in note]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -55,8 +55,8 @@ def test_noise_is_standardised_in_any_number_of_dimensions(
     size: tuple[int, ...], channels: int
 ) -> None:
     # of each input its mean and size are its own, so that it takes many
-    x = natural_noise(150, channels, size, rng())
-    assert x.shape == (150, channels, *size)
+    x = natural_noise(100, channels, size, rng())
+    assert x.shape == (100, channels, *size)
     assert x.dtype == torch.float32
     assert torch.isfinite(x).all()
     assert abs(float(x.mean())) < 0.2
@@ -161,13 +161,13 @@ def test_inputs_are_made_up_for_what_reads_them(
     channels = shape[-1] if kind is nn.Linear else shape[0]
     model = Reads(kind, channels).eval()
     example: Any = (torch.zeros(2, *shape),), {}
-    (x,) = made_up(model, example, 300, seed=0)
-    assert x.shape == (300, *shape)
+    (x,) = made_up(model, example, 150, seed=0)
+    assert x.shape == (150, *shape)
     assert x.dtype == torch.float32
-    assert abs(float(x.mean())) < 0.15
-    assert 0.8 < float(x.var()) < 1.25
-    assert torch.equal(x, made_up(model, example, 300, seed=0)[0])
-    assert not torch.equal(x, made_up(model, example, 300, seed=1)[0])
+    assert abs(float(x.mean())) < 0.2
+    assert 0.75 < float(x.var()) < 1.3
+    assert torch.equal(x, made_up(model, example, 150, seed=0)[0])
+    assert not torch.equal(x, made_up(model, example, 150, seed=1)[0])
     with torch.no_grad():
         assert torch.isfinite(model(x)).all()
 
@@ -470,9 +470,9 @@ def test_trained_network_is_pruned_by_noise_and_stays_nearer_than_by_weights(
 def test_the_seed_alone_decides_and_the_network_is_left_as_it_was(digits: Digits) -> None:
     full = digits.network().train()
     full.stem.weight.requires_grad_(False)
-    full.blocks[1].conv2.weight.requires_grad_(False)
+    full.get_parameter("blocks.1.conv2.weight").requires_grad_(False)
     before = copy.deepcopy(full.state_dict())
-    states = []
+    states: list[dict[str, Tensor]] = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed + len(states))
         result = epruner.prune(full, (1, 1, 8, 8), macs=0.6, random_state=seed)
@@ -494,46 +494,45 @@ def test_the_seed_alone_decides_and_the_network_is_left_as_it_was(digits: Digits
     assert frozen == {"stem.weight", "blocks.1.conv2.weight"}
 
 
+@pytest.fixture(scope="module")
+def pruned(digits: Digits) -> epruner.PruningResult:
+    return epruner.prune(digits.network(), (1, 1, 8, 8), macs=0.6)
+
+
 def test_layers_that_read_all_they_did_and_no_norm_follows_keep_their_bits(
-    digits: Digits,
+    digits: Digits, pruned: epruner.PruningResult
 ) -> None:
     full = digits.network()
-    small = epruner.prune(full, (1, 1, 8, 8), macs=0.6).model
     for name in ("blocks.1.short", "head"):
-        for mine, theirs in zip(
-            small.get_submodule(name).parameters(),
-            full.get_submodule(name).parameters(),
-            strict=True,
-        ):
-            assert torch.equal(mine, theirs)
-    assert error(small, full, digits.test_images) < 0.7 * error(
-        epruner.prune(full, (1, 1, 8, 8), macs=0.6, method="l1", repair="merge").model,
-        full,
-        digits.test_images,
-    )
+        mine, theirs = (m.get_submodule(name).parameters() for m in (pruned.model, full))
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    blind = epruner.prune(full, (1, 1, 8, 8), macs=0.6, method="l1", repair="merge").model
+    x = digits.test_images
+    assert error(pruned.model, full, x) < 0.7 * error(blind, full, x)
 
 
-def test_half_precision_comes_back_in_its_type(digits: Digits) -> None:
+def test_half_precision_comes_back_in_its_type(
+    digits: Digits, pruned: epruner.PruningResult
+) -> None:
     full = digits.network()
     half = copy.deepcopy(full).to(torch.bfloat16)
-    example = torch.zeros(1, 1, 8, 8, dtype=torch.bfloat16)
-    result = epruner.prune(half, example, macs=0.6)
-    exact = epruner.prune(full, example.float(), macs=0.6)
+    result = epruner.prune(half, torch.zeros(1, 1, 8, 8, dtype=torch.bfloat16), macs=0.6)
     assert result.report.settings["evidence"] == "noise"
     for key, value in result.model.state_dict().items():
         assert value.dtype == half.state_dict()[key].dtype
     got = error(result.model.float(), full, digits.test_images)
-    assert got < 1.3 * error(exact.model, full, digits.test_images) + 0.05
+    assert got < 1.3 * error(pruned.model, full, digits.test_images) + 0.05
 
 
-def test_repair_alone_does_the_same_as_within_prune(digits: Digits) -> None:
+def test_repair_alone_does_the_same_as_within_prune(
+    digits: Digits, pruned: epruner.PruningResult
+) -> None:
     full = digits.network()
-    result = epruner.prune(full, (1, 1, 8, 8), macs=0.6)
-    small = result.plan.apply(full)
-    again, done = epruner.repair(full, small, result.plan, inputs=(1, 1, 8, 8))
-    assert done == result.report.repair
+    small = pruned.plan.apply(full)
+    again, done = epruner.repair(full, small, pruned.plan, inputs=(1, 1, 8, 8))
+    assert done == pruned.report.repair
     for key, value in again.state_dict().items():
-        assert torch.equal(value, result.model.state_dict()[key])
+        assert torch.equal(value, pruned.model.state_dict()[key])
 
 
 @pytest.mark.parametrize(

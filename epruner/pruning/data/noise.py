@@ -97,7 +97,8 @@ def pink_noise(n: int, channels: int, size: Sequence[int], generator: torch.Gene
     squares = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0)
     amplitude = squares.sqrt().clamp_min(1 / max(size)) ** (-d / 2)
     signal: Tensor = torch.fft.irfftn(spectrum * amplitude, s=tuple(size), dim=dims)
-    return signal / signal.flatten(1).std(1).clamp_min(1e-6).view(-1, *[1] * (d + 1))
+    spread = signal.flatten(1).std(1, correction=0).view(-1, *[1] * (d + 1))
+    return signal / torch.where(spread > 0, spread, 1)  # a single value has none
 
 
 def _values(n: int, channels: int, generator: torch.Generator) -> Tensor:

@@ -183,6 +183,11 @@ def _matched(
             )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        if not any(x.grad is not None and bool(x.grad.any()) for x in signals):
+            raise ValueError(
+                "the gradient that reaches the inputs is zero: something in the network rounds or "
+                "cuts what they are"
+            )
         optimizer.step()
         schedule.step()
         step_done(step + 1)

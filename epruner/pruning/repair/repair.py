@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from epruner.pruning.data.calibration import Calibration, inputs_in
+from epruner.pruning.data.calibration import inputs_in
 from epruner.pruning.data.evidence import Evidence
 from epruner.pruning.errors import RepairWarning, TraceError
 from epruner.pruning.graph.groups import Group
@@ -59,7 +59,7 @@ def repair_network(
         return _merged(model, small, plan, groups)
     calibration = evidence.calibration
     if kind == "batchnorm":
-        return _reestimated(model, small, calibration)
+        return _reestimated(model, small, evidence)
     try:
         if evidence.kind == "noise":
             found = refit_carried(small, plan, evidence.model, calibration)
@@ -131,8 +131,9 @@ def _mergeable(group: Group, modules: Mapping[str, nn.Module]) -> bool:
     return norms <= len(group.producers)
 
 
-def _reestimated(model: nn.Module, small: nn.Module, calibration: Calibration) -> Repaired:
+def _reestimated(model: nn.Module, small: nn.Module, evidence: Evidence) -> Repaired:
     """BatchNorm statistics anew, if that brings the outputs nearer to the original's."""
+    calibration = evidence.calibration
     repaired = reestimate(small, calibration.fit)
     expected, sliced, got = (
         outputs(working_copy(network), calibration.unseen) for network in (model, small, repaired)
@@ -146,4 +147,4 @@ def _reestimated(model: nn.Module, small: nn.Module, calibration: Calibration) -
         warnings.warn(RepairWarning(note), stacklevel=4)
         return small, None, [note]
     numbers = inputs_in(calibration.fit), inputs_in(calibration.held_back)
-    return repaired, Repair((), before, after, *numbers), []
+    return repaired, Repair((), before, after, *numbers, inputs=evidence.kind), []
