@@ -75,50 +75,129 @@ def comparison_rows() -> list[str]:
     ]
 
 
-def method(network: str, macs: float, name: str, repair: str) -> dict[str, Any]:
-    """What a method and a repair give; least squares and auto with calibration inputs."""
-    (row,) = (
-        row
-        for row in results("methods")["rows"]
-        if (row["network"], row["macs"], row["method"], row["repair"])
-        == (network, macs, name, repair)
-        and (name != "auto" or row["inputs"])
-    )
-    found: dict[str, Any] = row
-    return found
+NETWORKS = {
+    "theo": "ResNet-56",
+    "akamaster": "ResNet-56 of another training",
+    "resnet20": "ResNet-20",
+    "mobilenetv2": "MobileNetV2",
+    "efficientnet-lite0": "EfficientNet-Lite0",
+    "encoder": "sentence encoder MiniLM-L6",
+}
 
 
-def repair_rows() -> list[str]:
-    """The table of docs/repair.md: theo's network."""
-    repairs = ("none", "merge", "batchnorm", "least_squares")
+def method_rows() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = results("methods")["rows"]
+    return rows
+
+
+def usual(network: str) -> int:
+    """How many inputs the methods of a network were given."""
+    (count,) = {
+        row["inputs"]
+        for row in method_rows()
+        if (row["network"], row["repair"]) == (network, "least_squares")
+    }
+    return int(count)
+
+
+def score(network: str, macs: float, name: str, repair: str, inputs: int | str) -> str:
+    """What came out; empty if it was not tried."""
+    key = (network, macs, name, repair, inputs)
+    found = [
+        f"{row['score']}"
+        for row in method_rows()
+        if tuple(row[k] for k in ("network", "macs", "method", "repair", "inputs")) == key
+    ]
+    assert len(found) <= 1
+    return found[0] if found else ""
+
+
+def whole(network: str) -> str:
+    (base,) = {row["base"] for row in method_rows() if row["network"] == network}
+    return f"{base:g}"
+
+
+def cases() -> list[tuple[str, float]]:
+    """Networks and budgets, in order."""
+    found = dict.fromkeys((row["network"], row["macs"]) for row in method_rows())
+    return sorted(found, key=lambda pair: (list(NETWORKS).index(pair[0]), -pair[1]))
+
+
+def cut(macs: float) -> str:
+    return f"−{100 * (1 - macs):.0f} %"
+
+
+def ways_rows() -> list[str]:
+    """docs/repair.md: the default, by what it learns from."""
     return [
-        f"| −{100 * (1 - macs):.0f} % | {name} | "
-        + " | ".join(f"{method('theo', macs, name, repair)['score']}" for repair in repairs)
+        f"| {NETWORKS[network]} ({whole(network)}) | {cut(macs)} | "
+        + " | ".join(
+            (
+                score(network, macs, "l1", "none", 0),
+                score(network, macs, "auto", "auto", "noise"),
+                score(network, macs, "auto", "auto", "synthetic"),
+                score(network, macs, "auto", "distill", "synthetic"),
+                score(network, macs, "auto", "auto", usual(network)),
+                score(network, macs, "auto", "distill", usual(network)),
+            )
+        )
         + " |"
-        for macs in (0.6, 0.4)
-        for name in ("exemplar", "l1", "reconstruction")
+        for network, macs in cases()
     ]
 
 
-def other_rows() -> list[str]:
-    """The second table of docs/repair.md: the default beside L1, network by network."""
-    cases = {
-        "akamaster": ("ResNet-56 of another training", (0.6, 0.4)),
-        "resnet20": ("ResNet-20", (0.6, 0.4)),
-        "mobilenetv2": ("MobileNetV2", (0.7, 0.5)),
-        "efficientnet-lite0": ("EfficientNet-Lite0", (0.7, 0.5)),
-        "encoder": ("sentence encoder MiniLM-L6", (0.8, 0.6)),
-    }
-    lines = []
-    for network, (name, budgets) in cases.items():
-        for macs in budgets:
-            ours = method(network, macs, "auto", "auto")
-            theirs = method(network, macs, "l1", "least_squares")
-            lines.append(
-                f"| {name} ({ours['base']:g}) | −{100 * (1 - macs):.0f} % | {ours['score']} | "
-                f"{theirs['score']} |"
+def repair_rows() -> list[str]:
+    """docs/repair.md: each repair of theo's network."""
+    return [
+        f"| {cut(macs)} | {name} | "
+        + " | ".join(
+            score("theo", macs, name, repair, count if name == "reconstruction" else few)
+            for repair, few in (
+                ("none", 0), ("merge", 0), ("batchnorm", count), ("least_squares", count)
             )
-    return lines
+        )
+        + " |"
+        for count in [usual("theo")]
+        for macs in (0.6, 0.4)
+        for name in ("l1", "reconstruction")
+    ]  # fmt: skip
+
+
+def other_rows() -> list[str]:
+    """docs/repair.md: methods beside each other."""
+    return [
+        f"| {NETWORKS[network]} | {cut(macs)} | "
+        + " | ".join(
+            (
+                score(network, macs, "auto", "auto", count),
+                score(network, macs, "exemplar", "auto", count),
+                score(network, macs, "l1", "least_squares", count),
+                score(network, macs, "auto", "auto", "noise"),
+                score(network, macs, "exemplar", "auto", "noise"),
+                score(network, macs, "l1", "merge", 0),
+            )
+        )
+        + " |"
+        for network, macs in cases()
+        for count in [usual(network)]
+    ]
+
+
+def readme_rows() -> list[str]:
+    """README: theo's network, by what the default learns from."""
+    lines = {
+        "sliced, without repair (L1)": ("l1", "none", 0),
+        "nothing: the default": ("auto", "auto", "noise"),
+        "synthetic inputs": ("auto", "auto", "synthetic"),
+        "synthetic inputs, distilled": ("auto", "distill", "synthetic"),
+        "400 unlabelled images": ("auto", "auto", 400),
+        "400 unlabelled images, distilled": ("auto", "distill", 400),
+        "7,728 unlabelled images, distilled": ("auto", "distill", 7728),
+    }
+    return [
+        f"| {title} | {score('theo', 0.6, *key)} % | {score('theo', 0.4, *key)} % |"
+        for title, key in lines.items()
+    ]
 
 
 def finetune_rows() -> list[str]:
@@ -148,15 +227,7 @@ def claims() -> dict[str, list[str]]:
     recipe = results("finetune")["recipe"]
     equal = {row["scikit_learn_n_iter"] == row["n_iter"] and row["same_exemplars"] for row in rows}
     same = "the same" if equal == {True} else "not the same"
-    whole = method("theo", 0.6, "reconstruction", "none")["base"]
-    other = method("akamaster", 0.4, "auto", "auto")
-
-    def sliced_and_repaired(macs: float) -> str:
-        sliced, repaired = (
-            method("theo", macs, "reconstruction", repair)["score"]
-            for repair in ("none", "least_squares")
-        )
-        return f"| −{100 * (1 - macs):.0f} % | {sliced} % | **{repaired} %** |"
+    other = [score("akamaster", 0.4, "auto", "auto", given) for given in ("noise", 400)]
 
     return {
         "README.md": [
@@ -175,10 +246,10 @@ def claims() -> dict[str, list[str]]:
             f"{layers[1]['vs_scikit_learn']:.0f} times less",
             f"messages and decoding, {same} exemplars and iteration counts as scikit-learn "
             f"{results('clustering')['machine']['scikit_learn']} in every row",
-            f"ResNet-56 ({whole} % on",
-            sliced_and_repaired(0.6),
-            sliced_and_repaired(0.4),
-            f"Another ResNet-56, {other['base']} %, gives {other['score']} % at −60 %",
+            f"ResNet-56, {whole('theo')} % on 1,000",
+            *readme_rows(),
+            f"Another ResNet-56, {whole('akamaster')} %, gives {other[0]} % at −60 % without an "
+            f"image and {other[1]} % from 400",
             f"cuts one ResNet-56 by {100 * cuts[0]:.0f} % and another by {100 * cuts[1]:.0f} %",
         ],
         "benchmarks/README.md": [
@@ -188,9 +259,10 @@ def claims() -> dict[str, list[str]]:
             f"{recipe['test_images']:,} JPEG test images, one thread, one seed",
         ],
         "docs/repair.md": [
+            *ways_rows(),
             *repair_rows(),
             *other_rows(),
-            f"Theo's ResNet-56 ({whole})",
+            f"theo's ResNet-56 ({whole('theo')})",
         ],
     }
 
