@@ -185,7 +185,7 @@ def other_rows() -> list[str]:
 
 def readme_rows() -> list[str]:
     """README: theo's network, by what the default learns from."""
-    lines = {
+    lines: dict[str, tuple[str, str, int | str]] = {
         "sliced, without repair (L1)": ("l1", "none", 0),
         "nothing: the default": ("auto", "auto", "noise"),
         "synthetic inputs": ("auto", "auto", "synthetic"),
