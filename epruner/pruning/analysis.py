@@ -283,7 +283,7 @@ class Analysis:
                 min_filters=constraints.min_filters,
                 round_to=constraints.round_to,
                 described=features_of(method.features, shown, groups, batches),
-                losses=losses,
+                losses=losses or None,
                 n_threads=request.n_threads,
             )
             notes += placed
@@ -294,7 +294,9 @@ class Analysis:
         else:
             choose = checked(method.importance)
         with stages.run("selection"):
-            choice = self._allocate(request, layers, betas, fixed_at, ranked)
+            choice = self._allocate(
+                request, layers, betas, fixed_at, ranked, by_losses=bool(losses)
+            )
             kept = {
                 x.name: x.members(
                     choose,
@@ -321,6 +323,8 @@ class Analysis:
         betas: Mapping[str, float],
         fixed_at: Mapping[str, int | float],
         ranked: Mapping[str, Elimination],
+        *,
+        by_losses: bool,
     ) -> Choice:
         """How many filters every layer keeps."""
         goal, method = request.goal, request.method
@@ -344,7 +348,7 @@ class Analysis:
             fixed=fixed,
             prices=prices(layers, cost),
             errors={name: found.errors for name, found in ranked.items() if found.sure},
-            by_losses=method.features == "losses",
+            by_losses=by_losses,
             exemplars=method.importance == "exemplar",
             seed=request.random_state,
             n_threads=request.n_threads,
@@ -417,12 +421,12 @@ def analyse(model: nn.Module, inputs: Any, *, progress: bool = False) -> Analysi
 
 def _ranked(
     method: Method, model: nn.Module, groups: Sequence[Group], batches: Sequence[Arguments]
-) -> tuple[dict[str, Elimination], dict[str, Matrix] | None, list[str]]:
+) -> tuple[dict[str, Elimination], dict[str, Matrix], list[str]]:
     """What is known of the channels by what reads them, as far as the method asks for it."""
     by_losses = method.features == "losses"
     eliminated = "reconstruction" in (method.importance, method.allocation)
     if not by_losses and not eliminated:
-        return {}, None, []
+        return {}, {}, []
 
     def rank(readers: Sequence[Reader]) -> tuple[Elimination | None, Matrix | None]:
         return (
@@ -438,7 +442,7 @@ def _ranked(
         found = {}
     ranked = {name: order for name, (order, _) in found.items() if order is not None}
     losses = {name: matrix for name, (_, matrix) in found.items() if matrix is not None}
-    return ranked, losses if by_losses else None, notes
+    return ranked, losses, notes
 
 
 def _fixed_count(layer: Layer, value: int | float) -> int:

@@ -18,7 +18,8 @@ class LayerReport:
     before, after : int
         Number of filters (output channels or neurons).
     preference : float or None
-        The beta that the layer was clustered with; None where exemplars did not set the number.
+        The beta that the layer was clustered with, or the price if losses were compared; None
+        where exemplars did not set the number.
     n_iter : int or None
         Message-passing iterations.
     converged : bool or None

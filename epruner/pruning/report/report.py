@@ -70,7 +70,7 @@ class Report:
             for layer in self.layers
         ]
         header = (
-            "layer", "kind", "filters", "kept", "share", "beta",
+            "layer", "kind", "filters", "kept", "share", "preference",
             "MACs", "after", "params", "after", "remark",
         )  # fmt: skip
         empty = {column for column in (5, 10) if all(row[column] in ("", "-") for row in rows)}
@@ -180,6 +180,8 @@ class Report:
             f"{found['allocation']} numbers of filters, {found['importance']} members, "
             f"{found['features']} compared, repair {found['repair']}"
         )
+        if (evidence := self.settings.get("evidence", "none")) != "none":
+            line += f", learnt from {evidence}{' inputs' if evidence == 'synthetic' else ''}"
         why = self.settings.get("why")
         return f"{line} ({why})" if why else line
 
