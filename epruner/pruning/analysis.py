@@ -282,7 +282,12 @@ class Analysis:
                 groups,
                 min_filters=constraints.min_filters,
                 round_to=constraints.round_to,
-                described=features_of(method.features, shown, groups, batches),
+                described=features_of(
+                    method.features,
+                    shown if method.features == "activations" else self._model,
+                    groups,
+                    batches,
+                ),
                 losses=losses or None,
                 n_threads=request.n_threads,
             )

@@ -325,8 +325,6 @@ def distill(
     Raises
     ------
     TypeError, ValueError
-    FloatingPointError
-        The loss became NaN or infinite.
 
     Warns
     -----

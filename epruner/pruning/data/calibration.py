@@ -114,7 +114,7 @@ def calibration_inputs(
     if size is None:
         elements = max(1, sum(tensor[0].numel() for tensor in whole))
         most = _MOST_IMAGES if all(tensor.dim() >= 4 for tensor in whole) else _MOST
-        size = min(most, max(1, _MOST_ELEMENTS // elements))
+        size = min(most, max(2, _MOST_ELEMENTS // elements))  # one alone has no variance
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     held_back = torch.arange(count) % _HELD_BACK == _HELD_BACK - 1
     if count < _FEWEST:

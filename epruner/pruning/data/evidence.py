@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from epruner.pruning.data.calibration import Calibration, calibration_inputs, slots
 from epruner.pruning.data.examples import made_up
@@ -25,9 +26,8 @@ from epruner.pruning.network.statistics import estimate_statistics, trained_norm
 from epruner.pruning.report.progress import Stages
 
 MADE_UP = ("noise", "synthetic")
-NORMALISING = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)
-_MOST, _FEWEST = 256, 64  # inputs made of noise; fewer if they are large
-_ELEMENTS = 2**20
+_MOST, _USUAL, _FEWEST = 256, 64, 16  # inputs made of noise; fewer if they are large
+_MANY, _TOO_MANY = 2**20, 2**25  # elements of all inputs
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,14 @@ def kind_of(model: nn.Module, calibrate: Any) -> str:
     modules = list(model.modules())
     if any(isinstance(module, _BatchNorm) for module in modules):
         return "noise" if trained_norms(model) else "none"
-    return "noise" if any(isinstance(module, NORMALISING) for module in modules) else "none"
+    return "noise" if any(map(_normalises, modules)) else "none"
+
+
+def _normalises(module: nn.Module) -> bool:
+    """Whether a layer brings each input to a scale of its own."""
+    if isinstance(module, _InstanceNorm):
+        return not module.track_running_stats
+    return isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm))
 
 
 def gather(
@@ -118,10 +125,12 @@ def _noise(model: nn.Module, example: Arguments, *, seed: int, asked: bool) -> E
         reference = working_copy(model)
         exact: Any = tuple(in_float32(part) for part in example)
         elements = sum(tensor[:1].numel() for tensor in slots(reference, exact)[1])
-        n = min(_MOST, max(_FEWEST, math.ceil(_ELEMENTS / max(1, elements))))
+        n = min(_MOST, max(_USUAL, math.ceil(_MANY / max(1, elements))))
+        n = min(n, max(_FEWEST, _TOO_MANY // max(1, elements)))
         drawn = made_up(reference, exact, n, seed=seed)
         calibration = calibration_inputs(reference, [drawn], exact)
-        estimate_statistics(reference, (*calibration.fit, *calibration.held_back))
+        batches = (*calibration.fit, *calibration.held_back)
+        estimate_statistics(reference, batches, trained_norms(reference))
     except Exception as error:
         if asked:
             raise

@@ -47,6 +47,15 @@ def made_up(model: nn.Module, example: Arguments, n: int, *, seed: int) -> tuple
     )
 
 
+def channels_last(model: nn.Module, example: Arguments) -> list[bool]:
+    """Of each input whether its last dimension holds the channels, as a linear layer reads it."""
+    return [_last(ops) for ops in _readers(model, example, len(slots(model, example)[1]))]
+
+
+def _last(readers: Sequence[Op]) -> bool:
+    return any(isinstance(op.function, nn.Linear) for op in readers)
+
+
 def _readers(model: nn.Module, example: Arguments, count: int) -> list[list[Op]]:
     """Of each input the ops that read it; none where that cannot be followed."""
     try:
@@ -65,7 +74,7 @@ def _drawn(
         dtype = torch.promote_types(like.dtype, torch.float32)
         if like.dim() < 3:
             return torch.randn(n, *shape, generator=generator).to(dtype)
-        if any(isinstance(op.function, nn.Linear) for op in readers):  # channels come last
+        if _last(readers):
             noise = natural_noise(n, shape[-1], shape[:-1], generator)
             return noise.movedim(1, -1).to(dtype)
         return natural_noise(n, shape[0], shape[1:], generator).to(dtype)

@@ -21,6 +21,7 @@ from torch import Tensor
 CORRELATION = 0.8  # between the channels of an input, as between the colours of photographs
 _SMALLEST, _LARGEST = 1.5, 0.7  # radius of a body: in samples of 32, and of the longest side
 _ELONGATION, _SHADING, _TEXTURE = 0.5, 0.2, 0.3
+_AT_ONCE = 2**22  # elements of the inputs that are made together
 _COVERED, _MOST_BODIES = 4.0, 400  # how often bodies cover a place, if they are not too many
 
 
@@ -39,8 +40,14 @@ def natural_noise(n: int, channels: int, size: Sequence[int], generator: torch.G
     -------
     Tensor of shape (n, channels, *size), float32
     """
-    leaves = dead_leaves(n, channels, size, generator)
-    return (leaves + _TEXTURE * pink_noise(n, channels, size, generator)) / math.hypot(1, _TEXTURE)
+    at_once = max(1, _AT_ONCE // (channels * math.prod(size)))
+    parts = []
+    for first in range(0, n, at_once):
+        count = min(at_once, n - first)
+        part = dead_leaves(count, channels, size, generator)
+        part += _TEXTURE * pink_noise(count, channels, size, generator)
+        parts.append(part / math.hypot(1, _TEXTURE))
+    return torch.cat(parts)
 
 
 def dead_leaves(n: int, channels: int, size: Sequence[int], generator: torch.Generator) -> Tensor:

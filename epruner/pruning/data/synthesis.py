@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from epruner.pruning.data.calibration import fill, slots
-from epruner.pruning.data.examples import made_up
+from epruner.pruning.data.examples import channels_last, made_up
 from epruner.pruning.graph.costs import measure
 from epruner.pruning.network.copies import working_copy
 from epruner.pruning.network.inputs import Arguments, as_arguments, check_model, in_float32
@@ -150,6 +150,7 @@ def _numbers(model: nn.Module, example: Arguments, n: int | None) -> tuple[int, 
     return n, min(STEPS, max(FEWEST_STEPS, int(WORK / (work * n))))
 
 
+@torch.enable_grad()
 def _matched(
     model: nn.Module,
     norms: Sequence[_BatchNorm],
@@ -160,6 +161,7 @@ def _matched(
     step_done: Callable[[int], None],
 ) -> list[Tensor]:
     """Some inputs after so many steps, or fewer if these gain nothing."""
+    last_channels = channels_last(model, example)
     inputs = [x.clone().requires_grad_(x.is_floating_point()) for x in start]
     signals = [x for x in inputs if x.requires_grad]
     optimizer = torch.optim.Adam(signals, lr=RATE)
@@ -167,7 +169,10 @@ def _matched(
     losses: list[float] = []
     for step in range(steps):
         with _mismatches(norms) as terms:
-            moved = [_moved(x, step, generator) if x.requires_grad else x for x in inputs]
+            moved = [
+                _moved(x, step, generator, last) if x.requires_grad else x
+                for x, last in zip(inputs, last_channels, strict=True)
+            ]
             args, kwargs = fill(example, moved)
             model(*args, **kwargs)
         if not terms or not any(term.requires_grad for term in terms):
@@ -223,12 +228,12 @@ def _mismatches(norms: Sequence[_BatchNorm]) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def _moved(x: Tensor, step: int, generator: torch.Generator) -> Tensor:
+def _moved(x: Tensor, step: int, generator: torch.Generator, channels_last: bool) -> Tensor:
     """Shifted by up to a sixteenth in space or time; images mirrored in every other step."""
-    if x.dim() < 3:
+    dims = list(range(1, x.dim() - 1)) if channels_last else list(range(2, x.dim()))
+    if not dims:
         return x
-    dims = list(range(2, x.dim()))
     reach = [x.shape[dim] // 16 for dim in dims]
     shifts = [int(torch.randint(2 * r + 1, (1,), generator=generator)) - r for r in reach]
     x = torch.roll(x, shifts, dims)
-    return x.flip(-1) if step % 2 and x.dim() > 3 else x
+    return x.flip(dims[-1]) if step % 2 and len(dims) > 1 else x

@@ -2,65 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from epruner.pruning.network.inputs import Arguments
+from epruner.pruning.network.tree import tensors_in
 
 
-def remembering(model: nn.Module) -> dict[str, _BatchNorm]:
+def trained_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """BatchNorm layers with running statistics that are not those that a new layer starts with."""
+    return {
+        name: module
+        for name, module in _remembering(model).items()
+        if bool((module.running_mean != 0).any() | (module.running_var != 1).any())  # type: ignore[union-attr]
+    }
+
+
+def estimate_statistics(
+    model: nn.Module, batches: Iterable[Arguments], norms: Mapping[str, _BatchNorm] | None = None
+) -> None:
+    """Set running statistics to those of some inputs, in place; every layer in eval mode.
+
+    Each layer reads what those before it make with the statistics of the same batch; those of all
+    batches are averaged. Layers that a forward pass does not use keep theirs.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    batches : iterable of (args, kwargs)
+    norms : mapping of str to BatchNorm, optional
+        Layers of the model to estimate; the others stay as they are. Default: all that have
+        statistics.
+
+    Raises
+    ------
+    ValueError
+        They, or what the model returns, are NaN or infinite.
+    """
+    norms = _remembering(model) if norms is None else norms
+    model.eval()
+    before: dict[str, tuple[Any, ...]] = {
+        name: (
+            type(norm),
+            norm.momentum,
+            norm.num_batches_tracked,
+            norm.running_mean.clone(),  # type: ignore[union-attr]
+            norm.running_var.clone(),  # type: ignore[union-attr]
+        )
+        for name, norm in norms.items()
+    }
+    used: set[str] = set()
+    hooks = []
+    for name, norm in norms.items():
+        mean, var = norm.running_mean, norm.running_var
+        assert mean is not None
+        assert var is not None
+        mean.zero_()
+        var.fill_(1)
+        norm.num_batches_tracked = torch.zeros((), dtype=torch.long, device=mean.device)
+        norm.momentum = None  # the plain average of all batches
+        if isinstance(norm, nn.SyncBatchNorm):  # which would wait for other processes
+            norm.__class__ = _Local  # type: ignore[assignment]
+        norm.train()
+        hooks.append(norm.register_forward_pre_hook(lambda *_, name=name: used.add(name)))
+    finite = True
+    try:
+        with torch.no_grad():
+            for args, kwargs in batches:
+                answers = [x for x in tensors_in(model(*args, **kwargs)) if x.is_floating_point()]
+                finite = finite and all(bool(torch.isfinite(x).all()) for x in answers)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, norm in norms.items():
+            norm.__class__, norm.momentum, norm.num_batches_tracked, mean, var = before[name]
+            norm.eval()
+            if name not in used:
+                norm.running_mean.copy_(mean)  # type: ignore[union-attr]
+                norm.running_var.copy_(var)  # type: ignore[union-attr]
+    for name, norm in norms.items():
+        for tensor in (norm.running_mean, norm.running_var):
+            if not torch.isfinite(tensor).all():  # type: ignore[arg-type]
+                raise ValueError(not_finite(f"BatchNorm layer {name!r}"))
+    if not finite:
+        raise ValueError(not_finite("the last layer"))
+
+
+class _Local(_BatchNorm):
+    """BatchNorm of any number of dimensions, by the statistics of this process alone."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+def _remembering(model: nn.Module) -> dict[str, _BatchNorm]:
     """BatchNorm layers with running statistics, by name."""
     return {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm)
+        and module.track_running_stats
         and module.running_mean is not None
         and module.running_var is not None
     }
-
-
-def trained_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """Of those, the layers whose statistics are not the ones that a new layer starts with."""
-    return {
-        name: norm
-        for name, norm in remembering(model).items()
-        if bool((norm.running_mean != 0).any() | (norm.running_var != 1).any())  # type: ignore[union-attr]
-    }
-
-
-def estimate_statistics(model: nn.Module, batches: Iterable[Arguments]) -> None:
-    """Set the running statistics to those of some inputs, in place; every layer in eval mode.
-
-    Each layer reads what those before it make with the statistics of the same batch; those of all
-    batches are averaged.
-
-    Raises
-    ------
-    ValueError
-        They are NaN or infinite.
-    """
-    norms = remembering(model)
-    before = {name: norm.momentum for name, norm in norms.items()}
-    model.eval()
-    for norm in norms.values():
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain average of all batches
-        norm.train()
-    try:
-        with torch.no_grad():
-            for args, kwargs in batches:
-                model(*args, **kwargs)
-    finally:
-        for name, norm in norms.items():
-            norm.momentum = before[name]
-            norm.eval()
-    for name, norm in norms.items():
-        for tensor in (norm.running_mean, norm.running_var):
-            if not torch.isfinite(tensor).all():  # type: ignore[arg-type]
-                raise ValueError(not_finite(f"BatchNorm layer {name!r}"))
 
 
 def not_finite(where: str) -> str:

@@ -95,6 +95,12 @@ def measured(
         for member in group.consumers:
             readers.setdefault(member.module, []).append((group, member))
     usable = [s for s in sites if s.name in readers and getattr(modules[s.name], "groups", 1) == 1]
+    seen = {site.name for site in usable}
+    whole = {  # groups of which every reader can be measured
+        group.name
+        for group in groups
+        if group.blocks == 1 and all(member.module in seen for member in group.consumers)
+    }
     keep: dict[Value, int] = {}
     for site in usable:
         read = traces[0].ops[site.op].reads[0]
@@ -104,7 +110,7 @@ def measured(
     found: dict[str, list[Reader]] = {}
     ranked: dict[str, T] = {}
     for site in usable:
-        wanted = [pair for pair in readers[site.name] if pair[0].blocks == 1]
+        wanted = [pair for pair in readers[site.name] if pair[0].name in whole]
         if not wanted:
             continue
         parts = _measure(run, site, modules, [member for _, member in wanted])

@@ -38,7 +38,9 @@ def substitution_losses(readers: Sequence[Reader]) -> Matrix:
         gram = reader.gram.view(n, k, n, k)
         own = gram[torch.arange(n), :, torch.arange(n), :]  # G_jj: (n, k, k)
         alone = (squares * own).sum((1, 2))
-        ridge = RIDGE * own.diagonal(dim1=1, dim2=2).mean(1) + 1e-30
+        spread = own.diagonal(dim1=1, dim2=2).mean(1).clamp_min(0)
+        # a channel that does not vary (but for rounding) stands in for nothing
+        ridge = RIDGE * spread + 1e-12 * spread.max() + 1e-30
         eye = torch.eye(k, dtype=torch.float64)
         factors = torch.linalg.cholesky(own + ridge[:, None, None] * eye)
         for j in range(n):

@@ -132,6 +132,7 @@ def _site(
         is_norm = (
             isinstance(reader.function, _BatchNorm)
             and reader.function.track_running_stats
+            and reader.function.running_mean is not None
             and is_plain(reader.function)
             and reader.module not in shared
             and reader.function.num_features == op.shapes[0][_channel_axis(op.function)]

@@ -67,6 +67,7 @@ def varied(inputs: list[Tensor], generator: torch.Generator) -> list[Tensor]:
     return result
 
 
+@torch.enable_grad()
 def learn_answers(
     teacher: nn.Module,
     student: nn.Module,
@@ -104,11 +105,6 @@ def learn_answers(
     before, after : float
         Squared error of the outputs over their variance, of the student and of what is returned,
         on the inputs held back.
-
-    Raises
-    ------
-    FloatingPointError
-        The loss became NaN or infinite.
     """
     full, small = working_copy(teacher), working_copy(student)
     for parameter in small.parameters():
@@ -135,7 +131,10 @@ def learn_answers(
         for step, rows in zip(range(1, total + 1), _rows(n, generator), strict=False):
             tensors = augment([column[rows.to(column.device)] for column in columns], generator)
             batch = fill(example, tensors)
-            descent.step(lambda batch=batch: _loss(full, small, batch, wanted, given))  # type: ignore[misc]
+            try:
+                descent.step(lambda batch=batch: _loss(full, small, batch, wanted, given))  # type: ignore[misc]
+            except FloatingPointError:  # astray
+                break
             advance(step, total)
             if step in looks:
                 error = error_of_small()
@@ -237,6 +236,7 @@ def _loss(
     for mine, target in zip(tries, answers, strict=True):
         if not target.is_floating_point():
             continue
+        mine, target = mine.float(), target.float()
         parts.append(SCORES * (mine - target).square().mean())
         if target.dim() == 2 and target.shape[1] > 1:
             mine, target = (F.log_softmax(x / TEMPERATURE, 1) for x in (mine, target))
@@ -247,4 +247,5 @@ def _loss(
 
 def _relative(given: Tensor, wanted: Tensor) -> Tensor:
     """Squared error over the variance."""
+    given, wanted = given.float(), wanted.float()
     return (given - wanted).square().mean() / wanted.var().clamp_min(1e-12)
