@@ -370,7 +370,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
                 "The default, by what it learns from",
                 default,
                 learned,
-                ("score", "error", "seconds"),
+                ("score", "error", "cpu_seconds"),
             ),
             ("Methods, from unlabelled inputs", given, method, ("score", "error")),
             ("Methods, without any input", unseen, method, ("score", "error")),
