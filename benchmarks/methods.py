@@ -173,9 +173,9 @@ CASES = {
         ("synthetic", USUAL, 7728),
     ),
     "akamaster": Grid(image_case, (0.7, 0.6, 0.4), SOME, distilled=("synthetic",)),
-    "resnet20": Grid(image_case, (0.6, 0.4), SOME, distilled=("synthetic",)),
-    "mobilenetv2": Grid(imagenet_case, (0.7, 0.5), SOME),
-    "efficientnet-lite0": Grid(imagenet_case, (0.7, 0.5), SOME),
+    "resnet20": Grid(image_case, (0.6, 0.4), SOME),
+    "mobilenetv2": Grid(imagenet_case, (0.7, 0.5), SOME, ("noise", USUAL)),
+    "efficientnet-lite0": Grid(imagenet_case, (0.7, 0.5), SOME, ("noise", USUAL)),
     "encoder": Grid(sentence_case, (0.8, 0.6), SOME, ("noise", USUAL)),
 }
 

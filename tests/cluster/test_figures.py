@@ -23,7 +23,7 @@ MEASUREMENT = re.compile(r"[\d.,]*\d\s?(?:x|ms|s|min|minutes|GB|MB|times|points|
 # Numbers with such units that are no results: definitions, parameters, published figures, and
 # bounds that a test holds.
 DEFINED = {
-    "README.md": ["the matrix alone would be 40 GB"],
+    "README.md": ["the matrix alone would be 40 GB", "| learned from | −40 % | −60 % |"],
     "benchmarks/README.md": [
         "10,000 to 100,000 points from features",
         "a difference of 2 points is within the noise",
@@ -277,7 +277,8 @@ def prose(text: str) -> str:
 def check(document: str, text: str) -> None:
     """Each claim of the results stands in the document, and no other figure does."""
     text = prose(text)
-    for claim in claims().get(document, []):
+    for line in claims().get(document, []):
+        claim = " ".join(line.split())
         assert claim in text, f"{document} should say: {claim}"
         text = text.replace(claim, "")
     for phrase in DEFINED.get(document, []):

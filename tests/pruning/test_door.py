@@ -598,7 +598,7 @@ class TestRefusals:
     def test_repair_where_nothing_can_be_shown(self, network: str, repair: str) -> None:
         model, inputs = UNSHOWN[network]()
         plan = epruner.analyse(model, inputs).select(macs=0.5)
-        message = f"repair='{repair}' needs calibrate, a few hundred inputs without labels: nothing else"
+        message = f"repair='{repair}' needs calibrate, a few hundred inputs without labels: nothing"
         with pytest.raises(ValueError, match=message):
             epruner.repair(model, plan.apply(model), plan, repair=repair, inputs=inputs)
 
