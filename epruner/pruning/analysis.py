@@ -274,7 +274,8 @@ class Analysis:
             groups, unnamed = with_values(groups, {**betas, **fixed_at}, "beta")
             skipped += unnamed
         with stages.run("ranking"):
-            shown = self._model if evidence.kind == "none" else tracing_copy(evidence.model)[0]
+            looks = replace(method, repair="none").needs_evidence()
+            shown = tracing_copy(evidence.model)[0] if looks else self._model
             batches = evidence.calibration.fit
             ranked, losses, notes = _ranked(method, shown, groups, batches)
             layers, placed = make_layers(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from epruner.pruning.graph.costs import measure
 from epruner.pruning.network.copies import working_copy
 from epruner.pruning.network.inputs import Arguments, as_arguments, check_model, in_float32
 from epruner.pruning.network.statistics import trained_norms
+from epruner.pruning.report.progress import Stages
 
 MOST, FEWEST = 128, 32  # inputs
 STEPS, FEWEST_STEPS = 120, 60
@@ -36,6 +37,7 @@ WORK, PER_ELEMENT = 2.75e12, 100
 RATE = 0.1
 _ELEMENTS = 2**20  # of the inputs that are changed together
 _LOOK, _GAIN = 15, 0.98  # steps between looks at the loss, and what must be left of it at most
+_STAGE = "synthetic inputs"
 Advance = Callable[[int, int], None]
 
 
@@ -83,21 +85,8 @@ def synthesise(
     if n is not None and (type(n) is not int or n < 2):
         raise ValueError(f"n must be an integer of at least 2, got {n!r}")
     example = as_arguments(model, inputs)
-    if not progress:
-        found = synthetic_inputs(model, example, n=n, seed=random_state)
-    else:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("synthetic inputs", total=None)
-            found = synthetic_inputs(
-                model,
-                example,
-                n=n,
-                seed=random_state,
-                advance=lambda done, total: bar.update(task, completed=done, total=total),
-            )
+    with closing(Stages(progress, (_STAGE,))) as stages, stages.run(_STAGE):
+        found = synthetic_inputs(model, example, n=n, seed=random_state, advance=stages.advance)
     return found[0] if len(found) == 1 else found
 
 
@@ -128,13 +117,14 @@ def synthetic_inputs(
     count = max(1, n // size)  # parts of at least `size` inputs: one alone has no variance
     parts = list(zip(*(x.tensor_split(count) for x in drawn), strict=True))
     generator = torch.Generator().manual_seed(seed)
+    last = channels_last(frozen, exact)
     done = []
     for number, part in enumerate(parts):
 
         def step_done(step: int, number: int = number) -> None:
             advance(number * steps + step, len(parts) * steps)
 
-        done.append(_matched(frozen, norms, exact, part, steps, generator, step_done))
+        done.append(_matched(frozen, norms, exact, part, last, steps, generator, step_done))
     return tuple(torch.cat(column) for column in zip(*done, strict=True))
 
 
@@ -156,12 +146,12 @@ def _matched(
     norms: Sequence[_BatchNorm],
     example: Arguments,
     start: Sequence[Tensor],
+    last_channels: Sequence[bool],
     steps: int,
     generator: torch.Generator,
     step_done: Callable[[int], None],
 ) -> list[Tensor]:
     """Some inputs after so many steps, or fewer if these gain nothing."""
-    last_channels = channels_last(model, example)
     inputs = [x.clone().requires_grad_(x.is_floating_point()) for x in start]
     signals = [x for x in inputs if x.requires_grad]
     optimizer = torch.optim.Adam(signals, lr=RATE)

@@ -22,17 +22,11 @@ class Descent:
         Changed in place.
     steps : int
         Of the schedule.
-    optimizer : {"sgd", "adamw"}
-        SGD with Nesterov momentum 0.9, or AdamW.
-    lr : float, optional
-        Default 0.02 for SGD, 1e-3 for AdamW.
-    weight_decay : float
-        Not applied to biases and norm parameters.
+    optimizer, lr, weight_decay, amp
+        As of `finetune`.
     schedule : {"cosine", "step", "one-cycle"}
         Down to zero over all steps; a tenth after half and after three quarters of them; or up for
         three tenths of them and down to zero.
-    amp : bool, optional
-        Mixed precision. Default: on a GPU only.
 
     Raises
     ------

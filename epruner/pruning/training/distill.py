@@ -239,10 +239,14 @@ def _loss(
         mine, target = mine.float(), target.float()
         parts.append(SCORES * (mine - target).square().mean())
         if target.dim() == 2 and target.shape[1] > 1:
-            mine, target = (F.log_softmax(x / TEMPERATURE, 1) for x in (mine, target))
-            divergence = F.kl_div(mine, target, reduction="batchmean", log_target=True)
-            parts.append(SCORES * TEMPERATURE**2 * divergence)
+            parts.append(SCORES * divergence(mine, target, TEMPERATURE))
     return torch.stack(parts).sum()
+
+
+def divergence(scores: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """Of softened scores from softened others (Kullback-Leibler), times the temperature squared."""
+    got, target = (F.log_softmax(x / temperature, 1) for x in (scores, wanted))
+    return F.kl_div(got, target, reduction="batchmean", log_target=True) * temperature**2
 
 
 def _relative(given: Tensor, wanted: Tensor) -> Tensor:

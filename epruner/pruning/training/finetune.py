@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from epruner._files import check_target
 from epruner.pruning.training.descent import Descent
+from epruner.pruning.training.distill import divergence
 
 _FORMAT = 1
 
@@ -148,10 +149,8 @@ def finetune(
         if teacher is None:
             return loss
         with torch.no_grad():
-            wanted = F.log_softmax(teacher(inputs) / temperature, 1)
-        got = F.log_softmax(scores / temperature, 1)
-        soft = F.kl_div(got, wanted, reduction="batchmean", log_target=True) * temperature**2
-        return (1 - distill) * loss + distill * soft
+            wanted = teacher(inputs)
+        return (1 - distill) * loss + distill * divergence(scores, wanted, temperature)
 
     was_training = model.training
     with _bar(progress, steps, len(history) * len(train_loader)) as advance:
