@@ -61,8 +61,10 @@ py::array_t<U> to_array(const Container& values) {
   return out;
 }
 
+using Seed = std::optional<std::uint64_t>;
+
 template <class T>
-Jitter jitter_for(std::uint64_t seed) {
+Jitter jitter_for(Seed seed) {
   return Jitter(seed, sizeof(T) == sizeof(float));
 }
 
@@ -89,7 +91,7 @@ py::tuple py_solve(const Array<T>& S, ActiveSet& active_set, bool dense_fits) {
 
 template <class T>
 py::tuple py_solve_dense(const Array<T>& S, const Array<double>& preference, double damping,
-                         Index max_iter, Index convergence_iter, std::uint64_t seed,
+                         Index max_iter, Index convergence_iter, Seed seed,
                          int n_threads) {
   const Index n = square_size(S);
   const double* own = of_length(preference, n);
@@ -123,7 +125,7 @@ py::tuple decoded(const Similarity& similarity, const ActiveSet* active_set,
 
 template <class T>
 py::tuple py_decode(const Array<T>& S, const Array<double>& preference,
-                    const Array<Index>& exemplars, std::uint64_t seed, int n_threads,
+                    const Array<Index>& exemplars, Seed seed, int n_threads,
                     const ActiveSet* active_set) {
   return decoded(Matrix<T>(square_size(S), S.data()), active_set, preference, exemplars,
                  jitter_for<T>(seed), n_threads);
@@ -132,7 +134,7 @@ py::tuple py_decode(const Array<T>& S, const Array<double>& preference,
 template <class T>
 py::list py_cluster_many(const std::vector<Array<T>>& S,
                          const std::vector<Array<double>>& preferences, double damping,
-                         Index max_iter, Index convergence_iter, std::uint64_t seed, int n_threads,
+                         Index max_iter, Index convergence_iter, Seed seed, int n_threads,
                          bool dense_fits) {
   require(S.size() == preferences.size(), "one preference array for each problem");
   std::vector<Problem<T>> problems;
@@ -312,7 +314,7 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
            "norms"_a, "unit"_a)
       .def("decode",
            [](const PyFeatures<T>& self, const ActiveSet& active_set,
-              const Array<double>& preference, const Array<Index>& exemplars, std::uint64_t seed,
+              const Array<double>& preference, const Array<Index>& exemplars, Seed seed,
               int n_threads) {
              return decoded(self.exact, &active_set, preference, exemplars, jitter_for<T>(seed),
                             n_threads);
@@ -366,7 +368,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   py::class_<ActiveSet> active_set(m, "ActiveSet");
   active_set
       .def(py::init([](const Array<double>& preference, double damping, Index max_iter,
-                       Index convergence_iter, std::uint64_t seed, bool single_precision,
+                       Index convergence_iter, Seed seed, bool single_precision,
                        int n_threads) {
              const Settings settings{damping, max_iter, convergence_iter, n_threads};
              return ActiveSet(preference.size(), preference.data(), Jitter(seed, single_precision),

@@ -308,7 +308,14 @@ EPRUNER_INLINE std::uint64_t mix(std::uint64_t h) {
   return h ^ (h >> 31);
 }
 
+EPRUNER_INLINE std::uint32_t mix_32(std::uint32_t h) {
+  h = (h ^ (h >> 16)) * 0x85EBCA6Bu;
+  h = (h ^ (h >> 13)) * 0xC2B2AE35u;
+  return h ^ (h >> 16);
+}
+
 constexpr std::uint64_t kGolden = 0x9E3779B97F4A7C15ull;
+constexpr std::uint32_t kGolden32 = 0x9E3779B9u;
 
 }  // namespace
 
@@ -448,16 +455,17 @@ EPRUNER_CLONES double squared_distance(Index d, const double* x, const double* y
   return squared_distance_impl(d, x, y);
 }
 
-Jitter::Jitter(std::uint64_t seed, bool single_precision)
-    : seed_(seed),
-      relative_(single_precision ? 0x1p-23 : 0x1p-36),
-      absolute_(single_precision ? 0x1p-120 : 0x1p-1000) {}
+Jitter::Jitter(std::optional<std::uint64_t> seed, bool single_precision)
+    : seed_(seed.value_or(0)),
+      relative_(!seed ? 0 : single_precision ? 0x1p-23 : 0x1p-36),
+      absolute_(!seed ? 0 : single_precision ? 0x1p-120 : 0x1p-1000) {}
 
 double Jitter::operator()(double s, Index row, Index column) const {
   if (std::isinf(s)) return s;
   const std::uint64_t key = mix((static_cast<std::uint64_t>(row) + seed_) * kGolden + kGolden);
-  const std::uint64_t h = mix(key + static_cast<std::uint64_t>(column) * kGolden);
-  const double u = static_cast<double>(h >> 11) * 0x1p-52 - 1.0;
+  const std::uint32_t h =
+      mix_32(static_cast<std::uint32_t>(key >> 32) + static_cast<std::uint32_t>(column) * kGolden32);
+  const double u = static_cast<double>(static_cast<std::int32_t>(h)) * 0x1p-31;
   return s + (relative_ * std::fabs(s) + absolute_) * u;
 }
 

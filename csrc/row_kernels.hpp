@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <optional>
 
 namespace epruner {
 
@@ -181,7 +182,8 @@ double squared_distance(Index d, const double* x, const double* y);
 // Noise as a function of (seed, row, column); see epruner/cluster/jitter.py for the definition.
 class Jitter {
  public:
-  Jitter(std::uint64_t seed, bool single_precision);
+  // Without a seed there is none.
+  Jitter(std::optional<std::uint64_t> seed, bool single_precision);
   double operator()(double s, Index row, Index column) const;
   // A bound that no jittered similarity of at most `s` exceeds.
   double ceiling(double s) const;

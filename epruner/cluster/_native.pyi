@@ -23,14 +23,14 @@ def solve_dense(
     damping: float,
     max_iter: int,
     convergence_iter: int,
-    seed: int,
+    seed: int | None,
     n_threads: int,
 ) -> tuple[NDArray[np.bool_], int, bool]: ...
 def decode(
     S: _Floats,
     preference: _F64,
     exemplars: _Index,
-    seed: int,
+    seed: int | None,
     n_threads: int,
     active_set: ActiveSet | None = None,
 ) -> tuple[_Index, _Index]: ...
@@ -40,7 +40,7 @@ def cluster_many(
     damping: float,
     max_iter: int,
     convergence_iter: int,
-    seed: int,
+    seed: int | None,
     n_threads: int,
     dense_fits: bool,
 ) -> list[tuple[_Index, _Index, int, bool]]: ...
@@ -54,7 +54,12 @@ def distances_from_dots(dots: _Floats, X: _Floats, norms: _Floats, n_threads: in
 class _Features:
     def __init__(self, X: _Floats, norms: _Floats | None, unit: float) -> None: ...
     def decode(
-        self, active_set: ActiveSet, preference: _F64, exemplars: _Index, seed: int, n_threads: int
+        self,
+        active_set: ActiveSet,
+        preference: _F64,
+        exemplars: _Index,
+        seed: int | None,
+        n_threads: int,
     ) -> tuple[_Index, _Index]: ...
     def similarities(self, rows: _Index, columns: _Index) -> _F64: ...
 
@@ -77,7 +82,7 @@ class ActiveSet:
         damping: float,
         max_iter: int,
         convergence_iter: int,
-        seed: int,
+        seed: int | None,
         single_precision: bool,
         n_threads: int,
     ) -> None: ...

@@ -8,7 +8,9 @@ from epruner.cluster.jitter import jittered, scale
 from epruner.cluster.types import Floats, Indices
 
 
-def decode(S: Floats, preference: Floats, exemplars: Indices, seed: int) -> tuple[Indices, Indices]:
+def decode(
+    S: Floats, preference: Floats, exemplars: Indices, seed: int | None
+) -> tuple[Indices, Indices]:
     """Return the refined exemplars, ascending, and the labels, as scikit-learn decodes them.
 
     A point that may not be linked to any exemplar (all its similarities are -inf) is labelled -1.
@@ -37,7 +39,7 @@ def net_similarity(
     return float(similarities.sum(dtype=np.float64) + preference[exemplars].sum(dtype=np.float64))
 
 
-def _assign(S: Floats, exemplars: Indices, seed: int) -> Indices:
+def _assign(S: Floats, exemplars: Indices, seed: int | None) -> Indices:
     near = S[:, exemplars]  # (n, K)
     labels: Indices = near.argmax(axis=1)
     best = near.max(axis=1).astype(np.float64)
@@ -52,7 +54,7 @@ def _assign(S: Floats, exemplars: Indices, seed: int) -> Indices:
     return labels
 
 
-def _best_member(S: Floats, preference: Floats, members: Indices, seed: int) -> int:
+def _best_member(S: Floats, preference: Floats, members: Indices, seed: int | None) -> int:
     if members.size == 1:
         return int(members[0])
     within = S[np.ix_(members, members)].copy()  # (m, m)

@@ -17,14 +17,14 @@ Indices = NDArray[np.intp]
 class Options:
     """How to iterate: the same for every solver, validated before it gets here.
 
-    `seed` keys the tie-breaking jitter. `verbose` asks for progress on standard output,
-    `rising_damping` for runs with more and more damping until one converges.
+    `seed` keys the tie-breaking jitter; None is without. `verbose` asks for progress on standard
+    output, `rising_damping` for runs with more and more damping until one converges.
     """
 
     damping: float = 0.5
     max_iter: int = 200
     convergence_iter: int = 15
-    seed: int = 0
+    seed: int | None = 0
     n_threads: int = 1
     verbose: bool = False
     rising_damping: bool = False

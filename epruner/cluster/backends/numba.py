@@ -42,6 +42,7 @@ def _compiled(function: Function) -> Function:
 
 
 _mix = cast(Callable[[np.uint64], np.uint64], _compiled(jitter._mix))
+_uniform = cast(Callable[[np.uint64, np.uint64], float], _compiled(jitter._uniform))
 _GOLDEN = jitter._GOLDEN
 
 
@@ -88,8 +89,7 @@ def _jitter(s: float, i: np.int64, k: np.int64, noise: _Noise) -> float:
     if np.isinf(s):
         return s
     row = _mix((np.uint64(i) + noise.seed) * _GOLDEN + _GOLDEN)
-    h = _mix(row + np.uint64(k) * _GOLDEN)
-    u = np.float64(h >> np.uint64(11)) * 2.0**-52 - 1.0
+    u = _uniform(row >> np.uint64(32), np.uint64(k))
     return s + (noise.relative * abs(s) + noise.absolute) * u
 
 
@@ -301,7 +301,8 @@ class _ActiveSet:
     ) -> None:
         n = S.shape[0]
         self.S, self.options, self.workers = S, options, workers
-        self.noise = _Noise(np.uint64(options.seed), *jitter.scale(S.dtype))
+        sizes = (0.0, 0.0) if options.seed is None else jitter.scale(S.dtype)
+        self.noise = _Noise(np.uint64(options.seed or 0), *sizes)
         self.lowest = float(np.finfo(S.dtype).min)
         self.points = _points(jitter.jittered(preference, np.arange(n), np.arange(n), options.seed))
         self.candidates = _pool(n, 0)

@@ -119,14 +119,21 @@ __device__ inline Bits mix(Bits h) {
   return h ^ (h >> 31);
 }
 
+__device__ inline unsigned mix_32(unsigned h) {
+  h = (h ^ (h >> 16)) * 0x85EBCA6Bu;
+  h = (h ^ (h >> 13)) * 0xC2B2AE35u;
+  return h ^ (h >> 16);
+}
+
 // The jitter of jitter.py: T is the precision of the similarities.
 template <class T>
 __device__ double jittered(double s, Index row, Index column, Bits seed) {
   if (!(fabs(s) < infinity())) return s;
   constexpr Bits golden = 0x9E3779B97F4A7C15ull;
   const Bits key = mix((static_cast<Bits>(row) + seed) * golden + golden);
-  const Bits h = mix(key + static_cast<Bits>(column) * golden);
-  const double u = static_cast<double>(h >> 11) * 0x1p-52 - 1.0;
+  const unsigned h =
+      mix_32(static_cast<unsigned>(key >> 32) + static_cast<unsigned>(column) * 0x9E3779B9u);
+  const double u = static_cast<double>(static_cast<int>(h)) * 0x1p-31;
   return s + (Number<T>::relative * fabs(s) + Number<T>::absolute) * u;
 }
 
