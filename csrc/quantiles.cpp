@@ -11,6 +11,7 @@
 namespace epruner {
 namespace {
 
+constexpr Index kSmall = Index{1} << 18;  // entries of a matrix that one thread copies
 constexpr Index kSample = 1 << 15;
 constexpr Index kColumnsAtOnce = 16;
 constexpr std::uint64_t kMostBins = std::uint64_t{1} << 22;
@@ -39,15 +40,16 @@ std::pair<T, T> bracket(Index n, const T* S, double fraction) {
 // The ranks under the middle of n values: the same one twice where n is odd.
 std::pair<Index, Index> middle_ranks(Index n) { return {(n - 1) / 2, n / 2}; }
 
+// The values at two ranks that are the same or neighbours.
 template <class T>
-T median_of(T* values, Index n, Index low, Index high) {
+std::pair<T, T> select_both(T* values, Index n, Index low, Index high) {
   std::nth_element(values, values + high, values + n);
   const T upper = values[high];
-  return low == high ? upper : (*std::max_element(values, values + high) + upper) / 2;
+  return {low == high ? upper : *std::max_element(values, values + high), upper};
 }
 
 // A narrow part of the values' span that holds the ranks low and high, and how many lie below it
-// and in it. Begins with a sample's middle and closes in on where a straight line through the
+// and in it. Begins with a part of a sample and closes in on where a straight line through the
 // counts expects them; counting is the cheapest pass over a row.
 template <class T>
 struct Bracket {
@@ -58,12 +60,13 @@ template <class T>
 Bracket<T> close_in(const T* values, Index n, Index low, Index high) {
   constexpr T infinity = std::numeric_limits<T>::infinity();
   std::array<T, 1024> sample;
-  const Index size = std::min<Index>(n / 16, 1024);
+  const Index size = std::min<Index>(n / 64, 1024);
   for (Index e = 0; e < size; ++e) sample[as_size(e)] = values[e * (n / size)];
   std::sort(sample.begin(), sample.begin() + size);
   const auto slack = static_cast<Index>(2 * std::sqrt(static_cast<double>(size)));
-  Bracket<T> found{sample[as_size(size / 2 - slack)],
-                   std::nextafter(sample[as_size(size / 2 + slack)], infinity), 0, 0};
+  const Index middle = low * size / n, first = std::max<Index>(middle - slack, 0),
+              last = std::min(middle + slack, size - 1);
+  Bracket<T> found{sample[as_size(first)], std::nextafter(sample[as_size(last)], infinity), 0, 0};
   found.below = count_between(n, values, -infinity, found.from);
   found.inside = count_between(n, values, found.from, found.to);
   while (found.inside > n / 128) {
@@ -79,6 +82,33 @@ Bracket<T> close_in(const T* values, Index n, Index low, Index high) {
   return found;
 }
 
+// As select_both, of many values. `where` has room for n.
+template <class T>
+std::pair<T, T> select_both_among(T* values, Index n, Index low, Index high,
+                                  std::vector<Column>& where) {
+  if (n < 1024) return select_both(values, n, low, high);
+  const Bracket<T> near = close_in(values, n, low, high);
+  if (low < near.below || high >= near.below + near.inside)
+    return select_both(values, n, low, high);
+  const Index inside = collect_between(n, values, near.from, near.to, where.data());
+  for (Index e = 0; e < inside; ++e) values[e] = values[where[as_size(e)]];
+  return select_both(values, inside, low - near.below, high - near.below);
+}
+
+// The entries of a small matrix, -inf left out.
+template <class T>
+std::vector<T> finite_entries(Index n, const T* S, bool diagonal) {
+  std::vector<T> values(S, S + n * n);
+  if (!diagonal)
+    for (Index i = 0; i < n; ++i) values[as_size(i * n + i)] = minus_infinity<T>;
+  const Index finite =
+      count_between(n * n, values.data(), std::numeric_limits<T>::lowest(),
+                    std::numeric_limits<T>::infinity());
+  if (finite < n * n)
+    values.erase(std::remove(values.begin(), values.end(), minus_infinity<T>), values.end());
+  return values;
+}
+
 }  // namespace
 
 template <class T>
@@ -88,17 +118,24 @@ T median(T* values, Index n, std::vector<Column>& where) {
     n = std::remove(values, values + n, minus_infinity<T>) - values;
   if (n == 0) return minus_infinity<T>;
   const auto [low, high] = middle_ranks(n);
-  if (n < 1024) return median_of(values, n, low, high);
-  const Bracket<T> near = close_in(values, n, low, high);
-  if (low < near.below || high >= near.below + near.inside) return median_of(values, n, low, high);
-  const Index inside = collect_between(n, values, near.from, near.to, where.data());
-  for (Index e = 0; e < inside; ++e) values[e] = values[where[as_size(e)]];
-  return median_of(values, inside, low - near.below, high - near.below);
+  const auto [lower, upper] = select_both_among(values, n, low, high, where);
+  return low == high ? upper : (lower + upper) / 2;
 }
 
 template <class T>
 Quantile quantile(Index n, const T* S, double fraction, bool diagonal, int threads) {
-  if (n * n < 1 << 14) threads = 1;
+  if (n * n < kSmall) {
+    std::vector<T> values = finite_entries(n, S, diagonal);
+    const auto count = static_cast<Index>(values.size());
+    if (count == 0) return {};
+    const double position = fraction * static_cast<double>(count - 1);
+    const auto rank = static_cast<Index>(position);
+    std::vector<Column> where(values.size());
+    const auto [lower, upper] =
+        select_both_among(values.data(), count, rank, std::min(rank + 1, count - 1), where);
+    return {static_cast<double>(lower), static_cast<double>(upper),
+            position - static_cast<double>(rank), false};
+  }
   T low, high;
   std::tie(low, high) = bracket(n, S, fraction);
   while (true) {
