@@ -1,13 +1,16 @@
-// The active-set solver: only pairs that were ever a row's maximum or ever had R > 0 hold messages.
+// The active-set solver: only pairs whose messages differ from what follows from their row and
+// column hold any.
 //
-// A pair (i, k) that was never its row's maximum satisfies R = (1 - damping^t) S - mu[i] at every
-// t; one that never had R > 0 either, A = abar[k]. What follows from these needs neither storage
-// nor work and is rebuilt exactly when it becomes interesting. Each row lists its most similar
-// points. See docs/affinity-propagation.md for the derivation.
+// A pair (i, k) that was never its row's maximum satisfies R = g S - mu[i] at every t, g being
+// 1 - damping^t; one that never had R > max(0, b[k]) either, A = abar[k]. What follows from these
+// needs neither storage nor work and is rebuilt exactly when it becomes interesting. Each row lists
+// its most similar points. Where more than these have R > 0, which happens to nearly all pairs at
+// once while clusters form, one read of the row of S sums them: a burst. See
+// docs/affinity-propagation.md for the derivation.
 #pragma once
 
 #include "candidate_selection.hpp"
-#include "dense.hpp"
+#include "prominent_columns.hpp"
 
 namespace epruner {
 
@@ -15,14 +18,12 @@ class ActiveSet {
  public:
   ActiveSet(Index n, const double* preference, const Jitter& jitter, const Settings& settings);
 
-  // Where candidates come from; see CandidateLists.
+  // Give rows, ascending, their first candidates or, where iterations stopped for them, what they
+  // need. On request, take the medians of the rows, exact own entries included. Throws
+  // std::invalid_argument where the first candidates show what is no similarity.
   template <class T>
   void refill(const Indices& rows, const RowSource<T>& source, const Refinement<T>& refinement,
-              T* medians = nullptr) {
-    // Nearly all rows run out at once where clusters are large.
-    const bool eager = 4 * n_pending_ > 3 * n_;
-    candidates_.refill(rows, source, refinement, abar_.data(), eager, workers_, medians);
-  }
+              T* medians = nullptr);
   void fill_from_csr(const Index* offsets, const Column* columns, const double* similarities) {
     candidates_.fill_from_csr(offsets, columns, similarities, abar_.data());
   }
@@ -38,16 +39,19 @@ class ActiveSet {
   void assign(const Indices& position, Indices& labels) const;
 
   // Continue for at most so many iterations, until the stop rule holds, max_iter is reached or some
-  // rows need more candidates.
+  // rows need candidates.
   Status iterate(const Poll& poll, Index iterations = std::numeric_limits<Index>::max());
-
-  // Those that cannot finish this iteration, ascending.
-  Indices rows_needing_candidates() const;
-  // Whether these would make the lists so long that dense passes are cheaper.
-  bool crowded() const;
-  // Write this iteration's messages of all pairs, and which rows have finished it.
+  // The same with similarities (n, n) in memory, from which rows are refilled at once.
   template <class T>
-  std::vector<std::uint8_t> expand(Dense<T>& dense) const;
+  Status iterate(const T* S, const Poll& poll,
+                 Index iterations = std::numeric_limits<Index>::max());
+  // The same with features, from which single pairs are at hand.
+  template <class T>
+  Status iterate(const Features<T>& features, const Poll& poll,
+                 Index iterations = std::numeric_limits<Index>::max());
+
+  // Those that iterations stopped for, ascending.
+  Indices rows_needing_candidates() const;
 
   Outcome outcome(Status status) const;
   const Diagonal& diagonal() const { return diagonal_; }
@@ -61,37 +65,74 @@ class ActiveSet {
 
  private:
   using Row = CandidateLists::Row;
-  // Rows are worked on in fixed blocks; a block gathers its positive responsibilities in row order.
-  struct RowBlock {
-    std::vector<Index> pending;
-    std::vector<Column> column;
-    std::vector<double> value;
-    Index positives = 0;
+  // What is at hand of similarities while iterating, if anything: rows, to refill point i at once, in
+  // whose block's `support` a burst goes, on this thread; and those of a row in some columns.
+  struct Source {
+    std::function<void(Index i, double* support, std::size_t thread)> refill;
+    std::function<void(Index i, const Column* columns, Index count, double* out)> similarities;
   };
 
-  void prepare_blocks();
-  Status iterate_shared(const Poll& poll, Index iterations);
+  // What a row lacks to finish an iteration: its first candidates, a look at its unlisted pairs
+  // after a burst, more candidates for its maximum, or its unlisted pairs that may have R > 0.
+  enum class Lack : std::uint8_t { everything, look, candidates, positives };
+  struct RowState {
+    Lack lack = Lack::everything;
+    std::uint8_t bursts = 0;  // so far, up to kMostBursts
+    Index burst_at = -1;      // the iteration of the last
+    double most = 0;          // A of unlisted pairs with which its candidates would do
+  };
+  // Rows are worked on in fixed blocks, each of which sums the positive responsibilities of its
+  // rows in their order.
+  struct RowBlock {
+    std::vector<Index> waiting;
+    Index first, last;
+  };
+
+  Status iterate_with(const Source& source, const Poll& poll, Index iterations);
+  Status iterate_shared(const Source& source, const Poll& poll, Index iterations);
   void begin_iteration();
+  void bound_availability();
+  void sum_support();
   static void prefetch(const Row& row);
-  ClosedForm closed_form(Index i) const;
-  void run_block(RowBlock& block, Index first, Index last, Arena& arena);
-  bool update_responsibilities(Index i, const RowTop& top, RowBlock& block, Arena& arena);
+  IterationTerms terms() const {
+    return {settings_.damping, diagonal_.total.data(),    abar_.data(),
+            abar_max_,         prominent_.availability(), prominent_.stride()};
+  }
+  ClosedForm closed_form(Index i) const { return {grown_, mu_[as_size(i)]}; }
+  double self(Index i) const { return diagonal_.a[as_size(i)] + diagonal_.preference[as_size(i)]; }
+  double* support_of(Index i) { return support_.data() + i / block_rows_ * n_; }
+  bool none_waits() const;
+  bool promote(const Source& source);
+  void activate_prominent(Index i, double second, const Source& source, Arena& arena);
+  void run_block(RowBlock& block, const Source& source, bool extend, std::size_t thread);
+  bool run_row(Index i, bool again, double* support, const Source& source, Arena& arena);
+  template <class T>
+  bool refill_row(Index i, const T* x, const Refinement<T>& refinement, double* support,
+                  Scratch<T>& scratch, Arena& arena);
+  template <class T>
+  void look_after_burst(Index i, const T* x, const Refinement<T>& refinement, Scratch<T>& scratch,
+                        Arena& arena);
+  template <class T>
+  void list_or_burst(Index i, const T* x, const Refinement<T>& refinement, double* support,
+                     Scratch<T>& scratch, Arena& arena);
 
   Index n_;
   Jitter jitter_;
   Settings settings_;
   Diagonal diagonal_;
   CandidateLists candidates_;
+  ProminentColumns prominent_;
   Workers workers_;
-  std::vector<double> mu_, abar_;
-  double abar_max_ = 0;
-  double decay_ = 1;  // damping^t
+  std::vector<RowState> states_;
+  std::vector<double> mu_, abar_, abar_before_;
+  double abar_max_ = 0, total_min_ = 0;
+  double grown_ = 0;  // 1 - damping^t
   Index t_ = 0;
   bool mid_iteration_ = false;
-  Index n_pending_ = 0;  // rows that had not finished when iterations last stopped
   Index n_candidates_ = 0;
   Index block_rows_ = 0;
   std::vector<RowBlock> blocks_;
+  std::vector<double> support_;  // (blocks, n)
 };
 
 }  // namespace epruner

@@ -77,14 +77,14 @@ py::tuple messages_of(const Outcome& outcome) {
 }
 
 template <class T>
-py::tuple py_solve(const Array<T>& S, ActiveSet& active_set, bool dense_fits) {
+py::tuple py_solve(const Array<T>& S, ActiveSet& active_set) {
   require(square_size(S) == active_set.size(), "S must have a row and a column for every point");
   Outcome outcome;
   SignalPoll signals;
   const Poll poll = std::ref(signals);
   {
     const py::gil_scoped_release release;
-    outcome = solve_matrix(active_set, S.data(), dense_fits, poll);
+    outcome = solve_matrix(active_set, S.data(), poll);
   }
   return messages_of(outcome);
 }
@@ -134,8 +134,7 @@ py::tuple py_decode(const Array<T>& S, const Array<double>& preference,
 template <class T>
 py::list py_cluster_many(const std::vector<Array<T>>& S,
                          const std::vector<Array<double>>& preferences, double damping,
-                         Index max_iter, Index convergence_iter, Seed seed, int n_threads,
-                         bool dense_fits) {
+                         Index max_iter, Index convergence_iter, Seed seed, int n_threads) {
   require(S.size() == preferences.size(), "one preference array for each problem");
   std::vector<Problem<T>> problems;
   for (std::size_t q = 0; q < S.size(); ++q) {
@@ -148,7 +147,7 @@ py::list py_cluster_many(const std::vector<Array<T>>& S,
   std::vector<Clustering> answers;
   {
     const py::gil_scoped_release release;
-    answers = cluster_many(problems, jitter_for<T>(seed), settings, dense_fits, poll);
+    answers = cluster_many(problems, jitter_for<T>(seed), settings, poll);
   }
   for (const Clustering& answer : answers)
     if (answer.outcome.status == Status::interrupted) throw py::error_already_set();
@@ -263,6 +262,19 @@ const char* name_of(Status status) {
   }
 }
 
+template <class Iterate>
+const char* iterated(const Iterate& iterate) {
+  SignalPoll signals;
+  const Poll poll = std::ref(signals);
+  Status status;
+  {
+    const py::gil_scoped_release release;
+    status = iterate(poll);
+  }
+  if (status == Status::interrupted) throw py::error_already_set();
+  return name_of(status);
+}
+
 template <class T>
 void py_refill(ActiveSet& active_set, const Array<Index>& rows, const Array<T>& S) {
   require(square_size(S) == active_set.size(), "S must have a row and a column for every point");
@@ -292,7 +304,7 @@ py::object py_refill_from_dots(ActiveSet& active_set, const Array<Index>& rows,
 
 template <class T>
 void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& suffix) {
-  m.def("solve", &py_solve<T>, py::arg("S").noconvert(), "active_set"_a, "dense_fits"_a);
+  m.def("solve", &py_solve<T>, py::arg("S").noconvert(), "active_set"_a);
   m.def("solve_dense", &py_solve_dense<T>, py::arg("S").noconvert(),
         py::arg("preference").noconvert(), "damping"_a, "max_iter"_a, "convergence_iter"_a,
         "seed"_a, "n_threads"_a);
@@ -300,7 +312,7 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
         "exemplars"_a, "seed"_a, "n_threads"_a, "active_set"_a = nullptr);
   m.def("cluster_many", &py_cluster_many<T>, py::arg("S").noconvert(),
         py::arg("preferences").noconvert(), "damping"_a, "max_iter"_a, "convergence_iter"_a,
-        "seed"_a, "n_threads"_a, "dense_fits"_a);
+        "seed"_a, "n_threads"_a);
   m.def("quantile", &py_quantile<T>, py::arg("S").noconvert(), "fraction"_a, "diagonal"_a,
         "n_threads"_a);
   m.def("column_medians", &py_column_medians<T>, py::arg("S").noconvert(), "n_threads"_a);
@@ -346,6 +358,14 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
           "ranks"_a);
 
   active_set.def("refill", &py_refill<T>, "rows"_a, py::arg("S").noconvert())
+      .def(
+          "iterate",
+          [](ActiveSet& self, Index iterations, const Array<T>& S) {
+            require(square_size(S) == self.size(), "S must have a row and a column for every point");
+            return iterated(
+                [&](const Poll& poll) { return self.iterate(S.data(), poll, iterations); });
+          },
+          "iterations"_a, py::arg("S").noconvert())
       .def("refill_from_dots", &py_refill_from_dots<T>, "rows"_a, py::arg("dots").noconvert(),
            "features"_a, "with_medians"_a)
       .def("fill_from_nearest",
@@ -396,15 +416,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       .def(
           "iterate",
           [](ActiveSet& self, Index iterations) {
-            SignalPoll signals;
-            const Poll poll = std::ref(signals);
-            Status status;
-            {
-              const py::gil_scoped_release release;
-              status = self.iterate(poll, iterations);
-            }
-            if (status == Status::interrupted) throw py::error_already_set();
-            return name_of(status);
+            return iterated([&](const Poll& poll) { return self.iterate(poll, iterations); });
           },
           "iterations"_a)
       .def("rows_needing_candidates",
@@ -419,7 +431,6 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       .def_property_readonly(
           "is_exemplar",
           [](const ActiveSet& self) { return to_array<bool>(self.diagonal().is_exemplar); })
-      .def_property_readonly("crowded", &ActiveSet::crowded)
       .def_property_readonly("iteration", &ActiveSet::iteration)
       .def_property_readonly("n_candidates", &ActiveSet::n_candidates)
       .def_property_readonly("longest_list", &ActiveSet::longest_list);

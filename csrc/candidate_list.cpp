@@ -98,7 +98,7 @@ void CandidateList::make_room(Index n_active_blocks, Index n_candidates, Arena& 
 }
 
 void CandidateList::append(NewCandidates& found, const double* availability, Arena& arena) {
-  make_room(1, size() + found.size, arena);  // reset() makes all of them inactive
+  make_room(1, size() + found.size, arena);  // reset() may make all of them inactive
   sort_descending(found);
   for (Index e = 0; e < found.size; ++e) {
     const auto from = as_size(found.order[as_size(e)]);
@@ -111,45 +111,66 @@ void CandidateList::append(NewCandidates& found, const double* availability, Are
 
 void CandidateList::store_availability(Index count, const double* availability) {
   const Index first = n_stored();
-  n_stored_blocks = std::max(
-      n_stored_blocks,
-      static_cast<std::int32_t>((count + CandidateBlock::width - 1) / CandidateBlock::width));
+  if (count <= first) return;
+  n_stored_blocks =
+      static_cast<std::int32_t>((count + CandidateBlock::width - 1) / CandidateBlock::width);
   for (Index e = first; e < std::min<Index>(n_inactive, n_stored()); ++e)
     a(e) = availability[column(e)];
 }
 
-void CandidateList::activate(double maximum, const double* availability, ClosedForm r,
-                             Arena& arena) {
-  const auto availability_of = [&](Index e) {
-    return e < n_stored() ? a(e) : availability[column(e)];
-  };
+Index CandidateList::find(double maximum, const double* availability) const {
   Index e = 0;
-  while (availability_of(e) + s(e) != maximum) ++e;
+  while ((e < n_stored() ? a(e) : availability[column(e)]) + s(e) != maximum) ++e;
+  return e;
+}
+
+bool CandidateList::has_active(Column k) const {
+  for (Index e = 0; e < n_active; ++e)
+    if (active[e / ActiveBlock::width].column[e % ActiveBlock::width] == k) return true;
+  return false;
+}
+
+Index CandidateList::inactive_at(Column k) const {
+  Index e = 0;
+  while (e < n_inactive && column(e) != k) ++e;
+  return e;
+}
+
+void CandidateList::add_active(double similarity, double r, double a, Column k, Arena& arena) {
   make_room(n_active / ActiveBlock::width + 1, size(), arena);
   ActiveBlock& block = active[n_active / ActiveBlock::width];
   const Index place = n_active % ActiveBlock::width;
-  block.s[place] = s(e);
-  block.r[place] = r.grown * s(e) - r.mu;
-  block.a[place] = availability_of(e);
-  block.column[place] = column(e);
+  block.s[place] = similarity;
+  block.r[place] = r;
+  block.a[place] = a;
+  block.column[place] = k;
   ++n_active;
+}
 
+void CandidateList::activate(Index e, double r, const double* availability, Arena& arena) {
+  const auto availability_of = [&](Index q) {
+    return q < n_stored() ? a(q) : availability[column(q)];
+  };
+  add_active(s(e), r, availability_of(e), column(e), arena);
+  if (e < n_positive) --n_positive;
   for (--n_inactive; e < n_inactive; ++e)
     put(e, s(e + 1), e < n_stored() ? availability_of(e + 1) : minus_infinity<double>,
         column(e + 1));
   put(n_inactive, minus_infinity<double>, minus_infinity<double>, 0);
 }
 
-void CandidateList::reset() {
+void CandidateList::reset(double least) {
   for (Index e = 0; e < std::min<Index>(n_inactive, n_stored()); ++e) a(e) = minus_infinity<double>;
-  n_stored_blocks = 0;
+  n_stored_blocks = n_positive = 0;
   for (; n_active > 0; --n_active) {
     ActiveBlock& block = active[(n_active - 1) / ActiveBlock::width];
     const Index place = (n_active - 1) % ActiveBlock::width;
-    Index e = n_inactive++;
-    for (; e > 0 && s(e - 1) < block.s[place]; --e)
-      put(e, s(e - 1), minus_infinity<double>, column(e - 1));
-    put(e, block.s[place], minus_infinity<double>, block.column[place]);
+    if (block.s[place] >= least) {
+      Index e = n_inactive++;
+      for (; e > 0 && s(e - 1) < block.s[place]; --e)
+        put(e, s(e - 1), minus_infinity<double>, column(e - 1));
+      put(e, block.s[place], minus_infinity<double>, block.column[place]);
+    }
     block.s[place] = block.r[place] = block.a[place] = minus_infinity<double>;
     block.column[place] = 0;
   }

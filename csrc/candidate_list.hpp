@@ -47,11 +47,18 @@ class CandidateList : public CandidateRow {
   void append(NewCandidates& found, const double* availability, Arena& arena);
   // Have at least the first `count` store A.
   void store_availability(Index count, const double* availability);
-  // Make the candidate with A + S = `maximum`, which is not active yet, active.
-  void activate(double maximum, const double* availability, ClosedForm r, Arena& arena);
-  // Forget all messages.
-  void reset();
+  // The first inactive candidate with A + S = `maximum`, which must be there.
+  Index find(double maximum, const double* availability) const;
+  // Make inactive candidate `e` active with this R.
+  void activate(Index e, double r, const double* availability, Arena& arena);
+  // Hold an active candidate that is not listed, not even among the inactive.
+  void add_active(double similarity, double r, double a, Column k, Arena& arena);
+  // Forget all messages, and the candidates below `least`.
+  void reset(double least);
 
+  bool has_active(Column k) const;
+  // The place of a column among the inactive; `n_inactive` if it is not one of them.
+  Index inactive_at(Column k) const;
   // visit(column) for every candidate.
   template <class Visit>
   void each_column(const Visit& visit) const {

@@ -1,17 +1,9 @@
 #include "candidate_selection.hpp"
 
-#include <atomic>
-#include <memory>
-#include <stdexcept>
-
-#include "quantiles.hpp"
-
 namespace epruner {
 namespace {
 
-constexpr Index kFirstWant = 16;   // candidates a row starts with
-constexpr Index kEagerness = 5;    // times as many as a row has
-constexpr Index kRowsAtOnce = 16;  // that a thread takes
+constexpr Index kFirstWant = 16;  // candidates a row starts with
 
 template <class T>
 T lowest_finite() {
@@ -49,12 +41,7 @@ T threshold(Index n, const T* x, Index self, T below, Index want, std::vector<T>
 CandidateLists::CandidateLists(Index n, const Jitter& jitter, int threads)
     : n_(n), jitter_(jitter), rows_(as_size(n)), arenas_(as_size(threads)) {}
 
-// How many more candidates a row gets: as many again as it has, and more if eager; but not so many
-// that dense passes would be cheaper.
-Index CandidateLists::next_want(const Row& row, bool eager) const {
-  const Index known = row.size(), more = eager ? kEagerness * known : known;
-  return std::max({kFirstWant, known, std::min(more, n_ / (2 * kCrowdedShare) - known)});
-}
+Index CandidateLists::next_want(Index i) const { return std::max<Index>(kFirstWant, (*this)[i].n_inactive); }
 
 // How far the jittered similarity of a pair may be from the entry `s` of point i's row.
 template <class T>
@@ -70,73 +57,55 @@ double CandidateLists::bound(Index i, double low, bool everything,
   return everything ? minus_infinity<double> : low + uncertainty(i, low, refinement);
 }
 
-// Append the next candidates of point i, whose row is x. False where x holds what is no similarity.
+// Find what is not listed yet and at least `low`. What the last threshold's uncertainty kept off the
+// list lies a little over it.
 template <class T>
-bool CandidateLists::refill_row(Index i, const T* x, const Refinement<T>& refinement,
-                                const double* availability, bool eager, Scratch<T>& scratch,
-                                Arena& arena) {
-  Row& row = rows_[as_size(i)];
-  NewCandidates& found = scratch.found;
-  // What the last threshold's uncertainty kept off the list lies a little over it.
-  const auto below = static_cast<T>(row.below);
-  const auto over = static_cast<T>(row.below + 2 * uncertainty(i, row.below, refinement));
+void CandidateLists::find(Index i, const T* x, T low, const Refinement<T>& refinement,
+                          Scratch<T>& scratch) const {
+  const Row& row = (*this)[i];
+  const double unlisted =
+      bound(i, static_cast<double>(low), low == lowest_finite<T>(), refinement);
   const auto mark = [&](std::uint8_t value) {
     scratch.listed[as_size(i)] = value;
     row.each_column([&](Column k) { scratch.listed[as_size(k)] = value; });
   };
+  const auto over = static_cast<T>(mostly_listed_from(i, refinement));
+  const Index count = collect_between(n_, x, low, over, scratch.columns.data());
   mark(1);
-  T low = below;
-  double unlisted = row.unlisted;
-  found.size = 0;
-  for (Index want = next_want(row, eager); found.size == 0 && low != lowest_finite<T>();
-       want *= 2) {
-    low = threshold(n_, x, i, below, want, scratch.lanes);
-    if (std::isnan(low)) return false;
-    unlisted = bound(i, static_cast<double>(low), low == lowest_finite<T>(), refinement);
-    const Index count = collect_between(n_, x, low, over, scratch.columns.data());
-    for (Index e = 0; e < count; ++e) {
-      const Column k = scratch.columns[as_size(e)];
-      if (scratch.listed[as_size(k)]) continue;
-      const double exact = refinement.exact ? (*refinement.exact)(i, k) : static_cast<double>(x[k]);
-      const double s = jitter_(exact, i, k);
-      if (s >= unlisted) found.add(s, k);
-    }
+  const Jitter::Row noise = jitter_.row(i);
+  scratch.found.size = 0;
+  for (Index e = 0; e < count; ++e) {
+    const Column k = scratch.columns[as_size(e)];
+    if (scratch.listed[as_size(k)]) continue;
+    const double exact = refinement.exact ? (*refinement.exact)(i, k) : static_cast<double>(x[k]);
+    const double s = noise(exact, k);
+    if (s >= unlisted) scratch.found.add(s, k);
   }
   mark(0);
-  row.append(found, availability, arena);
-  row.below = static_cast<double>(low);
-  row.unlisted = unlisted;
-  return true;
 }
 
 template <class T>
-void CandidateLists::refill(const Indices& rows, const RowSource<T>& source,
-                            const Refinement<T>& refinement, const double* availability, bool eager,
-                            Workers& workers, T* medians) {
-  const auto count = static_cast<Index>(rows.size());
-  std::vector<std::unique_ptr<Scratch<T>>> scratch(arenas_.size());
-  std::atomic<bool> invalid{false};
-  const auto refill_point = [&](Index q, std::size_t thread) {
-    if (!scratch[thread]) scratch[thread] = std::make_unique<Scratch<T>>(n_);
-    Scratch<T>& own = *scratch[thread];
-    const Index i = rows[as_size(q)];
-    const T* x = source.row(q, i, own.row.data());
-    if (!refill_row(i, x, refinement, availability, eager, own, arenas_[thread]))
-      invalid.store(true, std::memory_order_relaxed);
-    if (!medians) return;
-    if (x != own.row.data()) std::copy_n(x, n_, own.row.data());
-    own.row[as_size(i)] = static_cast<T>((*refinement.exact)(i, i));
-    medians[q] = median(own.row.data(), n_, own.columns);
-  };
-  workers.together(count * n_ >= kSelectTogether, [&] {
-    workers.share((count + kRowsAtOnce - 1) / kRowsAtOnce, [&](Index piece, std::size_t thread) {
-      const Index first = piece * kRowsAtOnce;
-      for (Index q = first; q < std::min(count, first + kRowsAtOnce); ++q) refill_point(q, thread);
-    });
-    return true;
-  });
-  if (invalid)
-    throw std::invalid_argument("S holds NaN or +inf; use -inf for pairs that must not be linked");
+void CandidateLists::extend_to(Index i, const T* x, T low, const Refinement<T>& refinement,
+                               const double* availability, Scratch<T>& scratch, Arena& arena) {
+  Row& row = rows_[as_size(i)];
+  if (static_cast<double>(low) >= row.below) return;
+  find(i, x, low, refinement, scratch);
+  row.append(scratch.found, availability, arena);
+  row.below = static_cast<double>(low);
+  row.unlisted = bound(i, row.below, low == lowest_finite<T>(), refinement);
+}
+
+template <class T>
+bool CandidateLists::extend(Index i, const T* x, Index want, const Refinement<T>& refinement,
+                            const double* availability, Scratch<T>& scratch, Arena& arena) {
+  const Row& row = rows_[as_size(i)];
+  const Index before = row.size();
+  for (; row.size() == before && row.unlisted > minus_infinity<double>; want *= 2) {
+    const T low = threshold(n_, x, i, static_cast<T>(row.below), want, scratch.lanes);
+    if (std::isnan(low)) return false;
+    extend_to(i, x, low, refinement, availability, scratch, arena);
+  }
+  return true;
 }
 
 void CandidateLists::fill_from_csr(const Index* offsets, const Column* columns,
@@ -193,14 +162,16 @@ Index CandidateLists::longest() const {
 }
 
 void CandidateLists::reset() {
-  for (Row& row : rows_) row.reset();
+  for (Row& row : rows_) row.reset(row.unlisted);
 }
 
-#define EPRUNER_INSTANTIATE(T)                                                                 \
-  template void CandidateLists::refill<T>(const Indices&, const RowSource<T>&,                 \
-                                          const Refinement<T>&, const double*, bool, Workers&, \
-                                          T*);                                                 \
-  template void CandidateLists::fill_from_nearest<T>(const Nearest<T>&, const Refinement<T>&,  \
+#define EPRUNER_INSTANTIATE(T)                                                                  \
+  template double CandidateLists::uncertainty<T>(Index, double, const Refinement<T>&) const;    \
+  template bool CandidateLists::extend<T>(Index, const T*, Index, const Refinement<T>&,         \
+                                          const double*, Scratch<T>&, Arena&);                  \
+  template void CandidateLists::extend_to<T>(Index, const T*, T, const Refinement<T>&,          \
+                                             const double*, Scratch<T>&, Arena&);               \
+  template void CandidateLists::fill_from_nearest<T>(const Nearest<T>&, const Refinement<T>&,   \
                                                      const double*);
 EPRUNER_INSTANTIATE(float)
 EPRUNER_INSTANTIATE(double)

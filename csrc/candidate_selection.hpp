@@ -2,6 +2,8 @@
 // sparse matrix or from what a sweep over tiles has found.
 #pragma once
 
+#include <memory>
+
 #include "candidate_list.hpp"
 #include "decode.hpp"
 #include "nearest.hpp"
@@ -9,7 +11,6 @@
 
 namespace epruner {
 
-constexpr Index kCrowdedShare = 8;  // dense passes win once lists hold more than n / 8 columns
 // Entries of S from where threads select faster than one.
 constexpr Index kSelectTogether = Index{1} << 17;
 
@@ -43,7 +44,36 @@ struct Refinement {
   }
 };
 
-// The candidates of every point.
+// What a thread needs to look at whole rows, of which it takes one after the other.
+template <class T>
+struct Scratch {
+  std::vector<T> row, lanes;
+  std::vector<Column> columns;
+  std::vector<std::uint8_t> listed;
+  std::vector<double> saved;
+  NewCandidates found;
+
+  explicit Scratch(Index n)
+      : row(as_size(n)), columns(as_size(n)), listed(as_size(n)), saved(as_size(n)), found(n) {}
+};
+
+// One for each thread that needs it.
+template <class T>
+class Scratches {
+ public:
+  Scratches(Index n, int threads) : n_(n), own_(as_size(threads)) {}
+  Scratch<T>& operator[](std::size_t thread) {
+    if (!own_[thread]) own_[thread] = std::make_unique<Scratch<T>>(n_);
+    return *own_[thread];
+  }
+
+ private:
+  Index n_;
+  std::vector<std::unique_ptr<Scratch<T>>> own_;
+};
+
+// The candidates of every point. Here and below, `availability` is that of all pairs of a column
+// that store none.
 class CandidateLists {
  public:
   struct Row : CandidateList {
@@ -57,12 +87,27 @@ class CandidateLists {
   const Row& operator[](Index i) const { return rows_[as_size(i)]; }
   Arena& arena(std::size_t thread) { return arenas_[thread]; }
 
-  // Give each of these rows its next candidates, many where they are to be `eager`; on request,
-  // take its median, the exact own entry included. Here and below, `availability` is that of all
-  // pairs of a column that store none.
+  // How many more candidates point i gets when it runs out: as many again as it has.
+  Index next_want(Index i) const;
+  // List at least `want` more candidates of point i, whose row is x. False where x holds what is no
+  // similarity.
   template <class T>
-  void refill(const Indices& rows, const RowSource<T>& source, const Refinement<T>& refinement,
-              const double* availability, bool eager, Workers& workers, T* medians);
+  bool extend(Index i, const T* x, Index want, const Refinement<T>& refinement,
+              const double* availability, Scratch<T>& scratch, Arena& arena);
+  // List everything that is, before its jitter, at least `low`.
+  template <class T>
+  void extend_to(Index i, const T* x, T low, const Refinement<T>& refinement,
+                 const double* availability, Scratch<T>& scratch, Arena& arena);
+  // How far the jittered similarity of a pair may be from the entry `s` of point i's row.
+  template <class T>
+  double uncertainty(Index i, double s, const Refinement<T>& refinement) const;
+  // Entries of point i's row from here up are listed, but for those that uncertainty kept off.
+  template <class T>
+  double mostly_listed_from(Index i, const Refinement<T>& refinement) const {
+    const double below = (*this)[i].below;
+    return below + 2 * uncertainty(i, below, refinement);
+  }
+
   // Give every row its candidates at once: the stored entries of a sparse matrix, all there is, ...
   void fill_from_csr(const Index* offsets, const Column* columns, const double* similarities,
                      const double* availability);
@@ -81,24 +126,9 @@ class CandidateLists {
 
  private:
   template <class T>
-  struct Scratch {  // of one thread that fills lists
-    std::vector<T> row, lanes;
-    std::vector<Column> columns;
-    std::vector<std::uint8_t> listed;
-    NewCandidates found;
-
-    explicit Scratch(Index n)
-        : row(as_size(n)), columns(as_size(n)), listed(as_size(n)), found(n) {}
-  };
-
-  Index next_want(const Row& row, bool eager) const;
-  template <class T>
-  double uncertainty(Index i, double s, const Refinement<T>& refinement) const;
-  template <class T>
   double bound(Index i, double low, bool everything, const Refinement<T>& refinement) const;
   template <class T>
-  bool refill_row(Index i, const T* x, const Refinement<T>& refinement, const double* availability,
-                  bool eager, Scratch<T>& scratch, Arena& arena);
+  void find(Index i, const T* x, T low, const Refinement<T>& refinement, Scratch<T>& scratch) const;
 
   Index n_;
   Jitter jitter_;

@@ -60,54 +60,31 @@ EPRUNER_INLINE V damped_availability(V damping, V renew, V b, V r, V a) {
   return damping * a + renew * select(fresh < zero, fresh, zero);
 }
 
-template <class T>
-EPRUNER_INLINE T damped_responsibility(T damping, Top2<T> top, T s, T a, T r) {
-  const T rival = a + s == top.first ? top.second : top.first;
-  return damping * r + (T(1) - damping) * (s - rival);
+EPRUNER_INLINE std::uint64_t mix(std::uint64_t h) {
+  h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9ull;
+  h = (h ^ (h >> 27)) * 0x94D049BB133111EBull;
+  return h ^ (h >> 31);
+}
+
+EPRUNER_INLINE std::uint32_t mix_32(std::uint32_t h) {
+  h = (h ^ (h >> 16)) * 0x85EBCA6Bu;
+  h = (h ^ (h >> 13)) * 0xC2B2AE35u;
+  return h ^ (h >> 16);
+}
+
+constexpr std::uint64_t kGolden = 0x9E3779B97F4A7C15ull;
+constexpr std::uint32_t kGolden32 = 0x9E3779B9u;
+
+// s with its noise; not for infinite s.
+EPRUNER_INLINE double noisy(double s, const Jitter::Row& noise, std::uint32_t column) {
+  const std::uint32_t h = mix_32(noise.key + column * kGolden32);
+  const double u = static_cast<double>(static_cast<std::int32_t>(h)) * 0x1p-31;
+  return s + (noise.relative * std::fabs(s) + noise.absolute) * u;
 }
 
 EPRUNER_INLINE Vector<double>::type gathered(const double* x, const Column* k) {
   const Vector<double>::type v = {x[k[0]], x[k[1]], x[k[2]], x[k[3]]};
   return v;
-}
-
-template <class T>
-EPRUNER_INLINE Top2<T> dense_availabilities_impl(Index n, T damping, const T* __restrict b,
-                                                 const T* __restrict s, const T* __restrict r,
-                                                 T* __restrict a) {
-  using V = Vector<T>;
-  constexpr Index w = V::width;
-  const typename V::type dampings = V::fill(damping), renews = V::fill(T(1) - damping);
-  Top2Lanes<T> even, odd;  // two chains: the reduction waits on its own latency otherwise
-  Index k = 0;
-  for (; k + 2 * w <= n; k += 2 * w) {
-    const auto a0 =
-        damped_availability(dampings, renews, V::load(b + k), V::load(r + k), V::load(a + k));
-    const auto a1 = damped_availability(dampings, renews, V::load(b + k + w), V::load(r + k + w),
-                                        V::load(a + k + w));
-    V::store(a + k, a0);
-    V::store(a + k + w, a1);
-    even.add(a0 + V::load(s + k));
-    odd.add(a1 + V::load(s + k + w));
-  }
-  even.add(odd);
-  Top2<T> top = even.fold();
-  for (; k < n; ++k) {
-    a[k] = damped_availability(damping, T(1) - damping, b[k], r[k], a[k]);
-    top.add(a[k] + s[k]);
-  }
-  return top;
-}
-
-template <class T>
-EPRUNER_INLINE void dense_responsibilities_impl(Index n, T damping, Top2<T> top,
-                                                const T* __restrict s, const T* __restrict a,
-                                                T* __restrict r, double* __restrict support) {
-  for (Index k = 0; k < n; ++k) {
-    const T fresh = damped_responsibility(damping, top, s[k], a[k], r[k]);
-    r[k] = fresh;
-    support[k] += static_cast<double>(fresh > T(0) ? fresh : T(0));
-  }
 }
 
 template <class T>
@@ -252,15 +229,14 @@ EPRUNER_INLINE double squared_distance_impl(Index d, const T* x, const T* y) {
 }
 
 template <bool update>
-EPRUNER_INLINE RowTop candidate_top_impl(const IterationTerms& terms, ClosedForm r, double self,
-                                         CandidateRow& row) {
+EPRUNER_INLINE Top2<double> availabilities(const IterationTerms& terms, ClosedForm r, double self,
+                                           CandidateRow& row) {
   using V = Vector<double>;
   constexpr Index w = V::width;
   const V::type damping = V::fill(terms.damping), renew = V::fill(1 - terms.damping);
   const V::type grown = V::fill(r.grown), mu = V::fill(r.mu);
   Top2Lanes<double> even, odd;
-  const ActiveBlock* last_active = row.active + row.n_active_blocks();
-  for (ActiveBlock* p = row.active; p != last_active; ++p) {
+  for (ActiveBlock *p = row.active, *end = p + row.n_active_blocks(); p != end; ++p) {
     V::type a = V::load(p->a);
     if constexpr (update) {
       a = damped_availability(damping, renew, gathered(terms.total, p->column), V::load(p->r), a);
@@ -296,89 +272,155 @@ EPRUNER_INLINE RowTop candidate_top_impl(const IterationTerms& terms, ClosedForm
     even.add(odd);
     top.add(even.fold());
   }
-  V::mask hits{};
-  for (const ActiveBlock* p = row.active; p != last_active; ++p)
-    hits |= V::load(p->a) + V::load(p->s) == V::fill(top.first);
-  return {top, self == top.first || V::any(hits)};
+  return top;
 }
 
-EPRUNER_INLINE std::uint64_t mix(std::uint64_t h) {
-  h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9ull;
-  h = (h ^ (h >> 27)) * 0x94D049BB133111EBull;
-  return h ^ (h >> 31);
+EPRUNER_INLINE bool active_responsibilities(double damping, Top2<double> top, double self,
+                                                 CandidateRow& row, double* support) {
+  using V = Vector<double>;
+  const V::type dampings = V::fill(damping), renews = V::fill(1 - damping), zero{};
+  const V::type firsts = V::fill(top.first), seconds = V::fill(top.second);
+  V::mask maxima{};
+  for (ActiveBlock *p = row.active, *end = p + row.n_active_blocks(); p != end; ++p) {
+    const V::type s = V::load(p->s);
+    const V::mask is_first = V::load(p->a) + s == firsts;
+    maxima |= is_first;
+    const V::type fresh =
+        dampings * V::load(p->r) + renews * (s - select(is_first, seconds, firsts));
+    V::store(p->r, fresh);
+    const V::type positive = select(fresh > zero, fresh, zero);
+    for (Index j = 0; j < V::width; ++j) support[p->column[j]] += positive[j];
+  }
+  return self == top.first || V::any(maxima);
 }
 
-EPRUNER_INLINE std::uint32_t mix_32(std::uint32_t h) {
-  h = (h ^ (h >> 16)) * 0x85EBCA6Bu;
-  h = (h ^ (h >> 13)) * 0xC2B2AE35u;
-  return h ^ (h >> 16);
+EPRUNER_INLINE float largest_sum(Index n, const float* x, const float* y) {
+  using V = Vector<float>;
+  V::type most = V::fill(minus_infinity<float>);
+  for (Index k = 0; k < n; k += V::width) {
+    const V::type sum = V::load(x + k) + V::load(y + k);
+    most = select(sum > most, sum, most);
+  }
+  float largest = most[0];
+  for (Index j = 1; j < V::width; ++j) largest = most[j] > largest ? most[j] : largest;
+  return largest;
 }
 
-constexpr std::uint64_t kGolden = 0x9E3779B97F4A7C15ull;
-constexpr std::uint32_t kGolden32 = 0x9E3779B9u;
+EPRUNER_INLINE void add_inactive_positives_impl(ClosedForm r, CandidateRow& row, double* support) {
+  Index found = 0;  // as S descends, so does R
+  for (const CandidateBlock* o = row.inactive;; ++o)
+    for (Index j = 0; j < CandidateBlock::width; ++j) {
+      const double fresh = r.grown * o->s[j] - r.mu;
+      if (!(fresh > 0)) {
+        row.n_positive = static_cast<std::int32_t>(found);
+        return;
+      }
+      support[o->column[j]] += fresh;
+      ++found;
+    }
+}
+
+template <class T>
+EPRUNER_INLINE void copy_jittered_impl(Index n, const T* __restrict x, const Jitter::Row& noise,
+                                       double* __restrict out) {
+  for (Index k = 0; k < n; ++k) {
+    const double s = static_cast<double>(x[k]);
+    const double noised = noisy(s, noise, static_cast<std::uint32_t>(k));
+    out[k] = s > minus_infinity<double> ? noised : s;
+  }
+}
+
+template <class T>
+EPRUNER_INLINE void add_positives_impl(Index n, const T* __restrict x, const Jitter::Row& noise,
+                                       ClosedForm r, double* __restrict support) {
+  for (Index k = 0; k < n; ++k) {
+    const double s = noisy(static_cast<double>(x[k]), noise, static_cast<std::uint32_t>(k));
+    const double fresh = r.grown * s - r.mu;  // NaN for -inf
+    support[k] += fresh > 0 ? fresh : 0;
+  }
+}
+
+template <class T>
+EPRUNER_INLINE double least_exceeding_impl(Index n, const T* __restrict x, double below,
+                                           double margin, ClosedForm r,
+                                           const double* __restrict total) {
+  double least = std::numeric_limits<double>::infinity();
+  for (Index k = 0; k < n; ++k) {
+    const double s = static_cast<double>(x[k]);
+    const double most = r.grown * (s + margin) - r.mu;
+    const bool exceeds = (s < below) & (most > 0) & (most > total[k]);
+    const double own = exceeds ? s : std::numeric_limits<double>::infinity();
+    least = own < least ? own : least;
+  }
+  return least;
+}
 
 }  // namespace
 
-EPRUNER_CLONES Top2<float> dense_availabilities(Index n, float damping, const float* b,
-                                                const float* s, const float* r, float* a) {
-  return dense_availabilities_impl(n, damping, b, s, r, a);
-}
-EPRUNER_CLONES Top2<double> dense_availabilities(Index n, double damping, const double* b,
-                                                 const double* s, const double* r, double* a) {
-  return dense_availabilities_impl(n, damping, b, s, r, a);
-}
-
-EPRUNER_CLONES void dense_responsibilities(Index n, float damping, Top2<float> top, const float* s,
-                                           const float* a, float* r, double* support) {
-  dense_responsibilities_impl(n, damping, top, s, a, r, support);
-}
-EPRUNER_CLONES void dense_responsibilities(Index n, double damping, Top2<double> top,
-                                           const double* s, const double* a, double* r,
-                                           double* support) {
-  dense_responsibilities_impl(n, damping, top, s, a, r, support);
-}
-
-EPRUNER_CLONES RowTop candidate_availabilities(const IterationTerms& terms, ClosedForm r,
-                                               double self, CandidateRow& row) {
-  return candidate_top_impl<true>(terms, r, self, row);
-}
-EPRUNER_CLONES RowTop candidate_top(const IterationTerms& terms, double self, CandidateRow& row) {
-  return candidate_top_impl<false>(terms, {}, self, row);
-}
-
-EPRUNER_CLONES Positives candidate_responsibilities(double damping, Top2<double> top, ClosedForm r,
-                                                    CandidateRow& row, Column* column,
-                                                    double* positive) {
+EPRUNER_CLONES Top2<double> dense_row(const DenseRows& rows, Index i, double damping,
+                                      const double* b, double self, double* support) {
   using V = Vector<double>;
   constexpr Index w = V::width;
+  static_assert(w == DenseRows::width);
+  const double* __restrict s = rows.s + i * rows.stride;
+  double* __restrict r = rows.r + i * rows.stride;
+  double* __restrict a = rows.a + i * rows.stride;
   const V::type dampings = V::fill(damping), renews = V::fill(1 - damping), zero{};
+  Top2Lanes<double> lanes;
+  for (Index k = 0; k < rows.stride; k += w) {
+    const auto fresh =
+        damped_availability(dampings, renews, V::load(b + k), V::load(r + k), V::load(a + k));
+    V::store(a + k, fresh);
+    lanes.add(fresh + V::load(s + k));
+  }
+  Top2<double> top = lanes.fold();
+  top.add(self);
   const V::type firsts = V::fill(top.first), seconds = V::fill(top.second);
-  Positives found{0, 0};
-  for (ActiveBlock *p = row.active, *end = p + row.n_active_blocks(); p != end; ++p) {
-    const V::type s = V::load(p->s);
-    const V::type rival = select(V::load(p->a) + s == firsts, seconds, firsts);
-    const V::type fresh = dampings * V::load(p->r) + renews * (s - rival);
-    V::store(p->r, fresh);
-    const auto hit = fresh > zero;
-    for (Index j = 0; j < w; ++j) {
-      column[found.all] = p->column[j];
-      positive[found.all] = fresh[j];
-      found.all -= hit[j];  // -1 where R > 0
-    }
+  for (Index k = 0; k < rows.stride; k += w) {
+    const V::type own = V::load(s + k);
+    const V::type rival = select(V::load(a + k) + own == firsts, seconds, firsts);
+    const V::type fresh = dampings * V::load(r + k) + renews * (own - rival);
+    V::store(r + k, fresh);
+    V::store(support + k, V::load(support + k) + select(fresh > zero, fresh, zero));
   }
-  const V::type grown = V::fill(r.grown), mu = V::fill(r.mu);
-  for (const CandidateBlock* o = row.inactive;; ++o) {
-    for (Index first = 0; first < CandidateBlock::width; first += w) {
-      const V::type fresh = grown * V::load(o->s + first) - mu;
-      const auto hit = fresh > zero;
-      const Index hits = -(hit[0] + hit[1] + hit[2] + hit[3]);
-      V::store(positive + found.all, fresh);
-      std::copy_n(o->column + first, w, column + found.all);
-      found.all += hits;
-      found.inactive += hits;
-      if (hits < w) return found;  // as S descends, so does R
-    }
-  }
+  return top;
+}
+
+EPRUNER_CLONES Top2<double> candidate_top(const IterationTerms& terms, double self,
+                                          CandidateRow& row) {
+  return availabilities<false>(terms, {}, self, row);
+}
+
+EPRUNER_CLONES Index candidates_to_store(const double* total, ClosedForm r,
+                                         const CandidateRow& row) {
+  Index last = 0;
+  for (Index e = row.n_stored(); e < row.n_positive; ++e)
+    if (r.grown * row.s(e) - r.mu > std::max(0.0, total[row.column(e)])) last = e + 1;
+  return last;
+}
+
+EPRUNER_CLONES void add_inactive_positives(ClosedForm r, CandidateRow& row, double* support) {
+  add_inactive_positives_impl(r, row, support);
+}
+
+EPRUNER_CLONES RowPass pass_row(const IterationTerms& terms, ClosedForm r, double self, Rest rest,
+                                CandidateRow& row, double* support, bool updated) {
+  RowPass pass{updated ? availabilities<false>(terms, r, self, row)
+                       : availabilities<true>(terms, r, self, row),
+               RowPass::done};
+  const ClosedForm now = r.after(terms.damping, pass.top.first);
+  if (rest.most + terms.most > pass.top.second)
+    pass.state = RowPass::needs_candidates;
+  else if (may_exceed(largest_sum(terms.n_prominent, rest.prominent, terms.prominent_availability),
+                      pass.top.second))
+    pass.state = RowPass::needs_prominent;
+  else if (!rest.summed && now.grown * rest.most > now.mu)
+    pass.state = RowPass::unlisted_positives;
+  else if (!active_responsibilities(terms.damping, pass.top, self, row, support))
+    pass.state = RowPass::new_maximum;
+  else
+    add_inactive_positives_impl(now, row, support);
+  return pass;
 }
 
 EPRUNER_CLONES void descending_ranks(Index n, double* s, Column* ranks) {
@@ -448,6 +490,22 @@ EPRUNER_CLONES void similarities_from_dots(Index n, const double* dots, double n
   similarities_from_dots_impl(n, dots, norm, norms, s);
 }
 
+#define EPRUNER_JITTERED_ROWS(T)                                                                  \
+  EPRUNER_CLONES void copy_jittered(Index n, const T* x, const Jitter& jitter, Index row,        \
+                                    double* out) {                                               \
+    copy_jittered_impl(n, x, jitter.row(row), out);                                              \
+  }                                                                                              \
+  EPRUNER_CLONES void add_positives(Index n, const T* x, const Jitter& jitter, Index row,        \
+                                    ClosedForm r, double* support) {                             \
+    add_positives_impl(n, x, jitter.row(row), r, support);                                       \
+  }                                                                                              \
+  EPRUNER_CLONES double least_exceeding(Index n, const T* x, double below, double margin,        \
+                                        ClosedForm r, const double* total) {                     \
+    return least_exceeding_impl(n, x, below, margin, r, total);                                  \
+  }
+EPRUNER_JITTERED_ROWS(float)
+EPRUNER_JITTERED_ROWS(double)
+
 EPRUNER_CLONES double squared_distance(Index d, const float* x, const float* y) {
   return squared_distance_impl(d, x, y);
 }
@@ -460,14 +518,16 @@ Jitter::Jitter(std::optional<std::uint64_t> seed, bool single_precision)
       relative_(!seed ? 0 : single_precision ? 0x1p-23 : 0x1p-36),
       absolute_(!seed ? 0 : single_precision ? 0x1p-120 : 0x1p-1000) {}
 
-double Jitter::operator()(double s, Index row, Index column) const {
-  if (std::isinf(s)) return s;
-  const std::uint64_t key = mix((static_cast<std::uint64_t>(row) + seed_) * kGolden + kGolden);
-  const std::uint32_t h =
-      mix_32(static_cast<std::uint32_t>(key >> 32) + static_cast<std::uint32_t>(column) * kGolden32);
-  const double u = static_cast<double>(static_cast<std::int32_t>(h)) * 0x1p-31;
-  return s + (relative_ * std::fabs(s) + absolute_) * u;
+Jitter::Row Jitter::row(Index i) const {
+  const std::uint64_t key = mix((static_cast<std::uint64_t>(i) + seed_) * kGolden + kGolden);
+  return {static_cast<std::uint32_t>(key >> 32), relative_, absolute_};
 }
+
+double Jitter::Row::operator()(double s, Index column) const {
+  return std::isinf(s) ? s : noisy(s, *this, static_cast<std::uint32_t>(column));
+}
+
+double Jitter::operator()(double s, Index i, Index k) const { return row(i)(s, k); }
 
 double Jitter::ceiling(double s) const {
   return std::isinf(s) ? s : s + (relative_ * std::fabs(s) + absolute_);

@@ -2,12 +2,18 @@
 #pragma once
 
 #include <cmath>
+#include <stdexcept>
 
 #include "messages.hpp"
 
 namespace epruner {
 
 using Indices = std::vector<Index>;
+
+inline std::invalid_argument not_similarities() {
+  return std::invalid_argument(
+      "S holds NaN or +inf; use -inf for pairs that must not be linked");
+}
 
 // Similarities (n, n) in memory.
 template <class T>

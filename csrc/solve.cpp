@@ -1,8 +1,8 @@
 #include "solve.hpp"
 
 #include <atomic>
-#include <new>
 #include <numeric>
+#include <optional>
 
 namespace epruner {
 namespace {
@@ -10,35 +10,34 @@ namespace {
 constexpr Index kSelectionChunk = Index{1} << 26;  // entries of S read between two polls
 constexpr Index kTogether = Index{1} << 16;  // entries of all S, from where threads are worth it
 
+constexpr Index kDense = 96;  // points from which lists are faster
+
+template <class T>
+void require_similarities(Index n, const T* S) {
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  for (Index i = 0; i < n; ++i) {
+    const T own = S[i * n + i];
+    const Index valid = count_between(n, S + i * n, -infinity, infinity);
+    if (valid + !(own < infinity) < n) throw not_similarities();
+  }
+}
+
 }  // namespace
 
 template <class T>
-Outcome solve_matrix(ActiveSet& active_set, const T* S, bool dense_fits, const Poll& poll) {
+Outcome solve_matrix(ActiveSet& active_set, const T* S, const Poll& poll) {
   const Index n = active_set.size();
   const RowSource<T> source{S, n, true};
   const Index chunk = std::max<Index>(1, kSelectionChunk / n);
-  const Status status = active_set.workers().together(n * n >= kSelectTogether, [&] {
+  return active_set.workers().together(n * n >= kSelectTogether, [&] {
     for (Index first = 0; first < n; first += chunk) {
       Indices rows(as_size(std::min(chunk, n - first)));
       std::iota(rows.begin(), rows.end(), first);
       active_set.refill(rows, source, Refinement<T>{});
-      if (poll()) return Status::interrupted;
+      if (poll()) return active_set.outcome(Status::interrupted);
     }
-    while (true) {
-      const Status reached = active_set.iterate(poll);
-      if (reached != Status::needs_candidates || active_set.crowded()) return reached;
-      active_set.refill(active_set.rows_needing_candidates(), source, Refinement<T>{});
-    }
+    return active_set.outcome(active_set.iterate(S, poll));
   });
-  if (status != Status::needs_candidates) return active_set.outcome(status);
-  if (!dense_fits) throw std::bad_alloc();
-  const Settings& settings = active_set.settings();
-  Dense<T> dense(n, S, active_set.jitter(), active_set.diagonal(), settings);
-  dense.complete_iteration(active_set.expand(dense));
-  const Index t = active_set.iteration();
-  if (dense.diagonal().finish_iteration(t, settings))
-    return {dense.diagonal().is_exemplar, t + 1, Status::converged};
-  return dense.iterate(t + 1, poll);
 }
 
 template <class Similarity>
@@ -66,7 +65,7 @@ Indices decode(const Similarity& similarity, const ActiveSet* active_set, const 
 
 template <class T>
 std::vector<Clustering> cluster_many(const std::vector<Problem<T>>& problems, const Jitter& jitter,
-                                     const Settings& settings, bool dense_fits, const Poll& poll) {
+                                     const Settings& settings, const Poll& poll) {
   std::vector<Clustering> answers(problems.size());
   const Settings alone{settings.damping, settings.max_iter, settings.convergence_iter, 1};
   const auto solve = [&](std::size_t q, const Poll& own_poll) {
@@ -74,8 +73,15 @@ std::vector<Clustering> cluster_many(const std::vector<Problem<T>>& problems, co
     answer.outcome.status = Status::interrupted;
     if (own_poll()) return;
     const Problem<T>& problem = problems[q];
-    ActiveSet active_set(problem.n, problem.preference, jitter, alone);
-    answer.outcome = solve_matrix(active_set, problem.S, dense_fits, own_poll);
+    std::optional<ActiveSet> active_set;
+    if (problem.n <= kDense) {
+      require_similarities(problem.n, problem.S);
+      answer.outcome =
+          solve_dense(problem.n, problem.S, problem.preference, jitter, alone, own_poll);
+    } else {
+      active_set.emplace(problem.n, problem.preference, jitter, alone);
+      answer.outcome = solve_matrix(*active_set, problem.S, own_poll);
+    }
     if (answer.outcome.status == Status::interrupted) return;
     const std::vector<std::uint8_t>& is_exemplar = answer.outcome.is_exemplar;
     for (std::size_t k = 0; k < is_exemplar.size(); ++k)
@@ -84,8 +90,8 @@ std::vector<Clustering> cluster_many(const std::vector<Problem<T>>& problems, co
       answer.labels.assign(is_exemplar.size(), -1);
       return;
     }
-    answer.labels = decode(Matrix<T>(problem.n, problem.S), &active_set, problem.preference, jitter,
-                           1, answer.exemplars);
+    answer.labels = decode(Matrix<T>(problem.n, problem.S), active_set ? &*active_set : nullptr,
+                           problem.preference, jitter, 1, answer.exemplars);
   };
 
   std::vector<std::size_t> order(problems.size());  // the largest first
@@ -127,13 +133,13 @@ std::vector<Clustering> cluster_many(const std::vector<Problem<T>>& problems, co
 }
 
 #define EPRUNER_INSTANTIATE(T)                                                                    \
-  template Outcome solve_matrix<T>(ActiveSet&, const T*, bool, const Poll&);                      \
+  template Outcome solve_matrix<T>(ActiveSet&, const T*, const Poll&);                      \
   template Indices decode<Matrix<T>>(const Matrix<T>&, const ActiveSet*, const double*,           \
                                      const Jitter&, int, Indices&);                               \
   template Indices decode<Features<T>>(const Features<T>&, const ActiveSet*, const double*,       \
                                        const Jitter&, int, Indices&);                             \
   template std::vector<Clustering> cluster_many<T>(const std::vector<Problem<T>>&, const Jitter&, \
-                                                   const Settings&, bool, const Poll&);
+                                                   const Settings&, const Poll&);
 EPRUNER_INSTANTIATE(float)
 EPRUNER_INSTANTIATE(double)
 

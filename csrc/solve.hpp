@@ -3,13 +3,13 @@
 
 #include "active_set.hpp"
 #include "decode.hpp"
+#include "dense.hpp"
 
 namespace epruner {
 
-// Messages for similarities (n, n) in memory: fills the active set, which must be new, and turns to
-// dense passes once its lists get long. Throws std::bad_alloc where memory has no room for those.
+// Messages for similarities (n, n) in memory: fills the active set, which must be new.
 template <class T>
-Outcome solve_matrix(ActiveSet& active_set, const T* S, bool dense_fits, const Poll& poll);
+Outcome solve_matrix(ActiveSet& active_set, const T* S, const Poll& poll);
 
 // Assign the points, move every exemplar to its cluster's best member, assign again. The exemplars
 // come out ascending. An active set, where there is one, knows the nearest exemplars of most
@@ -33,6 +33,6 @@ struct Clustering {
 // Problems side by side, each on one thread. Their answers do not depend on each other.
 template <class T>
 std::vector<Clustering> cluster_many(const std::vector<Problem<T>>& problems, const Jitter& jitter,
-                                     const Settings& settings, bool dense_fits, const Poll& poll);
+                                     const Settings& settings, const Poll& poll);
 
 }  // namespace epruner

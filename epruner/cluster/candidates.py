@@ -16,7 +16,6 @@ from epruner.cluster import _native, resources
 from epruner.cluster._native import ActiveSet
 from epruner.cluster.backends.native import new_active_set
 from epruner.cluster.decode import sorted_by_index
-from epruner.cluster.similarity import cosine, filled, negative_squared_distances
 from epruner.cluster.types import Floats, Indices, Options
 
 _FIRST_CANDIDATES = 48  # per point, from a sweep over tiles; whole rows later cost far more
@@ -32,17 +31,13 @@ class CandidateSource(ABC):
     n: int
     dtype: np.dtype[Any]
 
-    def fits_densely(self) -> bool:
-        """Whether memory has room for dense passes: S, its jittered copy, R and A."""
-        return resources.memory_fits(4 * self.n * self.n * self.dtype.itemsize)
-
-    @abstractmethod
-    def matrix(self) -> Floats:
-        """Return the similarities (n, n)."""
-
     @abstractmethod
     def start(self, options: Options) -> ActiveSet:
         """Return an active set with first candidates for every point, ready to be restarted."""
+
+    def iterate(self, active_set: ActiveSet, iterations: int) -> str:
+        """Go on for at most so many iterations; return how that ended."""
+        return active_set.iterate(iterations)
 
     def refill(self, active_set: ActiveSet) -> None:
         """Give more candidates to the rows that need them."""
@@ -80,16 +75,16 @@ class MatrixSource(CandidateSource):
         self.n = S.shape[0]
         self.dtype = S.dtype
 
-    def matrix(self) -> Floats:
-        return self.S
-
     def start(self, options: Options) -> ActiveSet:
         active_set = self._empty(options)
         active_set.refill(np.arange(self.n), self.S)
         return active_set
 
+    def iterate(self, active_set: ActiveSet, iterations: int) -> str:
+        return active_set.iterate(iterations, self.S)
+
     def _refill(self, active_set: ActiveSet, rows: Indices) -> None:
-        active_set.refill(rows, self.S)
+        raise AssertionError("rows are refilled while they are iterated over")
 
     def decode(
         self, active_set: ActiveSet, preference: Floats, exemplars: Indices, options: Options
@@ -114,9 +109,6 @@ class SparseSource(CandidateSource):
         self.S = S
         self.n = S.shape[0]
         self.dtype = S.dtype
-
-    def matrix(self) -> Floats:
-        return filled(self.S)
 
     def start(self, options: Options) -> ActiveSet:
         active_set = self._empty(options)
@@ -185,9 +177,6 @@ class FeatureSource(CandidateSource):
         features = _native.Features32 if single else _native.Features64
         self._features: Any = features(X, self._norms, unit)
         self._nearest_type: Any = _native.Nearest32 if single else _native.Nearest64
-
-    def matrix(self) -> Floats:
-        return cosine(self.X) if self.cosine else negative_squared_distances(self.X)
 
     def start(self, options: Options) -> ActiveSet:
         return self.start_with_ranks(options, None)[0]

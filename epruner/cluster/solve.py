@@ -80,8 +80,6 @@ def cluster_candidates(
 ) -> Clustering:
     """Cluster the points of `source` by its started active set, which keeps what it learns."""
     messages = _pass_messages(source, active_set, preference, options)
-    if messages is None:
-        return cluster_similarities(source.matrix(), preference, options, "native")
     exemplars = np.flatnonzero(messages.is_exemplar)
     if exemplars.size == 0:
         labels = _unassigned(preference)
@@ -94,14 +92,12 @@ def cluster_candidates(
 
 def _pass_messages(
     source: "CandidateSource", active_set: "_native.ActiveSet", preference: Floats, options: Options
-) -> Messages | None:
-    """Pass messages from the start with these preferences; None when dense passes are cheaper."""
+) -> Messages:
+    """Pass messages from the start with these preferences."""
     active_set.restart(preference.astype(np.float64), options.damping)
     while True:
-        status = active_set.iterate(_REPORT_EVERY if options.verbose else options.max_iter)
+        status = source.iterate(active_set, _REPORT_EVERY if options.verbose else options.max_iter)
         if status == "needs candidates":
-            if active_set.crowded and source.fits_densely():
-                return None
             source.refill(active_set)
             continue
         if options.verbose:

@@ -166,19 +166,6 @@ def test_memory_is_estimated_before_it_is_taken(monkeypatch: pytest.MonkeyPatch)
         AffinityPropagation(memory="tiles").fit(X)
 
 
-def test_a_matrix_of_the_users_turns_dense_only_where_that_fits(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    S = negative_squared_distances(gaussian(2500, 4, np.float32))
-    monkeypatch.setattr(resources, "available_memory", lambda: 10_000_000)
-    found = affinity_propagation(S, preference=-1.0, damping=0.7)
-    assert found[0].size > 1
-    with pytest.raises(MemoryError, match=r"2500 points .* take 0\.1 GB; raise the preference"):
-        affinity_propagation(S, preference=-2000.0, damping=0.9)
-    with pytest.raises(MemoryError, match=r"dense passes over 2500 points .* backend='native'"):
-        affinity_propagation(S, preference=-1.0, backend="dense")
-
-
 def test_available_memory_is_known_here() -> None:
     free = resources.available_memory()
     assert free is None or 1 << 20 < free < 1 << 50
@@ -238,3 +225,10 @@ def test_more_pairs_than_32_bits_count() -> None:
     np.testing.assert_array_equal(fit.labels_[centers], np.arange(centers.size))
     near = X[-500:, None] - X[centers][None]
     np.testing.assert_array_equal(fit.labels_[-500:], (near**2).sum(axis=2).argmin(axis=1))
+
+
+def test_dense_passes_say_how_much_memory_they_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    S = negative_squared_distances(gaussian(2500, 4, np.float32))
+    monkeypatch.setattr(resources, "available_memory", lambda: 10_000_000)
+    with pytest.raises(MemoryError, match=r"dense passes over 2500 points .* backend='native'"):
+        affinity_propagation(S, preference=-1.0, backend="dense")

@@ -8,7 +8,6 @@ import pytest
 from numpy.typing import NDArray
 
 from epruner import affinity_propagation, affinity_propagation_many
-from epruner.cluster import resources
 from epruner.cluster.similarity import median_preference, negative_squared_distances
 
 Floats = NDArray[np.floating[Any]]
@@ -72,14 +71,6 @@ def test_the_diagonal_is_ignored(backend: str) -> None:
     np.fill_diagonal(S, np.nan)
     found = affinity_propagation(S, preference=-5, backend=backend)
     np.testing.assert_array_equal(found[1], expected[1])
-
-
-def test_says_how_much_memory_dense_passes_lack(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "available_memory", lambda: 1_000_000)
-    monkeypatch.setattr("epruner.cluster.backends.native._SMALL", 0)
-    S = [gaussian(400), gaussian(300)]
-    with pytest.raises(MemoryError, match=r"dense passes, which take .* GB"):
-        affinity_propagation_many(S, preference=-1000.0, n_threads=2)
 
 
 def test_as_many_preferences_as_problems() -> None:
