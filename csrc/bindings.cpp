@@ -366,6 +366,13 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
                 [&](const Poll& poll) { return self.iterate(S.data(), poll, iterations); });
           },
           "iterations"_a, py::arg("S").noconvert())
+      .def(
+          "iterate",
+          [](ActiveSet& self, Index iterations, const PyFeatures<T>& features) {
+            return iterated(
+                [&](const Poll& poll) { return self.iterate(features.exact, poll, iterations); });
+          },
+          "iterations"_a, "features"_a)
       .def("refill_from_dots", &py_refill_from_dots<T>, "rows"_a, py::arg("dots").noconvert(),
            "features"_a, "with_medians"_a)
       .def("fill_from_nearest",

@@ -214,6 +214,9 @@ class FeatureSource(CandidateSource):
             print()
         return active_set, medians
 
+    def iterate(self, active_set: ActiveSet, iterations: int) -> str:
+        return active_set.iterate(iterations, self._features)
+
     def _refill(self, active_set: ActiveSet, rows: Indices) -> None:
         for some, dots in self._strips(rows):
             active_set.refill_from_dots(some, dots, self._features, False)
