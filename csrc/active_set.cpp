@@ -56,6 +56,13 @@ void ActiveSet::restart(const double* preference, double damping) {
   mid_iteration_ = false;
 }
 
+// The closed forms hold for any sequence of dampings: decay_ is their product.
+void ActiveSet::continue_with(const double* preference, double damping) {
+  settings_.damping = damping;
+  diagonal_.set_preference(preference, jitter_);
+  t_ = 0;
+}
+
 void ActiveSet::assign(const Indices& position, Indices& labels) const {
   candidates_.assign(position, labels, n_candidates_ < kAssignTogether ? 1 : settings_.threads);
 }

@@ -34,6 +34,8 @@ class ActiveSet {
 
   // Forget all messages, keep the candidates: the same points with other preferences and damping.
   void restart(const double* preference, double damping);
+  // Keep the messages, too; the stop rule and max_iter count from here. Between iterations only.
+  void continue_with(const double* preference, double damping);
 
   // The most similar exemplars of all points; see CandidateLists.
   void assign(const Indices& position, Indices& labels) const;
@@ -59,6 +61,7 @@ class ActiveSet {
   const Settings& settings() const { return settings_; }
   Index size() const { return n_; }
   Index iteration() const { return t_; }
+  bool mid_iteration() const { return mid_iteration_; }
   Index n_candidates() const { return n_candidates_; }
   Index longest_list() const { return candidates_.longest(); }
   Workers& workers() { return workers_; }

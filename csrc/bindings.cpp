@@ -421,6 +421,13 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
           },
           py::arg("preference").noconvert(), "damping"_a)
       .def(
+          "continue_with",
+          [](ActiveSet& self, const Array<double>& preference, double damping) {
+            require(!self.mid_iteration(), "some rows have not finished this iteration");
+            self.continue_with(of_length(preference, self.size()), damping);
+          },
+          py::arg("preference").noconvert(), "damping"_a)
+      .def(
           "iterate",
           [](ActiveSet& self, Index iterations) {
             return iterated([&](const Poll& poll) { return self.iterate(poll, iterations); });

@@ -32,14 +32,21 @@ struct Outcome {
 class Diagonal {
  public:
   Diagonal(Index n, const double* preferences, const Jitter& jitter)
-      : preference(preferences, preferences + n),
+      : preference(as_size(n)),
         a(as_size(n)),
         r(as_size(n)),
         support(as_size(n)),
         total(as_size(n), std::numeric_limits<double>::infinity()),
         is_exemplar(as_size(n)),
         streak_(as_size(n)) {
-    for (Index i = 0; i < n; ++i) preference[as_size(i)] = jitter(preferences[i], i, i);
+    set_preference(preferences, jitter);
+  }
+
+  void set_preference(const double* preferences, const Jitter& jitter) {
+    for (std::size_t i = 0; i < preference.size(); ++i) {
+      const auto own = static_cast<Index>(i);
+      preference[i] = jitter(preferences[i], own, own);
+    }
   }
 
   // R[i,i], once the two largest of row i (own entry included) are known.
