@@ -56,10 +56,11 @@ void ActiveSet::restart(const double* preference, double damping) {
   mid_iteration_ = false;
 }
 
-// The closed forms hold for any sequence of dampings: decay_ is their product.
+// The closed forms hold for any sequence of dampings.
 void ActiveSet::continue_with(const double* preference, double damping) {
   settings_.damping = damping;
   diagonal_.set_preference(preference, jitter_);
+  for (RowState& state : states_) state.burst_at = state.burst_at == t_ - 1 ? -1 : kNever;
   t_ = 0;
 }
 
@@ -103,7 +104,7 @@ bool ActiveSet::run_row(Index i, bool again, double* support, const Source& sour
   RowState& state = states_[own];
   const ClosedForm before = closed_form(i);
   const bool updated = again && state.lack != Lack::look;
-  if (!again && state.burst_at == t_ - 1 && t_ > 0 &&
+  if (!again && state.burst_at == t_ - 1 &&
       before.grown * row.unlisted - before.mu > std::max(0.0, total_min_)) {
     state.lack = Lack::look;
     return false;

@@ -78,10 +78,11 @@ class ActiveSet {
   // What a row lacks to finish an iteration: its first candidates, a look at its unlisted pairs
   // after a burst, more candidates for its maximum, or its unlisted pairs that may have R > 0.
   enum class Lack : std::uint8_t { everything, look, candidates, positives };
+  static constexpr Index kNever = -2;
   struct RowState {
     Lack lack = Lack::everything;
     std::uint8_t bursts = 0;  // so far, up to kMostBursts
-    Index burst_at = -1;      // the iteration of the last
+    Index burst_at = kNever;  // the iteration of the last
     double most = 0;          // A of unlisted pairs with which its candidates would do
   };
   // Rows are worked on in fixed blocks, each of which sums the positive responsibilities of its

@@ -180,7 +180,8 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         'euclidean' is the negative squared distance. 'precomputed' takes similarities (n, n),
         dense or sparse. A callable gets the features and returns similarities (n, n).
     verbose : bool, default=False
-        Whether to print progress: iteration, clusters, length of the lists.
+        Whether to print progress: iteration, clusters, length of the lists; with `n_clusters`,
+        a line for each trial.
     random_state : int, RandomState or None, default=None
         Key of the tie-breaking jitter. None is 0: the same input gives the same answer.
     preference_quantile : float in [0, 1], default=None
@@ -190,7 +191,9 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         to itself included (Lin et al., arXiv 2101.07985).
     n_clusters : int, default=None
         Search a common preference that gives this many clusters, starting from the preferences
-        that the parameters above set. Damping rises where a run oscillates.
+        that the parameters above set. It begins with a damping of 0.7 at least; others, none below
+        `damping`, are tried where runs oscillate or a number is skipped. Warns where no
+        preference was found.
     memory : {'auto', 'tiles', 'matrix'}, default='auto'
         Whether similarities of features are made and dropped in tiles or kept as a matrix (n, n).
         'auto' keeps small ones; only then is there an ``affinity_matrix_``.

@@ -1,7 +1,5 @@
-"""How preferences are asked for, and which of them give how many clusters."""
+"""How preferences are asked for, and between which the number of clusters changes."""
 
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -9,17 +7,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from epruner.cluster import validate
-from epruner.cluster.types import Clustering
-
-_BRACKETING = 60  # steps of a factor 4 away from the starting point
-_BISECTIONS = 40
 
 
 @dataclass(frozen=True)
 class PreferenceRule:
     """What sets the preferences: at most one of the first three, or the median similarity.
 
-    With `n_clusters` that is where the search for a common preference starts.
+    With `n_clusters` that is the scale at which the search for a common preference starts.
     """
 
     preference: ArrayLike | None = None
@@ -77,60 +71,3 @@ def preference_range(S: ArrayLike, *, exact: bool = False) -> tuple[float, float
     else:
         two = nearest.sum() - np.partition(nearest, 1)[:2].sum()
     return float(one - two), float(nearest.max())
-
-
-def search_n_clusters(
-    solve: Callable[[float], Clustering], n_clusters: int, start: float, top: float
-) -> tuple[Clustering, float]:
-    """Search a common preference that gives so many clusters.
-
-    Parameters
-    ----------
-    solve : callable
-        Clusters with one preference for all points.
-    n_clusters : int
-    start : float
-        A preference to start from, below `top`.
-    top : float
-        A preference that makes (nearly) every point an exemplar: the largest similarity.
-
-    Returns
-    -------
-    clustering, preference
-        Of the closest number of clusters found; converged ones are preferred. Warns where that
-        number is not `n_clusters`.
-    """
-    best: tuple[tuple[int, bool], Clustering, float] | None = None
-
-    def clusters(gap: float) -> int:
-        nonlocal best
-        clustering = solve(top - gap)
-        miss = abs(clustering.exemplars.size - n_clusters)
-        if best is None or (miss, not clustering.converged) < best[0]:
-            best = ((miss, not clustering.converged), clustering, top - gap)
-        return clustering.exemplars.size
-
-    gap = max(top - start, 1e-6 * max(1.0, abs(top)))  # the larger, the fewer clusters
-    count = clusters(gap)
-    factor = 4.0 if count > n_clusters else 0.25
-    many = few = gap
-    for _ in range(_BRACKETING):
-        if count == n_clusters or (count < n_clusters) == (factor > 1):
-            break
-        gap *= factor
-        count = clusters(gap)
-        many, few = (few, gap) if factor > 1 else (gap, many)
-    for _ in range(_BISECTIONS):
-        if (best is not None and best[0] == (0, False)) or few <= many * (1 + 1e-12):
-            break
-        gap = float(np.sqrt(many * few))
-        many, few = (gap, few) if clusters(gap) > n_clusters else (many, gap)
-    assert best is not None
-    _, clustering, preference = best
-    if clustering.exemplars.size != n_clusters:
-        warnings.warn(
-            f"no preference was found that gives {n_clusters} clusters; the "
-            f"closest, {preference:.6g}, gives {clustering.exemplars.size}",
-            stacklevel=4,
-        )
-    return clustering, preference

@@ -4,18 +4,20 @@ A problem knows its similarities and how to cluster with given preferences. `Pro
 rule into preferences, searches the number of clusters and raises the damping.
 """
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from epruner.cluster import _compiled, backends, resources, validate
-from epruner.cluster.preference import PreferenceRule, search_n_clusters
+from epruner.cluster.preference import PreferenceRule
+from epruner.cluster.search import Search
 from epruner.cluster.similarity import (
     cosine,
     filled,
@@ -24,6 +26,9 @@ from epruner.cluster.similarity import (
     quantile,
 )
 from epruner.cluster.solve import (
+    CandidateTrials,
+    Run,
+    Trials,
     all_equal,
     cluster_candidates,
     cluster_side_by_side,
@@ -33,9 +38,20 @@ from epruner.cluster.solve import (
 )
 from epruner.cluster.types import Clustering, Floats, Options
 
-Run = Callable[[Floats, Options], Clustering]
+if TYPE_CHECKING:
+    from epruner.cluster import _native
+    from epruner.cluster.candidates import CandidateSource
 
 _LARGEST_MATRIX = 4096  # points; a sweep over tiles is as fast from here on, and needs no n² memory
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Preferences (n,) that a rule sets, what clusters with any, and where it keeps its lists."""
+
+    preference: Floats
+    run: Run
+    lists: "tuple[CandidateSource, _native.ActiveSet] | None" = None
 
 
 class Problem(ABC):
@@ -53,41 +69,83 @@ class Problem(ABC):
         self.compiled = _compiled.native is not None and backend in ("auto", "native")
 
     @abstractmethod
-    def prepare(self, rule: PreferenceRule, options: Options) -> tuple[Floats, Run]:
-        """Return the preferences (n,) that the rule sets, and what clusters with any."""
+    def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
+        """Get ready to cluster as the rule says."""
 
     @abstractmethod
     def top(self, options: Options) -> float:
-        """Return a preference that makes nearly every point an exemplar."""
+        """Return a preference that makes nearly every point an exemplar: the largest similarity."""
+
+    @abstractmethod
+    def alike(self) -> bool:
+        """Whether all similarities of different points are equal."""
+
+    @abstractmethod
+    def n_distinct(self) -> int:
+        """Return how many points do not coincide with an earlier one."""
 
     def solve(self, rule: PreferenceRule, options: Options) -> tuple[Clustering, float, Floats]:
         """Return the clustering asked for, its damping and its preferences (n,)."""
         rule.check(self.n)
-        preference, run = self.prepare(rule, options)
-        used = options.damping
-        # A search compares numbers of clusters, which mean nothing in runs that oscillate.
-        rising = options.rising_damping or rule.n_clusters is not None
-
-        def cluster(p: Floats) -> Clustering:
-            nonlocal used
-            if not rising:
-                return run(p, options)
-            clustering, used = with_rising_damping(lambda o: run(p, o), options)
-            return clustering
-
-        if rule.n_clusters is None or self.n == 1:
-            return cluster(preference), used, preference
-
-        def common(p: float) -> Floats:
-            return np.full(self.n, p, dtype=self.dtype)
-
-        clustering, found = search_n_clusters(
-            lambda p: cluster(common(p)),
-            rule.n_clusters,
-            float(preference.mean()),
-            self.top(options),
+        prepared = self.prepare(rule, options)
+        if rule.n_clusters is not None and self.n > 1:
+            return self._search(rule, options, prepared)
+        if not options.rising_damping:
+            return prepared.run(prepared.preference, options), options.damping, prepared.preference
+        clustering, used = with_rising_damping(
+            lambda o: prepared.run(prepared.preference, o), options
         )
-        return clustering, used, common(found)
+        return clustering, used, prepared.preference
+
+    def _search(
+        self, rule: PreferenceRule, options: Options, prepared: Prepared
+    ) -> tuple[Clustering, float, Floats]:
+        """Search a common preference that gives so many clusters."""
+        wanted = rule.n_clusters
+        assert wanted is not None
+        top = self.top(options)
+        if self.alike():
+            preference = np.full(self.n, _beside(top, above=wanted == self.n), dtype=self.dtype)
+            clustering = prepared.run(preference, options)
+            if clustering.exemplars.size != wanted:
+                warnings.warn(
+                    f"no preference gives {wanted} clusters: all similarities are equal, so there "
+                    f"is one cluster or there are {self.n}",
+                    stacklevel=4,
+                )
+            return clustering, options.damping, preference
+        silent = replace(options, verbose=False)
+        if prepared.lists is None:
+            trials = Trials(self.n, self.dtype, prepared.run, silent)
+        else:
+            trials = CandidateTrials(*prepared.lists, silent)
+        search = Search(
+            trials,
+            wanted,
+            start=float(prepared.preference.mean(dtype=np.float64)),
+            top=top,
+            damping=options.damping,
+            guess=rule.preference is None,
+            verbose=options.verbose,
+        )
+        clustering, preference, used = search.run()
+        if clustering.exemplars.size != wanted:
+            warnings.warn(
+                self._missed(wanted, search.neighbours())
+                + f"; {clustering.exemplars.size} are returned",
+                stacklevel=4,
+            )
+        return clustering, used, preference
+
+    def _missed(self, wanted: int, neighbours: list[tuple[int, float]]) -> str:
+        """Say what was found where the number wanted was not."""
+        said = [f"no preference was found that gives {wanted} clusters"]
+        if neighbours:
+            said.append(" and ".join(f"{count} at {p:.6g}" for count, p in neighbours))
+        distinct = self.n_distinct()
+        if distinct < wanted:
+            said.append(f"only {distinct} of the {self.n} points are distinct")
+        return "; ".join(said)
 
     def _checked(self, preference: ArrayLike) -> Floats:
         return validate.preferences(preference, self.n, self.dtype)
@@ -114,8 +172,23 @@ class MatrixProblem(Problem):
         if self.compiled:
             validate.require_finite(self.similarity_matrix)
 
-    def prepare(self, rule: PreferenceRule, options: Options) -> tuple[Floats, Run]:
-        return self._checked(self._preference(rule, options)), self._runner(rule, options)
+    def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
+        preference = self._checked(self._preference(rule, options))
+        S = self.similarity_matrix
+        once = rule.n_clusters is None and not options.rising_damping and not options.verbose
+        if once or self.n == 1 or not self.compiled:
+            return Prepared(preference, lambda p, o: cluster_similarities(S, p, o, self.backend))
+        from epruner.cluster.candidates import MatrixSource
+
+        source = MatrixSource(S)
+        active_set = source.start(options)
+
+        def run(p: Floats, o: Options) -> Clustering:
+            if all_equal(S, p):
+                return cluster_similarities(S, p, o, self.backend)
+            return cluster_candidates(source, active_set, p, o)
+
+        return Prepared(preference, run, (source, active_set))
 
     def _preference(self, rule: PreferenceRule, options: Options) -> ArrayLike:
         S = self.similarity_matrix
@@ -130,25 +203,17 @@ class MatrixProblem(Problem):
             return quantile(S, q, diagonal=False, n_threads=options.n_threads)
         return quantile(S, 0.5, diagonal=True, n_threads=options.n_threads)
 
-    def _runner(self, rule: PreferenceRule, options: Options) -> Run:
-        S = self.similarity_matrix
-        once = rule.n_clusters is None and not options.rising_damping and not options.verbose
-        if once or self.n == 1 or not self.compiled:
-            return lambda p, o: cluster_similarities(S, p, o, self.backend)
-        from epruner.cluster.candidates import MatrixSource
-
-        source = MatrixSource(S)
-        active_set = source.start(options)
-
-        def run(p: Floats, o: Options) -> Clustering:
-            if all_equal(S, p):
-                return cluster_similarities(S, p, o, self.backend)
-            return cluster_candidates(source, active_set, p, o)
-
-        return run
-
     def top(self, options: Options) -> float:
         return quantile(self.similarity_matrix, 1.0, diagonal=False, n_threads=options.n_threads)
+
+    def alike(self) -> bool:
+        return all_equal(self.similarity_matrix, np.zeros(self.n))
+
+    def n_distinct(self) -> int:
+        S = self.similarity_matrix.copy()
+        np.fill_diagonal(S, -np.inf)
+        np.fill_diagonal(S, S.max(axis=1))  # points that coincide are each other's nearest
+        return int(np.unique(np.hstack([S, S.T]) + 0.0, axis=0).shape[0])
 
 
 class SparseProblem(Problem):
@@ -164,8 +229,20 @@ class SparseProblem(Problem):
         values: Floats = stored.data[(stored.row != stored.col) & (stored.data > -np.inf)]
         return values
 
-    def prepare(self, rule: PreferenceRule, options: Options) -> tuple[Floats, Run]:
-        return self._checked(self._preference(rule)), self._runner(options)
+    def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
+        preference = self._checked(self._preference(rule))
+        if not self.compiled:
+            S = filled(self.similarity_matrix)
+            return Prepared(preference, lambda p, o: cluster_similarities(S, p, o, self.backend))
+        from epruner.cluster.candidates import SparseSource
+
+        source = SparseSource(self.similarity_matrix)
+        active_set = source.start(options)
+        return Prepared(
+            preference,
+            lambda p, o: cluster_candidates(source, active_set, p, o),
+            (source, active_set),
+        )
 
     def _preference(self, rule: PreferenceRule) -> ArrayLike:
         if rule.preference is not None:
@@ -177,18 +254,14 @@ class SparseProblem(Problem):
         q = 0.5 if rule.preference_quantile is None else rule.preference_quantile
         return np.quantile(self._off_diagonal, q)
 
-    def _runner(self, options: Options) -> Run:
-        if not self.compiled:
-            S = filled(self.similarity_matrix)
-            return lambda p, o: cluster_similarities(S, p, o, self.backend)
-        from epruner.cluster.candidates import SparseSource
-
-        source = SparseSource(self.similarity_matrix)
-        active_set = source.start(options)
-        return lambda p, o: cluster_candidates(source, active_set, p, o)
-
     def top(self, options: Options) -> float:
-        return float(self._off_diagonal.max(initial=0.0))
+        return float(self._off_diagonal.max()) if self._off_diagonal.size else 0.0
+
+    def alike(self) -> bool:
+        return False  # stored pairs may be few
+
+    def n_distinct(self) -> int:
+        return self.n  # points without a stored pair are not told apart
 
 
 class FeatureProblem(Problem):
@@ -215,7 +288,7 @@ class FeatureProblem(Problem):
         S = cosine(self.X) if self.cosine else negative_squared_distances(self.X)
         return MatrixProblem(S, self.backend)
 
-    def prepare(self, rule: PreferenceRule, options: Options) -> tuple[Floats, Run]:
+    def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
         if self.matrix is not None:
             return self.matrix.prepare(rule, options)
         from epruner.cluster.candidates import FeatureSource
@@ -234,20 +307,30 @@ class FeatureProblem(Problem):
             # The median counts the diagonal, whose n entries are the largest; a quantile does not.
             position = (n * n - 1) / 2 if q is None else q * (n * (n - 1) - 1)
             active_set, preference = source.start_with_ranks(options, position)
-        identical = not np.ptp(self.X, axis=0).any()
-        link = self.top(options)
+        alike, link = self.alike(), self.top(options)
 
         def run(p: Floats, o: Options) -> Clustering:
-            if identical and (p == p[0]).all():
+            if alike and (p == p[0]).all():
                 return degenerate(p, link)
             return cluster_candidates(source, active_set, p, o)
 
-        return self._checked(preference), run
+        return Prepared(self._checked(preference), run, (source, active_set))
 
     def top(self, options: Options) -> float:
         if self.matrix is not None:
             return self.matrix.top(options)
         return 1.0 if self.cosine else 0.0
+
+    def alike(self) -> bool:
+        return self.matrix.alike() if self.matrix is not None else not np.ptp(self.X, axis=0).any()
+
+    def n_distinct(self) -> int:
+        return int(np.unique(self.X + 0.0, axis=0).shape[0])
+
+
+def _beside(link: float, *, above: bool) -> float:
+    """Return a preference above or below a similarity."""
+    return link + max(1.0, abs(link)) * (1 if above else -1)
 
 
 def solve_many(
@@ -263,7 +346,9 @@ def solve_many(
         return [solve(q, options) for q in range(len(problems))]
     if problems[0].compiled:
         try:
-            own = [p.prepare(rule, options)[0] for p, rule in zip(problems, rules, strict=True)]
+            own = [
+                p.prepare(rule, options).preference for p, rule in zip(problems, rules, strict=True)
+            ]
             return cluster_side_by_side([p.similarity_matrix for p in problems], own, options)
         except ValueError:
             for problem in problems:

@@ -1,7 +1,7 @@
 """One clean problem in, one clustering out: degenerate cases, messages, decoding."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from epruner.cluster.candidates import CandidateSource
 
 Links = Callable[[Indices, Indices], Floats]  # similarities of pairs, as rows and columns
+Run = Callable[[Floats, Options], Clustering]  # with these preferences
 Solve = Callable[[Options], Clustering]
 
 _RISING = (0.7, 0.8, 0.9, 0.95)
@@ -80,6 +81,17 @@ def cluster_candidates(
 ) -> Clustering:
     """Cluster the points of `source` by its started active set, which keeps what it learns."""
     messages = _pass_messages(source, active_set, preference, options)
+    return _decoded(source, active_set, preference, messages, options)
+
+
+def _decoded(
+    source: "CandidateSource",
+    active_set: "_native.ActiveSet",
+    preference: Floats,
+    messages: Messages,
+    options: Options,
+) -> Clustering:
+    """Return the clustering that the messages of the active set give."""
     exemplars = np.flatnonzero(messages.is_exemplar)
     if exemplars.size == 0:
         labels = _unassigned(preference)
@@ -119,6 +131,90 @@ def with_rising_damping(solve: Solve, options: Options) -> tuple[Clustering, flo
         if options.verbose:
             print(f"damping {damping}: oscillates, no convergence")
     return clustering, damping
+
+
+class Trials:
+    """Runs over the same points with one preference for all of them, each from start to end."""
+
+    stepwise = False  # whether numbers of clusters can be had between iterations
+
+    def __init__(self, n: int, dtype: np.dtype[Any], run: Run, options: Options) -> None:
+        self.n = n
+        self._dtype = dtype
+        self._run = run
+        self._options = options
+        self._last: Clustering | None = None
+
+    def common(self, preference: float) -> Floats:
+        """Return this preference for each of the points."""
+        return np.full(self.n, preference, dtype=self._dtype)
+
+    def counts(self, preference: Floats, damping: float, *, onwards: bool = False) -> Iterator[int]:
+        """Run to the end and yield the number of clusters, after each iteration if `stepwise`.
+
+        With `onwards` (only if `stepwise`) the messages of the last run are where this one begins.
+        """
+        self._last = self._run(preference, replace(self._options, damping=damping))
+        yield self._last.exemplars.size
+
+    @property
+    def iterations(self) -> int:
+        """Iterations of the last run so far."""
+        assert self._last is not None
+        return self._last.n_iter
+
+    @property
+    def converged(self) -> bool:
+        """Whether the last run converged, once it is at its end."""
+        assert self._last is not None
+        return self._last.converged
+
+    def clustering(self) -> Clustering:
+        """Return what the last run gave, once it is at its end."""
+        assert self._last is not None
+        return self._last
+
+
+class CandidateTrials(Trials):
+    """Runs step by step on one active set, which keeps its candidates."""
+
+    stepwise = True
+
+    def __init__(
+        self, source: "CandidateSource", active_set: "_native.ActiveSet", options: Options
+    ) -> None:
+        self.n = source.n
+        self._dtype = source.dtype
+        self._options = options
+        self._source = source
+        self._active_set = active_set
+        self._preference: Floats = np.empty(0)
+        self._status = ""
+
+    def counts(self, preference: Floats, damping: float, *, onwards: bool = False) -> Iterator[int]:
+        active_set = self._active_set
+        self._preference = preference
+        begin = active_set.continue_with if onwards else active_set.restart
+        begin(preference.astype(np.float64), damping)
+        self._status = "running"
+        while self._status == "running":
+            while (status := self._source.iterate(active_set, 1)) == "needs candidates":
+                self._source.refill(active_set)
+            self._status = status
+            yield int(np.count_nonzero(active_set.is_exemplar))
+
+    @property
+    def iterations(self) -> int:
+        return self._active_set.iteration
+
+    @property
+    def converged(self) -> bool:
+        return self._status == "converged"
+
+    def clustering(self) -> Clustering:
+        active_set = self._active_set
+        messages = Messages(active_set.is_exemplar, active_set.iteration, self.converged)
+        return _decoded(self._source, active_set, self._preference, messages, self._options)
 
 
 def _clustering(

@@ -15,40 +15,6 @@ from epruner.cluster.similarity import negative_squared_distances
 DIGITS = load_digits().data[:600]
 
 
-@pytest.mark.parametrize(
-    ("wanted", "memory"), [(1, "matrix"), (5, "tiles"), (10, "matrix"), (40, "tiles")]
-)
-def test_the_wanted_number_of_clusters_is_found(wanted: int, memory: str) -> None:
-    X = DIGITS[:250]
-    fit = AffinityPropagation(n_clusters=wanted, memory=memory).fit(X)
-    assert fit.cluster_centers_indices_.size == wanted
-    assert fit.converged_
-    again = AffinityPropagation(
-        preference=fit.preference_, damping=fit.damping_, memory=memory
-    ).fit(X)
-    np.testing.assert_array_equal(again.labels_, fit.labels_)
-
-
-def test_a_number_of_clusters_that_no_preference_gives_is_warned_of() -> None:
-    # Two equal pairs: by symmetry they split together, unless the jitter of a seed parts them.
-    S = np.full((4, 4), -100.0)
-    S[0, 1] = S[1, 0] = S[2, 3] = S[3, 2] = -1.0
-    said = {}
-    for seed in range(4):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            fit = AffinityPropagation(affinity="precomputed", n_clusters=3, random_state=seed).fit(
-                S
-            )
-        found = fit.cluster_centers_indices_.size
-        said[seed] = [str(w.message) for w in caught]
-        assert said[seed] or found == 3
-        for message in said[seed]:
-            assert message.startswith("no preference was found that gives 3 clusters")
-            assert message.endswith(f"gives {found}")
-    assert any(said.values())
-
-
 @pytest.mark.parametrize("wanted", [0, 601, 2.5, True])
 def test_impossible_numbers_of_clusters(wanted: object) -> None:
     with pytest.raises((ValueError, TypeError), match="n_clusters="):
