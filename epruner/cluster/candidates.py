@@ -84,7 +84,7 @@ class MatrixSource(CandidateSource):
         return active_set.iterate(iterations, self.S)
 
     def _refill(self, active_set: ActiveSet, rows: Indices) -> None:
-        raise AssertionError("rows are refilled while they are iterated over")
+        active_set.refill(rows, self.S)
 
     def decode(
         self, active_set: ActiveSet, preference: Floats, exemplars: Indices, options: Options
