@@ -20,7 +20,7 @@ template <class S>
 void assign(const S& similarity, const Indices& exemplars, const Jitter& jitter, int threads,
             Indices& labels) {
   const Index n = similarity.size(), clusters = static_cast<Index>(exemplars.size());
-  if (n * clusters < kSerialBelow) threads = 1;
+  threads = n * clusters < kSerialBelow ? 1 : Team::advisable(threads);
   std::vector<std::vector<double>> scratch(as_size(threads));
   for (auto& own : scratch) own.resize(exemplars.size());
 #pragma omp parallel for schedule(dynamic, 32) num_threads(threads)
@@ -53,20 +53,20 @@ template <class S>
 Indices best_members(const S& similarity, const double* preference, const Indices& labels,
                      Index clusters, const Jitter& jitter, int threads) {
   const Index n = similarity.size();
-  if (n * n < kSerialBelow * clusters) threads = 1;
+  threads = n * n < kSerialBelow * clusters ? 1 : Team::advisable(threads);
   std::vector<Indices> members(as_size(clusters));
   for (std::size_t i = 0; i < labels.size(); ++i)
     if (labels[i] >= 0) members[as_size(labels[i])].push_back(static_cast<Index>(i));
   std::size_t largest = 0;
   for (const Indices& own : members) largest = std::max(largest, own.size());
   std::vector<std::vector<double>> scratch(as_size(threads));
-  for (auto& own : scratch) own.resize(largest);
+  for (auto& own : scratch) own.resize(largest + similarity.room());
   Indices best(as_size(clusters));
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
   for (Index c = 0; c < clusters; ++c) {
     const Indices& own = members[as_size(c)];
     double* support = scratch[thread_number()].data();
-    double slack = similarity.supports(own, support);
+    double slack = similarity.supports(own, support, support + largest);
     double most = minus_infinity<double>;
     for (std::size_t j = 0; j < own.size(); ++j) {
       support[j] += preference[own[j]];

@@ -1,9 +1,16 @@
 #include "similarity.hpp"
 
+#include "threads.hpp"
+
 namespace epruner {
+namespace {
+
+constexpr Index kSerialBelow = Index{1} << 17;  // similarities; threads cost more than they save
+
+}  // namespace
 
 template <class T>
-double Matrix<T>::supports(const Indices& members, double* out) const {
+double Matrix<T>::supports(const Indices& members, double* out, double*) const {
   std::fill_n(out, members.size(), 0.0);
   double most = 0;
   for (Index i : members) {
@@ -17,15 +24,16 @@ double Matrix<T>::supports(const Indices& members, double* out) const {
 }
 
 template <class T>
-double Features<T>::supports(const Indices& members, double* out) const {
+double Features<T>::supports(const Indices& members, double* out, double* room) const {
   const auto m = static_cast<double>(members.size());
-  std::vector<double> mean(as_size(d_)), own(as_size(d_));
+  double *mean = room, *own = room + d_;
+  std::fill_n(mean, d_, 0.0);
   for (Index i : members)
-    for (Index c = 0; c < d_; ++c) mean[as_size(c)] += static_cast<double>(x_[i * d_ + c]) / m;
+    for (Index c = 0; c < d_; ++c) mean[c] += static_cast<double>(x_[i * d_ + c]) / m;
   double most = 0;
   for (std::size_t j = 0; j < members.size(); ++j) {
-    for (Index c = 0; c < d_; ++c) own[as_size(c)] = static_cast<double>(x_[members[j] * d_ + c]);
-    out[j] = -scale_ * m * squared_distance(d_, own.data(), mean.data());
+    for (Index c = 0; c < d_; ++c) own[c] = static_cast<double>(x_[members[j] * d_ + c]);
+    out[j] = -scale_ * m * squared_distance(d_, own, mean);
     most = std::max(most, std::fabs(out[j]));
   }
   return most * 1e-9;
@@ -33,7 +41,7 @@ double Features<T>::supports(const Indices& members, double* out) const {
 
 template <class T>
 void distances_from_dots(Index n, Index d, T* S, const T* X, const T* norms, int threads) {
-  if (n * n < 1 << 14) threads = 1;
+  threads = n * n < kSerialBelow ? 1 : Team::advisable(threads);
   const T close = std::sqrt(std::numeric_limits<T>::epsilon());
 #pragma omp parallel for schedule(dynamic, 16) num_threads(threads)
   for (Index i = 0; i < n; ++i) {

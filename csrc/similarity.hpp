@@ -24,8 +24,11 @@ class Matrix {
   const T* row(Index i) const { return s_ + i * n_; }
   double operator()(Index i, Index k) const { return static_cast<double>(s_[i * n_ + k]); }
 
-  // out[j]: the sum of the similarities of all other members to members[j], up to `slack`.
-  double supports(const Indices& members, double* out) const;
+  // out[j]: the sum of the similarities of all other members to members[j], up to the slack that
+  // is returned. `room` has place for room() numbers: this runs in parallel loops, where nothing
+  // may be allocated.
+  double supports(const Indices& members, double* out, double* room) const;
+  std::size_t room() const { return 0; }
 
  private:
   Index n_;
@@ -45,7 +48,8 @@ class Features {
   }
   // As for Matrix, from the members' mean: the sum of squared distances to a point is m times its
   // squared distance to the mean plus a constant, which is left out.
-  double supports(const Indices& members, double* out) const;
+  double supports(const Indices& members, double* out, double* room) const;
+  std::size_t room() const { return 2 * as_size(d_); }
 
  private:
   Index n_, d_;

@@ -1,9 +1,9 @@
 #include "threads.hpp"
 
 #ifdef __linux__
+#include <sched.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -11,9 +11,18 @@
 #endif
 
 namespace epruner {
-#ifdef __linux__
 namespace {
 
+// Cores that this process may run on.
+int own_cores() {
+#ifdef __linux__
+  cpu_set_t cores;
+  if (sched_getaffinity(0, sizeof cores, &cores) == 0) return CPU_COUNT(&cores);
+#endif
+  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
+#ifdef __linux__
 // Threads of this process that are running or ready to.
 int own_running() {
   int running = 0;
@@ -27,24 +36,27 @@ int own_running() {
   }
   return running;
 }
-
-}  // namespace
 #endif
 
+}  // namespace
+
 int Team::advisable(int threads) {
-#ifndef __linux__
-  return threads;
-#else
+  if (threads == 1) return 1;
+  // Other callers' threads do not give way: two callers that each took every core would wait for
+  // each other's.
+  const int others = Engaged::count();
+  if (others > 0) threads = std::clamp(own_cores() - others, 1, threads);
+#ifdef __linux__
   if (threads == 1) return 1;
   double minutes[3];
   int running = 0;
   std::ifstream("/proc/loadavg") >> minutes[0] >> minutes[1] >> minutes[2] >> running;
   const auto cores = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
-  if (running <= cores) return threads;
   // Threads of this process that wait in a loop for their next work give way; those of others do
   // not.
-  return std::clamp(cores - (running - own_running()), 1, threads);
+  if (running > cores) threads = std::clamp(cores - (running - own_running()), 1, threads);
 #endif
+  return threads;
 }
 
 }  // namespace epruner

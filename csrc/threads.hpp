@@ -5,6 +5,7 @@
 #include <omp.h>
 #endif
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
@@ -35,6 +36,45 @@ inline std::size_t thread_number() {
 #endif
 }
 
+// Threads of this process that work for its callers now, counted while this lives.
+class Engaged {
+ public:
+  explicit Engaged(int threads) : threads_(threads) { count_ += threads; }
+  ~Engaged() { count_ -= threads_; }
+  Engaged(const Engaged&) = delete;
+  Engaged& operator=(const Engaged&) = delete;
+  static int count() { return count_; }
+
+ private:
+  static inline std::atomic<int> count_{0};
+  int threads_;
+};
+
+// How long a leader works alone after it waited for a thread that had lost its core: some times as
+// long as it waited, and more times if it had hardly taken up with the others again. So waiting
+// takes a small part of any run, and a stall is forgotten once rounds go well.
+class Backoff {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  bool over(Clock::time_point now) const { return now >= until_; }
+
+  // A round from `begin`, in which the leader worked until `waiting` and then waited until `now`.
+  // Waiting for less than it worked is no stall: alone it would have worked for as long.
+  void waited(Clock::time_point begin, Clock::time_point waiting, Clock::time_point now) {
+    const auto lost = now - waiting;
+    if (lost <= waiting - begin) return;
+    times_ = begin - until_ > kLeast * lost ? kLeast : std::min(2 * times_, kMost);
+    until_ = now + times_ * lost;
+  }
+
+ private:
+  static constexpr int kLeast = 4, kMost = 64;
+
+  Clock::time_point until_{};
+  int times_ = kLeast;
+};
+
 // One parallel region in which a leader hands out round after round of work. A round costs a
 // fraction of a microsecond. On a busy machine it does not wait for threads that are not running:
 // every thread has pieces of its own, which stay in its cache from round to round, but whoever has
@@ -42,8 +82,9 @@ inline std::size_t thread_number() {
 // leader works alone for a while.
 class Team {
  public:
-  // How many of so many threads are likely to get a core of this machine now: all where it cannot
-  // be told. Threads without one cost more than they bring.
+  // How many of so many threads are likely to get a core now, next to those of other callers in
+  // this process and of other processes: all where it cannot be told. Threads without a core cost
+  // more than they bring.
   static int advisable(int threads);
 
   // Run lead(team) on the calling thread while the other threads help with what it distributes.
@@ -51,6 +92,7 @@ class Team {
   template <class Lead>
   static auto run(int threads, const Lead& lead) {
     Team team(as_size(threads));
+    const Engaged engaged(threads);
     decltype(lead(team)) answer{};
     std::exception_ptr error;
 #pragma omp parallel num_threads(threads)
@@ -74,19 +116,21 @@ class Team {
   // there. Once it has nothing left to do itself, it calls waiting() until the others are done.
   template <class Work, class Waiting>
   void distribute(Index pieces, const Work& work, const Waiting& waiting) {
-    if (alone_ > 0) {
-      --alone_;
+    const auto begin = Backoff::Clock::now();
+    if (!backoff_.over(begin)) {
       for (Index piece = 0; piece < pieces; ++piece) work(piece, std::size_t{0});
       return;
     }
     open(pieces, &call<Work>, &work);
     while (help(0)) continue;
     int looks = 0;
+    Backoff::Clock::time_point worked;
     while (done_.load(std::memory_order_acquire) != pieces) {
+      if (looks == 0) worked = Backoff::Clock::now();
       waiting();
       wait(++looks);
     }
-    if (looks > kPatience) alone_ = penalty_ = 4 * penalty_;
+    if (looks > kPatience) backoff_.waited(begin, worked, Backoff::Clock::now());
     if (failed_.exchange(false)) std::rethrow_exception(error_);
   }
   template <class Work>
@@ -177,7 +221,7 @@ class Team {
 
   std::vector<Share> shares_;
   std::uint64_t round_ = 0;
-  Index alone_ = 0, penalty_ = 8;  // rounds
+  Backoff backoff_;
   std::atomic<Call> call_{nullptr};
   std::atomic<const void*> work_{nullptr};
   alignas(64) std::atomic<Index> done_{0};
@@ -197,7 +241,10 @@ class Workers {
   auto together(bool worthwhile, const Body& body) {
     if (team_ || !worthwhile) return body();
     const int threads = Team::advisable(threads_);
-    if (threads == 1) return body();
+    if (threads == 1) {
+      const Engaged engaged(1);
+      return body();
+    }
     return Team::run(threads, [&](Team& team) {
       team_ = &team;
       const Leave leave{*this};
