@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,6 +52,108 @@ def test_an_explicit_number_wins() -> None:
         assert resources.effective_n_threads(3) == 3
 
 
+@pytest.mark.parametrize("backend", ["native", "dense"])
+def test_no_number_of_threads_ends_the_process(backend: str) -> None:
+    code = (
+        "import numpy as np\n"
+        "from test_processes import gaussian\n"
+        "from epruner import affinity_propagation\n"
+        "S = gaussian(700)\n"
+        f"found = affinity_propagation(S, backend={backend!r}, damping=0.7, n_threads=100_000)\n"
+        f"one = affinity_propagation(S, backend={backend!r}, damping=0.7, n_threads=1)\n"
+        "print((found[1] == one[1]).all())"
+    )
+    assert in_a_process(code) == "True"
+
+
+def control_group(
+    monkeypatch: pytest.MonkeyPatch, top: Path, membership: str, files: dict[str, str]
+) -> None:
+    (top / "membership").write_text(membership)
+    for name, content in files.items():
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_text(content)
+    monkeypatch.setattr(resources, "_MEMBERSHIP", top / "membership")
+    monkeypatch.setattr(resources, "_CGROUPS", top)
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "cores"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 2),  # a container sees its own as the top
+        ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
+        ("0::/a/b\n", {"a/cpu.max": "300000 100000\n", "a/b/cpu.max": "max 100000\n"}, 3),
+        ("0::/a/b\n", {"a/cpu.max": "300000 100000\n", "a/b/cpu.max": "100000 100000\n"}, 1),
+        ("0::/a\n", {"b/cpu.max": "100000 100000\n"}, None),  # another's
+        (
+            "5:memory:/x\n4:cpu,cpuacct:/docker/1f\n",
+            {"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            2,
+        ),
+        (
+            "4:cpu,cpuacct:/s\n",
+            {"cpu/s/cpu.cfs_quota_us": "-1\n", "cpu/s/cpu.cfs_period_us": "100000\n"},
+            None,
+        ),
+        ("", {}, None),
+    ],
+)
+def test_cpu_quotas_are_honoured(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    membership: str,
+    files: dict[str, str],
+    cores: int | None,
+) -> None:
+    control_group(monkeypatch, tmp_path, membership, files)
+    monkeypatch.setattr(resources, "_quota", resources._quota.__wrapped__)
+    monkeypatch.setattr(resources, "_openmp_threads", lambda: 8)
+    monkeypatch.setattr(resources, "_cores", lambda: 8)
+    assert resources.effective_n_threads(None) == (8 if cores is None else cores)
+    assert resources.effective_n_threads(5) == 5  # a user who insists
+
+
+@pytest.mark.parametrize(
+    ("membership", "files"),
+    [
+        (
+            "0::/a/b\n",
+            {"a/memory.max": "5000000\n", "a/memory.current": "1000000\n", "a/b/memory.max": "max"},
+        ),
+        (
+            "3:memory:/a\n",
+            {
+                "memory/a/memory.limit_in_bytes": "5000000\n",
+                "memory/a/memory.usage_in_bytes": "1000000\n",
+            },
+        ),
+    ],
+)
+def test_memory_limits_of_the_own_control_group(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, membership: str, files: dict[str, str]
+) -> None:
+    control_group(monkeypatch, tmp_path, membership, files)
+    assert resources.available_memory() == 4_000_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits its own memory")
+def test_a_limit_of_the_address_space_is_honoured() -> None:
+    code = (
+        "import resource\n"
+        "import numpy as np\n"
+        "from epruner import AffinityPropagation\n"
+        "pages = int(open('/proc/self/statm').read().split()[0])\n"
+        "limit = pages * resource.getpagesize() + 2 * 10**8\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "X = np.random.default_rng(0).normal(size=(5000, 2))\n"
+        "try:\n"
+        "    AffinityPropagation(memory='matrix').fit(X)\n"
+        "except MemoryError as error:\n"
+        "    print(error)"
+    )
+    assert "needs about 0.8 GB, 0.2 GB are available; use memory='tiles'" in in_a_process(code)
+
+
 def test_a_build_that_found_no_openmp_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     serial = SimpleNamespace(
         serial_because="its compiler had none: install it", max_threads=lambda: 1
@@ -84,6 +187,24 @@ def test_a_forked_child_does_not_hang() -> None:
 def test_joblib(backend: str) -> None:
     found = Parallel(n_jobs=2, backend=backend)(delayed(labels)(seed) for seed in range(3))
     assert found == [labels(seed) for seed in range(3)]
+
+
+def test_callers_that_fit_at_once_do_not_delay_each_other() -> None:
+    """A pool of the caller's, each of whose threads would take every core for itself."""
+    problems = [gaussian(2000, seed) for seed in range(2)]
+
+    def solve(S: NDArray[Any]) -> None:
+        affinity_propagation(S, damping=0.9, n_threads=2)
+
+    def seconds(n_jobs: int) -> float:
+        begin = time.monotonic()
+        Parallel(n_jobs=n_jobs, backend="threading")(delayed(solve)(S) for S in problems)
+        return time.monotonic() - begin
+
+    seconds(2)
+    together, in_turn = (min(seconds(n_jobs) for _ in range(4)) for n_jobs in (2, 1))
+    print(f"{together:.3f} s together, {in_turn:.3f} s one after the other")
+    assert together < 2 * in_turn + 0.05
 
 
 @pytest.mark.parametrize("backend", ["native", "numba"])
