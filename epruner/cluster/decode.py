@@ -22,6 +22,27 @@ def decode(
     return sorted_by_index(moved, _assign(S, moved, seed))
 
 
+def decode_noisy(S: Floats, exemplars: Indices) -> tuple[Indices, Indices]:
+    """Return the refined exemplars, ascending, and the labels; noise in `S` has broken its ties.
+
+    `S` (n, n) has preferences on its diagonal. Sums are those of its dtype, in which two supports
+    may tie; then the first counts, as in scikit-learn.
+    """
+
+    def assign() -> Indices:
+        near = S[:, exemplars]  # (n, K)
+        labels: Indices = near.argmax(axis=1)
+        labels[near.max(axis=1) == -np.inf] = -1
+        labels[exemplars] = np.arange(exemplars.size)
+        return labels
+
+    labels, exemplars = assign(), exemplars.copy()
+    for c in range(exemplars.size):
+        members = np.flatnonzero(labels == c)
+        exemplars[c] = members[S[np.ix_(members, members)].sum(axis=0).argmax()]
+    return sorted_by_index(exemplars, assign())
+
+
 def net_similarity(
     links: Callable[[Indices, Indices], Floats],
     preference: Floats,

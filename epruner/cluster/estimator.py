@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,20 +10,24 @@ from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import euclidean_distances, pairwise_distances_argmin
+from sklearn.utils.extmath import row_norms
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from epruner.cluster import validate
 from epruner.cluster.backends import cuda
+from epruner.cluster.backends.cuda.device import refuse_gradient
 from epruner.cluster.preference import PreferenceRule
 from epruner.cluster.problem import (
     FeatureProblem,
     MatrixProblem,
+    NoisyProblem,
     Problem,
     SparseProblem,
+    require_matrix_memory,
     solve_many,
 )
-from epruner.cluster.similarity import normalised
-from epruner.cluster.types import Clustering, Indices
+from epruner.cluster.similarity import cosine, normalised, require_directions
+from epruner.cluster.types import Clustering, Floats, Indices
 
 
 def affinity_propagation(
@@ -37,6 +41,7 @@ def affinity_propagation(
     verbose: bool = False,
     return_n_iter: bool = False,
     random_state: validate.RandomState = None,
+    ties: str = "jitter",
     backend: str = "auto",
     n_threads: int | None = None,
 ) -> tuple[Indices, Indices] | tuple[Indices, Indices, int]:
@@ -50,9 +55,10 @@ def affinity_propagation(
     S : array-like or SciPy sparse matrix of shape (n, n)
         Similarities, larger for closer pairs; float32 and float64 are used as they are. -inf, or
         an entry that a sparse matrix does not store, marks a pair that must not be linked. The
-        diagonal is ignored.
+        diagonal counts for the median only.
     copy : bool, default=True
-        If False, the preferences are written to the diagonal of `S`, as scikit-learn does.
+        If False, the preferences are written to the diagonal of `S`, as scikit-learn does, where
+        it is a writeable array of float32 or float64.
     return_n_iter : bool, default=False
         Whether to return the number of iterations, too.
 
@@ -69,16 +75,28 @@ def affinity_propagation(
     ------
     ValueError
         If `S` is not square or holds NaN or +inf, or a parameter is out of range.
+    TypeError
+        If `S`, `preference` or a parameter is of the wrong type.
     """
-    problem = None if cuda.use_device([S], backend) else _from_similarities(S, backend)
+    refuse_gradient(S, "S")
+    refuse_gradient(preference, "preference")
     options = validate.options(
-        damping, max_iter, convergence_iter, random_state, n_threads=n_threads, verbose=verbose
+        damping,
+        max_iter,
+        convergence_iter,
+        random_state,
+        n_threads=n_threads,
+        verbose=verbose,
+        ties=ties,
     )
+    problem = None
+    if not _on_device([S], backend, ties):
+        problem = _from_similarities(S, backend, ties, random_state)
     if problem is None:
         (clustering,) = cuda.cluster_many([S], [preference], options)
     else:
         clustering, _, preferences = problem.solve(PreferenceRule(preference), options)
-        if not copy and isinstance(S, np.ndarray):
+        if not copy and _is_writeable(S):
             np.fill_diagonal(S, preferences)
     _warn(clustering)
     if return_n_iter:
@@ -86,10 +104,35 @@ def affinity_propagation(
     return clustering.exemplars, clustering.labels
 
 
-def _from_similarities(S: Any, backend: str) -> Problem:
-    if issparse(S):
-        return SparseProblem(validate.sparse_similarities(S), backend)
-    return MatrixProblem(validate.similarities(S), backend)
+def _from_similarities(
+    S: Any, backend: str, ties: str, random_state: validate.RandomState
+) -> Problem:
+    if not issparse(S):
+        return _from_matrix(S, backend, ties, random_state)
+    if ties != "jitter":
+        raise ValueError(f"ties={ties!r} needs a dense matrix: pass S.toarray(), or ties='jitter'")
+    return SparseProblem(validate.sparse_similarities(S), backend)
+
+
+def _from_matrix(
+    S: Any, backend: str, ties: str, random_state: validate.RandomState
+) -> MatrixProblem:
+    matrix = validate.similarities(S)
+    if ties == "jitter":
+        return MatrixProblem(matrix, backend)
+    return NoisyProblem(matrix, backend, random_state)
+
+
+def _on_device(problems: Sequence[Any], backend: str, ties: str) -> bool:
+    on_device = cuda.use_device(problems, backend)
+    if on_device and ties != "jitter":
+        raise ValueError(f"ties={ties!r} works on the CPU only: move S there, or ties='jitter'")
+    return on_device
+
+
+def _is_writeable(S: object) -> TypeGuard[Floats]:
+    """Whether preferences can be written to `S` as they are."""
+    return isinstance(S, np.ndarray) and S.flags.writeable and S.dtype in _FLOATS
 
 
 def _warn(clustering: Clustering) -> None:
@@ -117,6 +160,7 @@ def affinity_propagation_many(
     max_iter: int = 200,
     convergence_iter: int = 15,
     random_state: validate.RandomState = None,
+    ties: str = "jitter",
     backend: str = "auto",
     n_threads: int | None = None,
 ) -> list[Clustering]:
@@ -128,9 +172,9 @@ def affinity_propagation_many(
         Similarities of each problem, as for `affinity_propagation`. Never written.
     preference : float, None, or a sequence with one entry per problem
         Each entry is a scalar, an array of shape (n_i,), or None for the median similarity.
-    damping, max_iter, convergence_iter, random_state, backend, n_threads
+    damping, max_iter, convergence_iter, random_state, ties, backend, n_threads
         As for `affinity_propagation`, the same for every problem. Where problems are fewer than
-        threads, threads work inside them.
+        threads, or take their noise in turn (``ties='scikit-learn'``), threads work inside them.
 
     Returns
     -------
@@ -142,9 +186,15 @@ def affinity_propagation_many(
     ------
     ValueError
         If a matrix is not square, holds NaN or +inf, or a preference has the wrong length.
+    TypeError
+        If `problems` is one matrix.
     """
+    if getattr(problems, "ndim", 3) == 2:
+        raise TypeError(f"problems is one matrix, a {type(problems)}; pass a list of matrices: [S]")
+    for q, S in enumerate(problems):
+        refuse_gradient(S, f"problems[{q}]")
     options = validate.options(
-        damping, max_iter, convergence_iter, random_state, n_threads=n_threads
+        damping, max_iter, convergence_iter, random_state, n_threads=n_threads, ties=ties
     )
     each: Sequence[Any]
     if isinstance(preference, Sequence | np.ndarray):
@@ -153,9 +203,9 @@ def affinity_propagation_many(
         each = [preference] * len(problems)
     if len(each) != len(problems):
         raise ValueError(f"preference has {len(each)} entries for {len(problems)} problems")
-    if cuda.use_device(problems, backend):
+    if _on_device(problems, backend, ties):
         return cuda.cluster_many(problems, each, options)
-    cleaned = [MatrixProblem(validate.similarities(S), backend) for S in problems]
+    cleaned = [_from_matrix(S, backend, ties, random_state) for S in problems]
     return solve_many(cleaned, each, options)
 
 
@@ -172,7 +222,9 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     convergence_iter : int, default=15
         Iterations without a change of exemplars that count as convergence.
     copy : bool, default=True
-        Whether to keep a precomputed `X` as it is; if False its diagonal takes the preferences.
+        Whether to keep a precomputed `X` as it is. If False, its diagonal takes the preferences
+        where it is a writeable array of float32 or float64, which spares ``affinity_matrix_`` a
+        copy.
     preference : array-like of shape (n,) or float, default=None
         How much each point wants to be an exemplar; the larger, the more clusters. None takes the
         median similarity.
@@ -181,9 +233,15 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         dense or sparse. A callable gets the features and returns similarities (n, n).
     verbose : bool, default=False
         Whether to print progress: iteration, clusters, length of the lists; with `n_clusters`,
-        a line for each trial.
+        a line for each trial. Solvers without lists say what runs and how it ended.
     random_state : int, RandomState or None, default=None
-        Key of the tie-breaking jitter. None is 0: the same input gives the same answer.
+        Key of the tie-breaking jitter. None is 0: the same input gives the same answer. With
+        ``ties='scikit-learn'`` the generator of the noise; None is then NumPy's global one.
+    ties : {'jitter', 'scikit-learn'}, default='jitter'
+        What breaks exact ties. 'jitter' is a hash of each pair's place, evaluated where it can
+        decide. 'scikit-learn' adds scikit-learn's noise to a copy of all similarities and decodes
+        with it, for the same labels where ties decide them; it needs a dense matrix on the CPU
+        and costs more than most of the rest.
     preference_quantile : float in [0, 1], default=None
         Instead of `preference`: this quantile of the similarities between different points.
     beta : float, default=None
@@ -201,7 +259,8 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         The solver. All give the same answer where a run converges and the data decide it;
         'dense' in float32 may break exact ties by its rounding.
     n_threads : int or None, default=None
-        Threads of the solver. None honours ``OMP_NUM_THREADS`` and threadpoolctl.
+        Threads of the solver, at most four a core (16 on fewer than four cores). None honours
+        ``OMP_NUM_THREADS``, threadpoolctl, and the CPU quota of the process's control group.
 
     Attributes
     ----------
@@ -212,7 +271,8 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     labels_ : ndarray of shape (n,)
         Cluster of each point; -1 where no exemplar emerged or none may be linked.
     affinity_matrix_ : ndarray or sparse matrix of shape (n, n)
-        Similarities, where they were kept.
+        Similarities with the preferences on their diagonal, where a matrix was kept; with the
+        noise of ``ties='scikit-learn'``.
     n_iter_ : int
         Iterations run.
     converged_ : bool
@@ -240,6 +300,7 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         affinity: str | Callable[[Any], ArrayLike] = "euclidean",
         verbose: bool = False,
         random_state: validate.RandomState = None,
+        ties: str = "jitter",
         preference_quantile: float | None = None,
         beta: float | None = None,
         n_clusters: int | None = None,
@@ -255,6 +316,7 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.affinity = affinity
         self.verbose = verbose
         self.random_state = random_state
+        self.ties = ties
         self.preference_quantile = preference_quantile
         self.beta = beta
         self.n_clusters = n_clusters
@@ -269,7 +331,21 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
     def fit(self, X: Any, y: object = None) -> Self:
-        """Cluster features (n, d), or similarities (n, n) with ``affinity='precomputed'``."""
+        """Cluster features (n, d), or similarities (n, n) with ``affinity='precomputed'``.
+
+        Raises
+        ------
+        ValueError
+            If `X` or a parameter is out of range; if squares of the features overflow their dtype.
+        TypeError
+            If a parameter is of the wrong type.
+        MemoryError
+            If the similarities do not fit; the message holds the figure.
+        """
+        for name in [name for name in vars(self) if name.endswith("_")]:
+            delattr(self, name)  # an earlier fit's
+        refuse_gradient(X, "X")
+        refuse_gradient(self.preference, "preference")
         automatic = self.damping == "auto"
         options = validate.options(
             0.5 if automatic else self.damping,
@@ -279,8 +355,10 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             n_threads=self.n_threads,
             verbose=self.verbose,
             rising_damping=automatic,
+            ties=self.ties,
         )
         rule = PreferenceRule(self.preference, self.preference_quantile, self.beta, self.n_clusters)
+        given = X
         X, problem = self._problem(X)
         clustering, self.damping_, self.preference_ = problem.solve(rule, options)
         _warn(clustering)
@@ -289,13 +367,24 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.n_iter_ = clustering.n_iter
         self.converged_ = clustering.converged
         self.net_similarity_ = clustering.net_similarity
-        if problem.similarity_matrix is not None:
-            self.affinity_matrix_ = problem.similarity_matrix
+        own = self._may_write(problem, given)
+        matrix = problem.affinity_matrix(self.preference_, in_place=own)
+        if matrix is not None:
+            self.affinity_matrix_ = matrix
         if self.affinity != "precomputed":
             self.cluster_centers_ = X[clustering.exemplars].copy()
-        elif not self.copy and isinstance(X, np.ndarray):
-            np.fill_diagonal(X, self.preference_)
+        elif not self.copy and _is_writeable(given):
+            np.fill_diagonal(given, self.preference_)
         return self
+
+    def _may_write(self, problem: Problem, given: Any) -> bool:
+        """Whether the problem's matrix is nobody else's, or may be written all the same."""
+        if callable(self.affinity) or not isinstance(problem, MatrixProblem):
+            return False
+        S = problem.similarity_matrix
+        if S is given or not S.flags.owndata:
+            return not self.copy and _is_writeable(S)
+        return True
 
     def _problem(self, X: Any) -> tuple[Any, Problem]:
         """Return the validated input and the problem that it poses."""
@@ -307,18 +396,25 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"memory={self.memory!r} is not one of {', '.join(_MEMORY)}")
         if self.affinity == "precomputed":
             X = validate_data(self, X, accept_sparse="csr", ensure_all_finite=False, dtype=_FLOATS)
-            return X, _from_similarities(X, self.backend)
+            return X, _from_similarities(X, self.backend, self.ties, self.random_state)
         X = validate_data(self, X, accept_sparse="csr", dtype=_FLOATS)
         if callable(self.affinity):
-            return X, MatrixProblem(validate.similarities(self.affinity(X)), self.backend)
+            return X, self._from_matrix(self.affinity(X))
         if issparse(X):
             if self.affinity == "cosine":
                 raise TypeError("affinity='cosine' takes dense features; pass X.toarray()")
-            S = -euclidean_distances(X, squared=True).astype(X.dtype)
-            return X, MatrixProblem(S, self.backend)
-        cosine = self.affinity == "cosine"
-        features = np.ascontiguousarray(normalised(X) if cosine else X)
-        return X, FeatureProblem(features, cosine, self.memory, self.backend)
+            return X, self._from_matrix(_euclidean(X))
+        is_cosine = self.affinity == "cosine"
+        if self.ties != "jitter":
+            if self.memory == "tiles":
+                raise ValueError(f"ties={self.ties!r} needs a matrix, not memory='tiles'")
+            require_matrix_memory(X.shape[0], X.dtype)
+            return X, self._from_matrix(cosine(X) if is_cosine else _euclidean(X))
+        features = np.ascontiguousarray(normalised(X) if is_cosine else X)
+        return X, FeatureProblem(features, is_cosine, self.memory, self.backend)
+
+    def _from_matrix(self, S: ArrayLike) -> MatrixProblem:
+        return _from_matrix(S, self.backend, self.ties, self.random_state)
 
     def predict(self, X: Any) -> Indices:
         """Return the label of the most similar exemplar for each row of `X`.
@@ -332,8 +428,15 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         Returns
         -------
         labels : ndarray of shape (m,)
+            -1 for a point that may not be linked to any exemplar: -inf to all of them.
+
+        Raises
+        ------
+        ValueError
+            If `X` has the wrong shape or holds NaN, or for cosine similarity a row of zeros.
         """
         check_is_fitted(self)
+        refuse_gradient(X, "X")
         clusters = self.cluster_centers_indices_.size
         if self.affinity == "precomputed":
             near = np.asarray(X)
@@ -343,6 +446,7 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
                     f"new points to the {clusters} exemplars, shape (m, {clusters}); "
                     f"got {near.shape}"
                 )
+            validate.require_similarities(near)
         else:
             near = validate_data(self, X, reset=False, accept_sparse="csr", dtype=_FLOATS)
         if clusters == 0:
@@ -353,19 +457,31 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
                 stacklevel=2,
             )
             return np.full(near.shape[0], -1)
-        if self.affinity == "precomputed":
-            labels: Indices = near.argmax(axis=1)
-            return labels
         if callable(self.affinity):
             raise ValueError(
                 "predict needs affinity='euclidean', 'cosine' or 'precomputed': similarities to "
                 "the exemplars alone are not defined by a callable of all features"
             )
-        if self.affinity == "cosine":
+        labels: Indices
+        if self.affinity == "precomputed":
+            labels = near.argmax(axis=1)
+            labels[near.max(axis=1) == -np.inf] = -1
+        elif self.affinity == "cosine":
+            lengths = abs(near).max(axis=1)
+            require_directions(lengths.toarray().ravel() if issparse(near) else lengths)
             labels = (near @ normalised(self.cluster_centers_).T).argmax(axis=1)
         else:
             labels = pairwise_distances_argmin(near, self.cluster_centers_)
         return labels
+
+
+def _euclidean(X: Any) -> Floats:
+    """scikit-learn's negative squared distances, to the last bit."""
+    with np.errstate(over="ignore"):
+        validate.require_distances(row_norms(X, squared=True))
+    S = -euclidean_distances(X, squared=True)
+    similarities: Floats = S.astype(X.dtype, copy=False)
+    return similarities
 
 
 _AFFINITIES = ("euclidean", "cosine", "precomputed")

@@ -1,7 +1,7 @@
 """How preferences are asked for, and between which the number of clusters changes."""
 
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -27,6 +27,11 @@ class PreferenceRule:
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other; give one of them")
+        for name in given[:1]:
+            value = getattr(self, name)
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if name != "preference" and not number:
+                raise TypeError(f"{name}={value!r} must be a number")
         if self.preference_quantile is not None and not 0 <= self.preference_quantile <= 1:
             raise ValueError(f"preference_quantile={self.preference_quantile} must be in [0, 1]")
         if self.beta is not None and not 0 < self.beta < np.inf:

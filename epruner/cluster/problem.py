@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.utils import check_random_state
 
 from epruner.cluster import _compiled, backends, resources, validate
 from epruner.cluster.preference import PreferenceRule
@@ -31,6 +33,7 @@ from epruner.cluster.solve import (
     Trials,
     all_equal,
     cluster_candidates,
+    cluster_noisy,
     cluster_side_by_side,
     cluster_similarities,
     degenerate,
@@ -59,7 +62,6 @@ class Problem(ABC):
 
     n: int
     dtype: np.dtype[Any]
-    similarity_matrix: Any = None  # where similarities are held as one
 
     def __init__(self, n: int, dtype: np.dtype[Any], backend: str) -> None:
         backends.check(backend)
@@ -83,6 +85,13 @@ class Problem(ABC):
     @abstractmethod
     def n_distinct(self) -> int:
         """Return how many points do not coincide with an earlier one."""
+
+    @abstractmethod
+    def affinity_matrix(self, preference: Floats, in_place: bool) -> Any:
+        """Return the similarities with these preferences on their diagonal, if they are held.
+
+        `in_place` says whether the matrix that was given may be written; else it is copied.
+        """
 
     def solve(self, rule: PreferenceRule, options: Options) -> tuple[Clustering, float, Floats]:
         """Return the clustering asked for, its damping and its preferences (n,)."""
@@ -154,6 +163,8 @@ class Problem(ABC):
 class MatrixProblem(Problem):
     """Similarities (n, n) in memory."""
 
+    similarity_matrix: Floats
+
     def __init__(self, S: Floats, backend: str) -> None:
         super().__init__(S.shape[0], S.dtype, backend)
         self.similarity_matrix = S
@@ -177,7 +188,10 @@ class MatrixProblem(Problem):
         S = self.similarity_matrix
         once = rule.n_clusters is None and not options.rising_damping and not options.verbose
         if once or self.n == 1 or not self.compiled:
-            return Prepared(preference, lambda p, o: cluster_similarities(S, p, o, self.backend))
+            return Prepared(
+                preference,
+                self._announced(lambda p, o: cluster_similarities(S, p, o, self.backend)),
+            )
         from epruner.cluster.candidates import MatrixSource
 
         source = MatrixSource(S)
@@ -201,7 +215,28 @@ class MatrixProblem(Problem):
         if rule.preference_quantile is not None:
             q = rule.preference_quantile
             return quantile(S, q, diagonal=False, n_threads=options.n_threads)
-        return quantile(S, 0.5, diagonal=True, n_threads=options.n_threads)
+        return self._median(options)
+
+    def _median(self, options: Options) -> float:
+        return quantile(self.similarity_matrix, 0.5, diagonal=True, n_threads=options.n_threads)
+
+    def _announced(self, run: Run) -> Run:
+        """Where a solver shows no progress: say what runs, and how it ended."""
+
+        def announced(p: Floats, options: Options) -> Clustering:
+            if not options.verbose:
+                return run(p, options)
+            print(f"{self.backend}: {self.n} points, damping {options.damping}")
+            begin = perf_counter()
+            clustering = run(p, options)
+            print(
+                f"iteration {clustering.n_iter}: {clustering.exemplars.size} clusters, "
+                f"{'converged' if clustering.converged else 'not converged'} "
+                f"after {perf_counter() - begin:.2f} s"
+            )
+            return clustering
+
+        return announced
 
     def top(self, options: Options) -> float:
         return quantile(self.similarity_matrix, 1.0, diagonal=False, n_threads=options.n_threads)
@@ -215,28 +250,86 @@ class MatrixProblem(Problem):
         np.fill_diagonal(S, S.max(axis=1))  # points that coincide are each other's nearest
         return int(np.unique(np.hstack([S, S.T]) + 0.0, axis=0).shape[0])
 
+    def affinity_matrix(self, preference: Floats, in_place: bool) -> Floats:
+        S = self.similarity_matrix if in_place else self.similarity_matrix.copy()
+        np.fill_diagonal(S, preference)
+        return S
+
+
+class NoisyProblem(MatrixProblem):
+    """Similarities (n, n) in memory whose ties are broken as scikit-learn does: by noise.
+
+    Solvers get a copy with the noise, drawn from `random_state` once it is known to be needed, and
+    options without a seed. A search for a number of clusters keeps its noise.
+    """
+
+    def __init__(self, S: Floats, backend: str, random_state: validate.RandomState) -> None:
+        super().__init__(S, backend)
+        validate.require_finite(S)
+        self._random = check_random_state(random_state)
+        self._noisy: Floats | None = None
+
+    def _median(self, options: Options) -> float:
+        S = self.similarity_matrix
+        # Rounded as scikit-learn's, which knows no pairs that must not be linked.
+        return float(np.median(S)) if np.isfinite(S).all() else super()._median(options)
+
+    def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
+        S = self.similarity_matrix
+
+        def run(p: Floats, o: Options) -> Clustering:
+            if all_equal(S, p):
+                return degenerate(p, float(S[0, -1]))
+            return cluster_noisy(S, self._with_noise(p), p, o, self.backend)
+
+        return Prepared(self._checked(self._preference(rule, options)), self._announced(run))
+
+    def _with_noise(self, preference: Floats) -> Floats:
+        """Return the similarities, and preferences on their diagonal, with noise."""
+        if self._noisy is None:
+            normal = self._random.standard_normal((self.n, self.n))
+            self._noisy = _noisy(self.similarity_matrix, normal)
+            self._own_normal = normal.diagonal().copy()
+        np.fill_diagonal(self._noisy, _noisy(preference, self._own_normal))
+        return self._noisy
+
+    def affinity_matrix(self, preference: Floats, in_place: bool) -> Floats:
+        """Return the similarities with their noise, as scikit-learn keeps them."""
+        if self._noisy is None:
+            return super().affinity_matrix(preference, in_place)
+        return self._noisy
+
+
+def _noisy(s: Floats, normal: Floats) -> Floats:
+    """Similarities with scikit-learn's noise: about one unit in the last place."""
+    info = np.finfo(s.dtype)
+    with np.errstate(invalid="ignore"):
+        noisy: Floats = (s + (info.eps * s + info.tiny * 100) * normal).astype(s.dtype)
+    noisy[s == -np.inf] = -np.inf
+    return noisy
+
 
 class SparseProblem(Problem):
     """Stored pairs of a SciPy CSR matrix."""
 
     def __init__(self, S: Any, backend: str) -> None:
         super().__init__(S.shape[0], S.dtype, backend)
-        self.similarity_matrix = S
+        self.S = S
 
     @cached_property
     def _off_diagonal(self) -> Floats:
-        stored = self.similarity_matrix.tocoo()
+        stored = self.S.tocoo()
         values: Floats = stored.data[(stored.row != stored.col) & (stored.data > -np.inf)]
         return values
 
     def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
         preference = self._checked(self._preference(rule))
         if not self.compiled:
-            S = filled(self.similarity_matrix)
+            S = filled(self.S)
             return Prepared(preference, lambda p, o: cluster_similarities(S, p, o, self.backend))
         from epruner.cluster.candidates import SparseSource
 
-        source = SparseSource(self.similarity_matrix)
+        source = SparseSource(self.S)
         active_set = source.start(options)
         return Prepared(
             preference,
@@ -251,8 +344,9 @@ class SparseProblem(Problem):
             raise ValueError("beta needs all similarities; a sparse S takes preference or quantile")
         if self._off_diagonal.size == 0:
             return 0.0
-        q = 0.5 if rule.preference_quantile is None else rule.preference_quantile
-        return np.quantile(self._off_diagonal, q)
+        if rule.preference_quantile is not None:
+            return float(np.quantile(self._off_diagonal, rule.preference_quantile))
+        return float(np.median(self.S.data[self.S.data > -np.inf]))  # a stored diagonal counts
 
     def top(self, options: Options) -> float:
         return float(self._off_diagonal.max()) if self._off_diagonal.size else 0.0
@@ -262,6 +356,13 @@ class SparseProblem(Problem):
 
     def n_distinct(self) -> int:
         return self.n  # points without a stored pair are not told apart
+
+    def affinity_matrix(self, preference: Floats, in_place: bool) -> Any:
+        stored, own = self.S.tocoo(), np.arange(self.n)
+        other = stored.row != stored.col
+        values = np.concatenate([stored.data[other], preference])
+        rows, columns = (np.concatenate([x[other], own]) for x in (stored.row, stored.col))
+        return type(self.S)((values, (rows, columns)), shape=self.S.shape)
 
 
 class FeatureProblem(Problem):
@@ -277,14 +378,15 @@ class FeatureProblem(Problem):
                 _compiled.require("memory='tiles'")
             raise ValueError(f"memory='tiles' needs the native solver, not backend={backend!r}")
         self.matrix = None if tiles and self.compiled and self.n > 2 else self._matrix_problem()
-        self.similarity_matrix = self.matrix and self.matrix.similarity_matrix
+        if self.matrix is None:
+            with np.errstate(over="ignore"):
+                reach = np.ptp(X, axis=0)
+                bound = np.square(reach, dtype=np.float64).sum(keepdims=True)
+                validate.require_distances(bound.astype(X.dtype))
+            self._identical = not reach.any()
 
     def _matrix_problem(self) -> MatrixProblem:
-        resources.require_memory(
-            4 * self.n * self.n * self.dtype.itemsize,
-            f"a matrix of similarities of {self.n} points",
-            "use memory='tiles'",
-        )
+        require_matrix_memory(self.n, self.dtype)
         S = cosine(self.X) if self.cosine else negative_squared_distances(self.X)
         return MatrixProblem(S, self.backend)
 
@@ -308,6 +410,8 @@ class FeatureProblem(Problem):
             position = (n * n - 1) / 2 if q is None else q * (n * (n - 1) - 1)
             active_set, preference = source.start_with_ranks(options, position)
         alike, link = self.alike(), self.top(options)
+        if rule.preference_quantile is not None:  # of products, whose rounding may exceed it
+            preference = np.minimum(preference, link)
 
         def run(p: Floats, o: Options) -> Clustering:
             if alike and (p == p[0]).all():
@@ -322,10 +426,24 @@ class FeatureProblem(Problem):
         return 1.0 if self.cosine else 0.0
 
     def alike(self) -> bool:
-        return self.matrix.alike() if self.matrix is not None else not np.ptp(self.X, axis=0).any()
+        return self.matrix.alike() if self.matrix is not None else self._identical
 
     def n_distinct(self) -> int:
         return int(np.unique(self.X + 0.0, axis=0).shape[0])
+
+    def affinity_matrix(self, preference: Floats, in_place: bool) -> Floats | None:
+        if self.matrix is None:
+            return None
+        return self.matrix.affinity_matrix(preference, in_place=True)
+
+
+def require_matrix_memory(n: int, dtype: np.dtype[Any]) -> None:
+    """Raise if a matrix of similarities of `n` points, and messages, do not fit in memory."""
+    resources.require_memory(
+        4 * n * n * dtype.itemsize,
+        f"a matrix of similarities of {n} points",
+        "use memory='tiles'",
+    )
 
 
 def _beside(link: float, *, above: bool) -> float:
@@ -342,7 +460,8 @@ def solve_many(
     def solve(q: int, options: Options) -> Clustering:
         return problems[q].solve(rules[q], options)[0]
 
-    if len(problems) < options.n_threads:
+    in_order = options.seed is None  # noise comes from one generator
+    if in_order or len(problems) < options.n_threads:
         return [solve(q, options) for q in range(len(problems))]
     if problems[0].compiled:
         try:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from epruner.cluster import validate
 from epruner.cluster._compiled import native
 from epruner.cluster.resources import effective_n_threads
 from epruner.cluster.types import Floats
@@ -14,16 +15,23 @@ def negative_squared_distances(X: Floats, n_threads: int | None = None) -> Float
 
     The features are centred first, and pairs that are close compared with their norms are
     evaluated again by direct difference, so that near-duplicates keep their distance.
+
+    Raises
+    ------
+    ValueError
+        If squared distances overflow the dtype, or `X` holds NaN.
     """
     X = np.ascontiguousarray(X)
     S: Floats
     if native is not None:
         centred, norms = native.centre(X)
+        validate.require_distances(norms)
         S = centred @ centred.T
         native.distances_from_dots(S, X, norms, effective_n_threads(n_threads))
         return S
     centred = X - X.mean(axis=0, dtype=np.float64).astype(X.dtype)
     norms = np.einsum("ij,ij->i", centred, centred)
+    validate.require_distances(norms)
     S = centred @ centred.T
     S *= 2
     S -= norms[:, None] + norms[None, :]
@@ -44,14 +52,21 @@ def cosine(X: Floats) -> Floats:
 
 def normalised(X: Floats) -> Floats:
     """Scale the rows of `X` (n, d) to length 1; rows of zeros are an error."""
-    norms = np.sqrt(np.einsum("ij,ij->i", X, X, dtype=np.float64))
-    if not norms.all():
-        raise ValueError(
-            f"X[{int(np.argmin(norms))}] is all zeros and has no direction: cosine similarity "
-            "is not defined for it"
-        )
+    norms = np.einsum("ij,ij->i", X, X, dtype=np.float64)
+    validate.require_distances(norms)
+    norms = np.sqrt(norms)
+    require_directions(norms)
     scaled: Floats = (X / norms[:, None]).astype(X.dtype)
     return scaled
+
+
+def require_directions(lengths: Floats) -> None:
+    """Raise if any of these lengths (n,) of points is zero."""
+    if not lengths.all():
+        raise ValueError(
+            f"X[{int(np.argmin(lengths))}] is all zeros and has no direction: cosine similarity "
+            "is not defined for it"
+        )
 
 
 def filled(S: Any) -> Floats:

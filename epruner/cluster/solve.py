@@ -9,7 +9,7 @@ import numpy as np
 
 from epruner.cluster import backends
 from epruner.cluster._compiled import native
-from epruner.cluster.decode import decode, net_similarity
+from epruner.cluster.decode import decode, decode_noisy, net_similarity
 from epruner.cluster.types import Clustering, Floats, Indices, Messages, Options
 
 if TYPE_CHECKING:
@@ -49,6 +49,20 @@ def cluster_similarities(
             options.n_threads,
             messages.active_set,
         )
+    return _clustering(
+        _links(S), preference, exemplars, labels, messages.n_iter, messages.converged
+    )
+
+
+def cluster_noisy(
+    S: Floats, noisy: Floats, preference: Floats, options: Options, backend: str
+) -> Clustering:
+    """Cluster similarities `S` (n, n) by a copy with noise, which has noisy preferences, too."""
+    messages = backends.get(backend)(noisy, noisy.diagonal().copy(), options)
+    exemplars = np.flatnonzero(messages.is_exemplar)
+    labels = _unassigned(preference)
+    if exemplars.size > 0:
+        exemplars, labels = decode_noisy(noisy, exemplars)
     return _clustering(
         _links(S), preference, exemplars, labels, messages.n_iter, messages.converged
     )

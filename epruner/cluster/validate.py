@@ -12,6 +12,8 @@ from epruner.cluster.types import Floats, Options
 
 RandomState = int | np.random.RandomState | None
 
+TIES = ("jitter", "scikit-learn")
+
 
 def similarities(S: ArrayLike) -> Floats:
     """Return `S` as a C-contiguous float32 or float64 square matrix, copied only where needed.
@@ -37,6 +39,29 @@ def require_finite(S: Floats) -> None:
             f"S[{i}, {k}] is {S[i, k]}: similarities must be finite, "
             "or -inf for pairs that must not be linked"
         )
+
+
+def require_similarities(S: Floats) -> None:
+    """Raise for entries of `S` (m, k) that are NaN or +inf."""
+    bad = np.isnan(S) | np.isposinf(S)
+    if bad.any():
+        i, k = np.argwhere(bad)[0]
+        raise ValueError(
+            f"X[{i}, {k}] is {S[i, k]}: similarities must be finite, "
+            "or -inf for pairs that must not be linked"
+        )
+
+
+def require_distances(squared: Floats, what: str = "the features") -> None:
+    """Raise unless squared distances or norms are finite, with room to add a few of them."""
+    most = float(squared.max(initial=0.0))
+    if most <= np.finfo(squared.dtype).max / 8:
+        return
+    if np.isnan(most):
+        raise ValueError(f"{what} hold NaN or infinite values; every entry must be finite")
+    raise ValueError(
+        f"squares of {what} overflow {squared.dtype}: scale them, as in X / abs(X).max()"
+    )
 
 
 def sparse_similarities(S: Any) -> Any:
@@ -66,7 +91,13 @@ def _require_square(shape: tuple[int, ...]) -> None:
 
 def preferences(preference: ArrayLike, n: int, dtype: Any) -> Floats:
     """Return one finite preference for each of `n` points."""
-    p = np.asarray(preference, dtype=dtype)
+    try:
+        p = np.asarray(preference, dtype=dtype)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"preference={preference!r} must be a number, one number per point, or None for the "
+            "median similarity"
+        ) from error
     if p.ndim == 0:
         p = np.full(n, p, dtype=dtype)
     if p.shape != (n,):
@@ -88,8 +119,9 @@ def options(
     n_threads: int | None = None,
     verbose: bool = False,
     rising_damping: bool = False,
+    ties: str = "jitter",
 ) -> Options:
-    """Check the iteration parameters and turn `random_state` into the key of the jitter."""
+    """Check the iteration parameters and turn `random_state` into the key of the jitter, if any."""
     if not isinstance(damping, Real):
         raise TypeError(f"damping={damping!r} must be a number in [0.5, 1)")
     if not 0.5 <= float(damping) < 1:
@@ -99,11 +131,13 @@ def options(
             raise TypeError(f"{name}={value!r} must be an integer")
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
+    if ties not in TIES:
+        raise ValueError(f"ties={ties!r} is not one of {', '.join(TIES)}")
     return Options(
         damping=float(damping),
         max_iter=int(max_iter),
         convergence_iter=int(convergence_iter),
-        seed=_seed(random_state),
+        seed=_seed(random_state) if ties == "jitter" else None,
         n_threads=effective_n_threads(n_threads),
         verbose=bool(verbose),
         rising_damping=rising_damping,
