@@ -54,10 +54,11 @@ def net_similarity(
     `links` returns the similarities of pairs given as rows and columns. Points without an exemplar
     are left out.
     """
-    members = np.flatnonzero(labels >= 0)
-    members = members[exemplars[labels[members]] != members]
-    similarities = links(members, exemplars[labels[members]])
-    return float(similarities.sum(dtype=np.float64) + preference[exemplars].sum(dtype=np.float64))
+    chosen = exemplars[labels]  # by -1, which is masked, the last
+    (members,) = ((chosen != np.arange(labels.size)) & (labels >= 0)).nonzero()
+    similarities = links(members, chosen[members])
+    total = np.add.reduce(similarities, dtype=np.float64)
+    return float(total + np.add.reduce(preference[exemplars], dtype=np.float64))
 
 
 def _assign(S: Floats, exemplars: Indices, seed: int | None) -> Indices:

@@ -372,7 +372,7 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         if matrix is not None:
             self.affinity_matrix_ = matrix
         if self.affinity != "precomputed":
-            self.cluster_centers_ = X[clustering.exemplars].copy()
+            self.cluster_centers_ = X[clustering.exemplars]
         elif not self.copy and _is_writeable(given):
             np.fill_diagonal(given, self.preference_)
         return self

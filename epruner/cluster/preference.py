@@ -23,25 +23,30 @@ class PreferenceRule:
 
     def check(self, n: int) -> None:
         """Raise for values that n points cannot have."""
-        names = ("preference", "preference_quantile", "beta")
-        given = [name for name in names if getattr(self, name) is not None]
-        if len(given) > 1:
+        q, beta = self.preference_quantile, self.beta
+        if (self.preference is not None) + (q is not None) + (beta is not None) > 1:
+            names = ("preference", "preference_quantile", "beta")
+            given = [name for name in names if getattr(self, name) is not None]
             raise ValueError(f"{' and '.join(given)} exclude each other; give one of them")
-        for name in given[:1]:
-            value = getattr(self, name)
-            number = isinstance(value, Real) and not isinstance(value, bool)
-            if name != "preference" and not number:
-                raise TypeError(f"{name}={value!r} must be a number")
-        if self.preference_quantile is not None and not 0 <= self.preference_quantile <= 1:
-            raise ValueError(f"preference_quantile={self.preference_quantile} must be in [0, 1]")
-        if self.beta is not None and not 0 < self.beta < np.inf:
-            raise ValueError(f"beta={self.beta} must be positive")
+        if q is not None:
+            _require_number("preference_quantile", q)
+            if not 0 <= q <= 1:
+                raise ValueError(f"preference_quantile={q} must be in [0, 1]")
+        if beta is not None:
+            _require_number("beta", beta)
+            if not 0 < beta < np.inf:
+                raise ValueError(f"beta={beta} must be positive")
         k = self.n_clusters
         if k is not None:
             if not isinstance(k, Integral) or isinstance(k, bool):
                 raise TypeError(f"n_clusters={k!r} must be an integer")
             if not 1 <= k <= n:
                 raise ValueError(f"n_clusters={k} must be between 1 and the {n} points")
+
+
+def _require_number(name: str, value: object) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} must be a number")
 
 
 def preference_range(S: ArrayLike, *, exact: bool = False) -> tuple[float, float]:

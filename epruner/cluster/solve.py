@@ -35,7 +35,7 @@ def cluster_similarities(
     if all_equal(S, preference):
         return degenerate(preference, float(S.flat[S.shape[0] - 1]))
     messages = backends.get(backend)(S, preference, options)
-    exemplars = np.flatnonzero(messages.is_exemplar)
+    (exemplars,) = messages.is_exemplar.nonzero()
     if exemplars.size == 0:
         labels = _unassigned(preference)
     elif native is None:

@@ -98,16 +98,14 @@ def preferences(preference: ArrayLike, n: int, dtype: Any) -> Floats:
             f"preference={preference!r} must be a number, one number per point, or None for the "
             "median similarity"
         ) from error
-    if p.ndim == 0:
-        p = np.full(n, p, dtype=dtype)
-    if p.shape != (n,):
+    if p.ndim != 0 and p.shape != (n,):
         raise ValueError(
             f"preference must be a scalar or have one entry per point: "
             f"got shape {p.shape} for {n} points"
         )
     if not np.isfinite(p).all():
         raise ValueError("preference holds NaN or infinite values; every entry must be finite")
-    return p
+    return np.full(n, p) if p.ndim == 0 else p
 
 
 def options(
