@@ -51,7 +51,7 @@ def test_a_stall_is_forgotten_and_many_cost_little(tmp_path: Path) -> None:
         pytest.skip("compiles the sources of a checkout")
     (tmp_path / "backoff.cpp").write_text(BACKOFF)
     sources = f"-I{CHECKOUT / 'csrc'}"
-    command = [compiler, "-std=c++17", "-fopenmp", sources, "backoff.cpp", "-o", "backoff"]
+    command = [compiler, "-std=c++20", "-fopenmp", sources, "backoff.cpp", "-o", "backoff"]
     subprocess.run(command, cwd=tmp_path, check=True)
     done = subprocess.run(
         [tmp_path / "backoff"], capture_output=True, text=True, check=True, timeout=60
