@@ -232,16 +232,26 @@ struct PyFeatures {
 
 template <class T>
 struct PyNearest {
-  Array<T> norms_owner;
+  Array<Column> points;  // by position
+  std::optional<Array<T>> norms;
   Nearest<T> nearest;
 
-  PyNearest(const PyFeatures<T>& features, Index want)
-      : norms_owner(features.norms.value_or(Array<T>(py::ssize_t{0}))),
-        nearest(features.exact.size(), want, features.norm_data()) {}
+  PyNearest(Array<Column> order, std::optional<Array<T>> squared_norms, Index want)
+      : points(std::move(order)),
+        norms(std::move(squared_norms)),
+        nearest(points.size(), want, norms ? of_length(*norms, points.size()) : nullptr,
+                points.data()) {
+    for (py::ssize_t q = 0; q < points.size(); ++q)
+      require(points.data()[q] >= 0 && points.data()[q] < points.size(), "point out of range");
+  }
 
   void offer(const Array<T>& dots, Index first_row, Index first_column) {
     require(dots.ndim() == 2, "a tile must have two dimensions");
     const Tile<T> tile{dots.data(), first_row, dots.shape(0), first_column, dots.shape(1)};
+    require(first_row >= 0 && first_row + tile.rows <= points.size() && first_column >= 0 &&
+                first_column + tile.columns <= points.size() &&
+                (first_row != first_column || tile.rows <= tile.columns),
+            "tile out of range");
     const py::gil_scoped_release release;
     nearest.offer(tile);
   }
@@ -341,7 +351,8 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
            });
 
   py::class_<PyNearest<T>>(m, ("Nearest" + suffix).c_str())
-      .def(py::init<const PyFeatures<T>&, Index>(), "features"_a, "want"_a)
+      .def(py::init<Array<Column>, std::optional<Array<T>>, Index>(),
+           py::arg("points").noconvert(), "norms"_a, "want"_a)
       .def("offer", &PyNearest<T>::offer, py::arg("dots").noconvert(), "first_row"_a,
            "first_column"_a)
       .def(
@@ -355,7 +366,21 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
           [](const PyNearest<T>& self, const std::vector<Index>& ranks) {
             return self.nearest.rank_window().values_at(ranks);
           },
-          "ranks"_a);
+          "ranks"_a)
+      .def_static("bytes_needed", &Nearest<T>::bytes_needed, "n"_a, "want"_a, "medians"_a)
+      .def("open_medians", [](PyNearest<T>& self) { self.nearest.open_medians(); })
+      .def(
+          "medians",
+          [](PyNearest<T>& self, T own, int n_threads) {
+            Array<T> medians(self.points.size());
+            T* out = medians.mutable_data();
+            {
+              const py::gil_scoped_release release;
+              self.nearest.medians(own, out, n_threads);
+            }
+            return medians;
+          },
+          "own"_a, "n_threads"_a);
 
   active_set.def("refill", &py_refill<T>, "rows"_a, py::arg("S").noconvert())
       .def(
@@ -377,6 +402,7 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
            "features"_a, "with_medians"_a)
       .def("fill_from_nearest",
            [](ActiveSet& self, const PyNearest<T>& nearest, const PyFeatures<T>& features) {
+             require(nearest.points.size() == self.size(), "another number of points");
              const py::gil_scoped_release release;
              self.fill_from_nearest(nearest.nearest, features.refinement());
            });

@@ -1,5 +1,7 @@
 #include "candidate_selection.hpp"
 
+#include <exception>
+
 namespace epruner {
 namespace {
 
@@ -125,22 +127,31 @@ void CandidateLists::fill_from_csr(const Index* offsets, const Column* columns,
 template <class T>
 void CandidateLists::fill_from_nearest(const Nearest<T>& nearest, const Refinement<T>& refinement,
                                        const double* availability) {
-  std::vector<NewCandidates> scratch(arenas_.size(), NewCandidates(2 * nearest.want()));
+  const TopLists<T>& lists = nearest.lists();
+  std::vector<NewCandidates> scratch(arenas_.size(), NewCandidates(lists.room()));
+  std::exception_ptr error;
 #pragma omp parallel for schedule(dynamic, 64) num_threads(static_cast<int>(arenas_.size()))
-  for (Index i = 0; i < n_; ++i) {
+  for (Index q = 0; q < n_; ++q) {
     const auto own = thread_number();
     NewCandidates& found = scratch[own];
+    const Index i = nearest.points()[q];
     Row& row = rows_[as_size(i)];
     found.size = 0;
-    row.below = static_cast<double>(nearest.unlisted(i));
-    row.unlisted = bound(i, row.below, nearest.size(i) == n_ - 1, refinement);
-    for (Index e = 0; e < nearest.size(i); ++e) {
-      const Column k = nearest.columns(i)[e];
+    row.below = static_cast<double>(lists.threshold(q));
+    row.unlisted = bound(i, row.below, lists.size(q) == n_ - 1, refinement);
+    for (Index e = 0; e < lists.size(q); ++e) {
+      const Column k = lists.columns(q)[e];
       const double s = jitter_((*refinement.exact)(i, k), i, k);
       if (s >= row.unlisted) found.add(s, k);
     }
-    row.append(found, availability, arenas_[own]);
+    try {
+      row.append(found, availability, arenas_[own]);
+    } catch (...) {
+#pragma omp critical
+      error = std::current_exception();
+    }
   }
+  if (error) std::rethrow_exception(error);
 }
 
 void CandidateLists::assign(const Indices& position, Indices& labels,

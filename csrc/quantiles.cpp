@@ -207,59 +207,43 @@ void column_medians(Index n, const T* S, T* medians, int threads) {
 }
 
 template <class T>
-RankWindow<T>::RankWindow(T low, T high, Index expected, Index writers)
-    : low_(low + T(0)),
-      above_(std::nextafter(high, std::numeric_limits<T>::infinity())),
-      tallies_(as_size(writers)) {
+RankWindow<T>::RankWindow(T low, T high, Index expected)
+    : window_{low + T(0), std::nextafter(high, std::numeric_limits<T>::infinity())} {
   const std::uint64_t span = distance(high);
   if (span >= kMostBins && expected <= kMostKept) return;
   while (span >> shift_ >= kMostBins) ++shift_;
-  bins_ = std::vector<std::atomic<Index>>(as_size((span >> shift_) + 1));
-}
-
-// Adding 0 makes one number of both zeros.
-template <class T>
-typename RankWindow<T>::Key RankWindow<T>::distance(T value) const {
-  return static_cast<Key>(to_bits(value + T(0))) - static_cast<Key>(to_bits(low_));
+  bins_.resize(as_size((span >> shift_) + 1));
 }
 
 template <class T>
-void RankWindow<T>::add(Index writer, Index n, const T* values, Column* scratch) {
-  Tally& own = tallies_[as_size(writer)];
-  own.below += count_between(n, values, minus_infinity<T>, low_);
-  const Index found = collect_between(n, values, low_, above_, scratch);
-  for (Index e = 0; e < found; ++e) {
-    const T value = values[scratch[e]];
-    if (bins_.empty())
-      own.inside.push_back(value);
-    else
-      bins_[distance(value) >> shift_].fetch_add(1, std::memory_order_relaxed);
+void RankWindow<T>::add(Index below, const std::vector<T>& inside) {
+  const std::lock_guard lock(adding_);
+  below_ += below;
+  if (bins_.empty()) {
+    kept_.insert(kept_.end(), inside.begin(), inside.end());
+    return;
   }
+  for (const T value : inside) ++bins_[distance(value) >> shift_];
 }
 
 template <class T>
 std::vector<T> RankWindow<T>::values_at(const std::vector<Index>& ranks) const {
-  Index below = 0;
-  std::vector<T> kept;
-  for (const Tally& own : tallies_) {
-    below += own.below;
-    kept.insert(kept.end(), own.inside.begin(), own.inside.end());
-  }
+  std::vector<T> kept = kept_;
   std::vector<Index> up_to(bins_.size());  // values in this bin and those under it
   Index inside = static_cast<Index>(kept.size());
   for (std::size_t bin = 0; bin < bins_.size(); ++bin)
-    up_to[bin] = inside += bins_[bin].load(std::memory_order_relaxed);
+    up_to[bin] = inside += bins_[bin];
   if (inside == 0) return {};
 
   std::vector<T> found;
   for (Index rank : ranks) {
-    const Index place = std::clamp<Index>(rank - below, 0, inside - 1);
+    const Index place = std::clamp<Index>(rank - below_, 0, inside - 1);
     if (up_to.empty()) {
       std::nth_element(kept.begin(), kept.begin() + place, kept.end());
       found.push_back(kept[as_size(place)]);
     } else {
       const auto bin = std::upper_bound(up_to.begin(), up_to.end(), place) - up_to.begin();
-      const Key number = static_cast<Key>(to_bits(low_)) + (static_cast<Key>(bin) << shift_);
+      const Key number = static_cast<Key>(to_bits(window_.low)) + (static_cast<Key>(bin) << shift_);
       found.push_back(from_bits<T>(static_cast<FloatBits<T>>(number)));
     }
   }

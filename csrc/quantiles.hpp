@@ -1,11 +1,12 @@
 // Order statistics of similarities, without sorting them and without keeping those seen once.
 #pragma once
 
-#include <atomic>
+#include <algorithm>
+#include <mutex>
 #include <vector>
 
 #include "float_bits.hpp"
-#include "row_kernels.hpp"
+#include "tile_scan.hpp"
 
 namespace epruner {
 
@@ -28,36 +29,46 @@ void column_medians(Index n, const T* S, T* medians, int threads);
 template <class T>
 T median(T* values, Index n, std::vector<Column>& where);
 
+// The mean of the values at the ranks low and high, equal or neighbours, of values[0..n), which are
+// reordered.
+template <class T>
+T middle_of(T* values, Index n, Index low, Index high) {
+  std::nth_element(values, values + high, values + n);
+  const T upper = values[high];
+  return low == high ? upper : (*std::max_element(values, values + high) + upper) / 2;
+}
+
 // Looks out for values in a window that almost surely holds the wanted ranks. Counts them in bins
 // where the window spans few numbers, which is exact, or where they are too many to keep, which is
 // exact to a bin; keeps them otherwise.
 template <class T>
 class RankWindow {
  public:
-  // The window is [low, high]; about `expected` values will be in it. Each of `writers` is one
-  // thread at a time.
-  RankWindow(T low, T high, Index expected, Index writers);
+  // The window is [low, high]; about `expected` values will be in it.
+  RankWindow(T low, T high, Index expected);
 
-  // Count n more values; `scratch` has room for as many columns.
-  void add(Index writer, Index n, const T* values, Column* scratch);
+  const Window<T>& window() const { return window_; }
+  // Count values below the window, and those in it. Several threads may.
+  void add(Index below, const std::vector<T>& inside);
 
   // The values at these ranks, from 0, among all that were counted; those next to the window's ends
   // for ranks outside it, none if nothing was in it.
   std::vector<T> values_at(const std::vector<Index>& ranks) const;
 
  private:
-  struct Tally {
-    Index below = 0;
-    std::vector<T> inside;
-  };
   using Key = std::make_unsigned_t<FloatBits<T>>;
 
-  Key distance(T value) const;  // from the window's low end, in numbers
+  // From the window's low end, in numbers. Adding 0 makes one number of both zeros.
+  Key distance(T value) const {
+    return static_cast<Key>(to_bits(value + T(0))) - static_cast<Key>(to_bits(window_.low));
+  }
 
-  T low_, above_;  // the window is [low, above)
+  Window<T> window_;
   int shift_ = 0;  // a bin holds 2^shift numbers
-  std::vector<std::atomic<Index>> bins_;
-  std::vector<Tally> tallies_;
+  std::mutex adding_;
+  Index below_ = 0;
+  std::vector<Index> bins_;
+  std::vector<T> kept_;
 };
 
 }  // namespace epruner

@@ -5,21 +5,18 @@ A source starts an active set, gives more candidates to rows that run out of the
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from threading import local
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from epruner.cluster import _native, resources
 from epruner.cluster._native import ActiveSet
 from epruner.cluster.backends.native import new_active_set
 from epruner.cluster.decode import sorted_by_index
+from epruner.cluster.sweep import Sweep
 from epruner.cluster.types import Floats, Indices, Options
 
 _FIRST_CANDIDATES = 48  # per point, from a sweep over tiles; whole rows later cost far more
-_TILE = 1024  # points a side
 _STRIP_ENTRIES = 1 << 24  # similarities held at once when rows are evaluated in full, ...
 _LEAST_STRIP = 64  # ... but never fewer rows: all features are read for each strip
 _BYTES_PER_CANDIDATE = 48  # in lists, and in the sweep's buffers while they are handed over
@@ -176,7 +173,6 @@ class FeatureSource(CandidateSource):
         unit = 10 * (d + 4) * float(np.finfo(X.dtype).eps) / 2
         features = _native.Features32 if single else _native.Features64
         self._features: Any = features(X, self._norms, unit)
-        self._nearest_type: Any = _native.Nearest32 if single else _native.Nearest64
 
     def start(self, options: Options) -> ActiveSet:
         return self.start_with_ranks(options, None)[0]
@@ -187,32 +183,45 @@ class FeatureSource(CandidateSource):
         `position` counts ordered off-diagonal pairs in ascending order of similarity, from 0; a
         fraction interpolates; None asks for nothing.
         """
+        sweep = self._new_sweep(medians=False)
+        if position is None:
+            sweep.run(options)
+            return self._started(sweep, options), float("nan")
+        value = self._sweep_for(sweep, options, position)
+        return self._started(sweep, options), value
+
+    def start_with_medians(self, options: Options) -> tuple[ActiveSet, Floats]:
+        """Start; in the same sweep, find every row's median, own entry included."""
+        if resources.memory_fits(self._memory_needed(medians=True)):
+            sweep = self._new_sweep(medians=True)
+            sweep.nearest.open_medians()
+            sweep.run(options)
+            medians: Floats = sweep.nearest.medians(1.0 if self.cosine else 0.0, options.n_threads)
+            active_set = self._started(sweep, options)
+        else:
+            medians = np.full(self.n, np.nan, dtype=self.dtype)
+            active_set = self._empty(options)
+        for rows, dots in self._strips(np.flatnonzero(np.isnan(medians))):
+            medians[rows] = active_set.refill_from_dots(rows, dots, self._features, True)
+        return active_set, medians
+
+    def _new_sweep(self, *, medians: bool) -> Sweep:
         resources.require_memory(
-            self.n * 2 * _FIRST_CANDIDATES * _BYTES_PER_CANDIDATE,
+            self._memory_needed(medians=medians),
             f"affinity propagation from features of {self.n} points",
             "cluster a sample and use predict for the rest",
         )
-        nearest = self._nearest_type(self._features, _FIRST_CANDIDATES)
-        if position is None:
-            self._sweep(nearest, options)
-            value = float("nan")
-        else:
-            value = self._sweep_for(nearest, options, position)
-        active_set = self._empty(options)
-        active_set.fill_from_nearest(nearest, self._features)
-        return active_set, value
+        return Sweep(self._factor, self._norms, _first_candidates(self.n))
 
-    def start_with_medians(self, options: Options) -> tuple[ActiveSet, Floats]:
-        """Start from whole rows, and return every row's median, own entry included."""
+    def _memory_needed(self, *, medians: bool) -> int:
+        want = _first_candidates(self.n)
+        sweep = Sweep.bytes_needed(self._factor, want, medians=medians)
+        return sweep + self.n * 2 * want * _BYTES_PER_CANDIDATE
+
+    def _started(self, sweep: Sweep, options: Options) -> ActiveSet:
         active_set = self._empty(options)
-        medians = np.empty(self.n, dtype=self.dtype)
-        for rows, dots in self._strips(np.arange(self.n)):
-            medians[rows] = active_set.refill_from_dots(rows, dots, self._features, True)
-            if options.verbose:
-                print(f"similarities: {100 * (rows[-1] + 1) // self.n} %", end="\r")
-        if options.verbose:
-            print()
-        return active_set, medians
+        active_set.fill_from_nearest(sweep.nearest, self._features)
+        return active_set
 
     def iterate(self, active_set: ActiveSet, iterations: int) -> str:
         return active_set.iterate(iterations, self._features)
@@ -237,41 +246,11 @@ class FeatureSource(CandidateSource):
         """Inner products of these rows with all, some rows at a time, in memory used again."""
         height = min(rows.size, max(_LEAST_STRIP, _STRIP_ENTRIES // self.n))
         room = np.empty((height, self.n), dtype=self.dtype)
-        for first in range(0, rows.size, height):
+        for first in range(0, rows.size, max(1, height)):
             some = rows[first : first + height]
             yield some, np.matmul(self._factor[some], self._factor.T, out=room[: some.size])
 
-    def _sweep(self, nearest: Any, options: Options) -> None:
-        scratch = local()
-        X, n = self._factor, self.n
-
-        def offer(pair: tuple[int, int]) -> None:
-            first, second = pair[0] * _TILE, pair[1] * _TILE
-            left, right = X[first : first + _TILE], X[second : second + _TILE]
-            if not hasattr(scratch, "dots"):
-                scratch.dots = np.empty(_TILE * _TILE, dtype=X.dtype)
-            dots = scratch.dots[: left.shape[0] * right.shape[0]]
-            dots = dots.reshape(left.shape[0], right.shape[0])
-            np.matmul(left, right.T, out=dots)
-            nearest.offer(dots, first, second)
-
-        rounds = list(_tournament(-(-n // _TILE)))
-        with (
-            threadpool_limits(1, user_api="blas"),
-            ThreadPoolExecutor(options.n_threads) as pool,
-        ):
-            try:
-                for played, pairs in enumerate(rounds, 1):
-                    list(pool.map(offer, pairs))
-                    if options.verbose:
-                        print(f"similarities: {100 * played // len(rounds)} %", end="\r")
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        if options.verbose:
-            print()
-
-    def _sweep_for(self, nearest: Any, options: Options, position: float) -> float:
+    def _sweep_for(self, sweep: Sweep, options: Options, position: float) -> float:
         pairs = self.n * (self.n - 1) // 2
         ranks = [int(position) // 2, min(int(position) + 1, 2 * pairs - 1) // 2]
         sample = np.sort(self._sampled_similarities())
@@ -280,9 +259,9 @@ class FeatureSource(CandidateSource):
         high = sample[int(middle + slack)] if middle + slack < sample.size else np.inf
         rounding = 1e-5 if self.dtype == np.float32 else 1e-12  # of the products, not the sample
         low, high = low - rounding * abs(low), high + rounding * abs(high)
-        nearest.open_rank_window(low, high, int(2 * slack / sample.size * pairs))
-        self._sweep(nearest, options)
-        values: list[float] = nearest.values_at_ranks(ranks)
+        sweep.nearest.open_rank_window(low, high, int(2 * slack / sample.size * pairs))
+        sweep.run(options)
+        values: list[float] = sweep.nearest.values_at_ranks(ranks)
         if not values:
             return float(sample[int(middle)])
         return values[0] + (values[1] - values[0]) * (position - int(position))
@@ -294,22 +273,12 @@ class FeatureSource(CandidateSource):
         return self.links(rows, columns).astype(self.dtype)
 
 
+def _first_candidates(n: int) -> int:
+    return _FIRST_CANDIDATES
+
+
 def _assign(active_set: ActiveSet, exemplars: Indices) -> Indices:
     position = np.full(active_set.is_exemplar.size, -1, dtype=np.int64)
     position[exemplars] = np.arange(exemplars.size)
     labels: Indices = active_set.assign(position)
     return labels
-
-
-def _tournament(players: int) -> Iterator[list[tuple[int, int]]]:
-    """Rounds in which all unordered pairs of players meet, nobody twice at a time (circle method).
-
-    The first round pairs everyone with themselves.
-    """
-    yield [(p, p) for p in range(players)]
-    seats = list(range(players + players % 2))  # an odd field gets a bye
-    for _ in range(len(seats) - 1):
-        half = len(seats) // 2
-        pairs = zip(seats[:half], reversed(seats[half:]), strict=True)
-        yield [(min(p, q), max(p, q)) for p, q in pairs if max(p, q) < players]
-        seats = [seats[0], seats[-1], *seats[1:-1]]

@@ -1,6 +1,7 @@
 """Clustering from features without the matrix, and everything that goes with large inputs."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,15 @@ from sklearn.datasets import load_digits, make_blobs
 
 from epruner import AffinityPropagation, affinity_propagation
 from epruner.cluster import _native, resources
-from epruner.cluster.candidates import FeatureSource, _tournament
+from epruner.cluster.candidates import FeatureSource
 from epruner.cluster.similarity import (
     cosine,
     median_preference,
     negative_squared_distances,
+    normalised,
     quantile,
 )
+from epruner.cluster.sweep import Sweep, tournament
 from epruner.cluster.types import Options
 
 Floats = NDArray[np.floating[Any]]
@@ -29,7 +32,7 @@ def gaussian(n: int, d: int, dtype: type, offset: float = 0.0) -> Floats:
 
 @pytest.mark.parametrize("players", [1, 2, 3, 6, 7])
 def test_a_tournament_pairs_everyone_once_and_nobody_twice_at_a_time(players: int) -> None:
-    rounds = list(_tournament(players))
+    rounds = list(tournament(players))
     for pairs in rounds[1:]:
         busy = [p for pair in pairs for p in pair]
         assert len(busy) == len(set(busy))
@@ -66,11 +69,15 @@ def test_tiles_and_matrix_agree(dtype: type, affinity: str, rule: dict[str, Any]
 
 def test_tiles_give_the_same_bits_for_any_number_of_threads() -> None:
     X = gaussian(3000, 6, np.float32)
-    fits = [AffinityPropagation(memory="tiles", n_threads=t).fit(X) for t in (1, 2, 4)]
-    for fit in fits[1:]:
-        np.testing.assert_array_equal(fit.labels_, fits[0].labels_)
-        assert fit.net_similarity_ == fits[0].net_similarity_
-        assert fit.preference_[0] == fits[0].preference_[0]
+    for beta in (None, 1.0):
+        fits = [
+            AffinityPropagation(memory="tiles", beta=beta, damping=0.7, n_threads=t).fit(X)
+            for t in (1, 2, 4)
+        ]
+        for fit in fits[1:]:
+            np.testing.assert_array_equal(fit.labels_, fits[0].labels_)
+            np.testing.assert_array_equal(fit.preference_, fits[0].preference_)
+            assert fit.net_similarity_ == fits[0].net_similarity_
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -122,9 +129,7 @@ def test_ranks_are_found_in_a_sweep(dtype: type, expected: int) -> None:
     X = gaussian(400, 6, dtype)
     dots = X @ X.T
     kind = "32" if dtype is np.float32 else "64"
-    nearest = getattr(_native, f"Nearest{kind}")(
-        getattr(_native, f"Features{kind}")(X, None, 0.0), 24
-    )
+    nearest = getattr(_native, f"Nearest{kind}")(np.arange(400, dtype=np.int32), None, 24)
     values = np.sort(dots[np.triu_indices(400, 1)])
     low, high = values[[3000, 9000]]
     nearest.open_rank_window(float(low), float(high), expected)
@@ -137,11 +142,81 @@ def test_ranks_are_found_in_a_sweep(dtype: type, expected: int) -> None:
 
 
 def test_ranks_do_not_mind_the_sign_of_zero() -> None:
-    X = np.eye(30, dtype=np.float32)
-    nearest = _native.Nearest32(_native.Features32(X, None, 0.0), 5)
+    nearest = _native.Nearest32(np.arange(30, dtype=np.int32), None, 5)
     nearest.open_rank_window(0.0, 1.0, 100)
     nearest.offer(-0.0 * np.ones((30, 30), dtype=np.float32), 0, 0)
     assert nearest.values_at_ranks([7]) == [0.0]
+
+
+def sorted_blobs(n: int, d: int, dtype: type) -> Floats:
+    X, _ = make_blobs(n, n_features=d, centers=5, shuffle=False, random_state=1)
+    points: Floats = X.astype(dtype)
+    return points
+
+
+def few_values(n: int, d: int, dtype: type) -> Floats:
+    return np.random.default_rng(n).integers(0, 3, size=(n, d)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("cosine_similarity", [False, True])
+@pytest.mark.parametrize("n", [3, 7, 200, 1024, 2600])
+@pytest.mark.parametrize("points", [gaussian, sorted_blobs, few_values])
+def test_medians_of_rows_are_numpys(
+    points: Callable[[int, int, type], Floats], n: int, cosine_similarity: bool, dtype: type
+) -> None:
+    X = points(n, 5, dtype) + dtype(cosine_similarity)
+    if cosine_similarity:
+        X = normalised(X)
+    wide = X.astype(np.float64)
+    S = wide @ wide.T if cosine_similarity else negative_squared_distances(wide)
+    np.fill_diagonal(S, 1.0 if cosine_similarity else 0.0)
+    _, medians = FeatureSource(X, cosine_similarity).start_with_medians(Options())
+    atol = 1e-4 if dtype is np.float32 else 1e-10
+    np.testing.assert_allclose(medians, np.median(S, axis=1), atol=atol * np.abs(S).max())
+
+
+def test_a_sweep_loses_no_medians() -> None:
+    """In random order; where one is lost, its row is read again, and slowly."""
+    X = gaussian(3000, 8, np.float32)
+    sweep = Sweep(X, None, 24)
+    sweep.nearest.open_medians()
+    sweep.run(Options())
+    medians = sweep.nearest.medians(np.float32(99), 1)
+    dots = X @ X.T
+    np.fill_diagonal(dots, 99)
+    np.testing.assert_allclose(medians, np.median(dots, axis=1), rtol=0, atol=1e-6)
+
+
+def test_medians_are_found_in_whole_rows_where_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    X = gaussian(600, 4, np.float64)
+    expected = FeatureSource(X, cosine=False).start_with_medians(Options())[1]
+    monkeypatch.setattr(resources, "memory_fits", lambda _: False)
+    found = FeatureSource(X, cosine=False).start_with_medians(Options())[1]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [3, 60, 1025, 2300])
+@pytest.mark.parametrize("points", [gaussian, sorted_blobs, few_values])
+def test_a_sweep_lists_all_that_is_over_its_thresholds(
+    points: Callable[[int, int, type], Floats], n: int, dtype: type
+) -> None:
+    """Whatever the order of the input and however many similarities are equal."""
+    X = points(n, 4, dtype)
+    S = negative_squared_distances(X)
+    active_set = FeatureSource(X, cosine=False).start(Options(seed=None))
+    some = np.arange(0, n, 3)
+    position = np.full(n, -1)
+    position[some] = np.arange(some.size)
+    labels = active_set.assign(position)
+    others = np.setdiff1d(np.flatnonzero(labels >= 0), some)
+    chosen = S[others, some[labels[others]]]
+    np.testing.assert_allclose(chosen, S[np.ix_(others, some)].max(axis=1), rtol=1e-5)
+    if points is gaussian and n > 3:
+        assert others.size > 0.9 * (n - some.size)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 200, 1500])

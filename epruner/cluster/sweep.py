@@ -1,0 +1,100 @@
+"""All pairs of points from features, each once, in tiles that are looked at while in cache."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import local
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from epruner.cluster import _native
+from epruner.cluster.types import Floats, Options
+
+TILE = 1024  # points a side, ...
+_TILE_ROWS = 256  # ... of which so many at a time: their products stay in cache until looked at
+
+
+class Sweep:
+    """One sweep over all pairs of points, which finds the nearest of each.
+
+    Points meet in a random order, the same in every sweep: sorted input would make every
+    similarity the best so far, and the medians' windows want a random order, too.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d), float32 or float64
+        Features whose inner products tell similarities.
+    norms : ndarray of shape (n,) or None
+        Squared norms of the rows of `X`; None where the inner products are the similarities.
+    want : int
+        Nearest points to find for each.
+    """
+
+    def __init__(self, X: Floats, norms: Floats | None, want: int) -> None:
+        order = np.random.default_rng(0).permutation(X.shape[0]).astype(np.int32)
+        self._X = X[order]
+        self.nearest: Any = _nearest_type(X.dtype)(
+            order, None if norms is None else norms[order], want
+        )
+
+    @staticmethod
+    def bytes_needed(X: Floats, want: int, *, medians: bool = False) -> int:
+        """Memory that a sweep takes."""
+        n = X.shape[0]
+        return X.nbytes + int(_nearest_type(X.dtype).bytes_needed(n, want, medians))
+
+    def run(self, options: Options) -> None:
+        """Meet all pairs."""
+        scratch = local()
+
+        def offer(pair: tuple[int, int]) -> None:
+            if not hasattr(scratch, "dots"):
+                scratch.dots = np.empty(_TILE_ROWS * TILE, dtype=self._X.dtype)
+            self._offer(pair[0] * TILE, pair[1] * TILE, scratch.dots)
+
+        rounds = list(tournament(-(-self._X.shape[0] // TILE)))
+        with (
+            threadpool_limits(1, user_api="blas"),
+            ThreadPoolExecutor(options.n_threads) as pool,
+        ):
+            try:
+                for played, pairs in enumerate(rounds, 1):
+                    list(pool.map(offer, pairs))
+                    if options.verbose:
+                        print(f"similarities: {100 * played // len(rounds)} %", end="\r")
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        if options.verbose:
+            print()
+
+    def _offer(self, first: int, second: int, room: Floats) -> None:
+        """Offer the tile of the points from `first` and those from `second` on."""
+        X = self._X
+        last = min(first + TILE, X.shape[0])
+        for row in range(first, last, _TILE_ROWS):
+            left = X[row : min(row + _TILE_ROWS, last)]
+            column = row if first == second else second
+            right = X[column : second + TILE]
+            dots = room[: left.shape[0] * right.shape[0]].reshape(left.shape[0], right.shape[0])
+            np.matmul(left, right.T, out=dots)
+            self.nearest.offer(dots, row, column)
+
+
+def tournament(players: int) -> Iterator[list[tuple[int, int]]]:
+    """Rounds in which all unordered pairs of players meet, nobody twice at a time (circle method).
+
+    The first round pairs everyone with themselves.
+    """
+    yield [(p, p) for p in range(players)]
+    seats = list(range(players + players % 2))  # an odd field gets a bye
+    for _ in range(len(seats) - 1):
+        half = len(seats) // 2
+        pairs = zip(seats[:half], reversed(seats[half:]), strict=True)
+        yield [(min(p, q), max(p, q)) for p, q in pairs if max(p, q) < players]
+        seats = [seats[0], seats[-1], *seats[1:-1]]
+
+
+def _nearest_type(dtype: np.dtype[Any]) -> Any:
+    return _native.Nearest32 if dtype == np.float32 else _native.Nearest64
