@@ -133,6 +133,24 @@ def test_too_little_memory_is_said_with_figures(make: Make, regime: str) -> None
         pass_on(engine, [S], [p], Options(), regime)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("regime", ["active_set", "dense"])
+def test_without_a_seed_there_is_no_jitter(make: Make, regime: str, dtype: type) -> None:
+    S, p = problem(Case("gaussian", 65, np.dtype(dtype).name, 0.7, 1.0, True))
+    options = Options(damping=0.7, seed=None)
+    own = problems.Matrices(make(), [S])
+    np.testing.assert_array_equal(solver.Batch(own, p, options).preference, p)
+    passed = pass_on(make(), [S], [p], options, regime)
+    expected = reference.solve(S, p, options)
+    assert expected.converged
+    assert passed.n_iter[0] == expected.n_iter
+    np.testing.assert_array_equal(passed.is_exemplar.astype(bool), expected.is_exemplar)
+    found = cluster.decode(own, passed, p, options)[0]
+    exemplars, labels = decode(S, p, np.flatnonzero(expected.is_exemplar), None)
+    np.testing.assert_array_equal(found.exemplars, exemplars)
+    np.testing.assert_array_equal(found.labels, labels)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_decoding_is_the_same(make: Make, dtype: str) -> None:
     cases = [Case(kind, 40, dtype, 0.7, 1.0, False) for kind in KINDS]

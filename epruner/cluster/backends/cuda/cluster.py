@@ -23,6 +23,7 @@ from epruner.cluster.backends.cuda.problems import (
     Matrices,
     Problems,
     distances,
+    jitter_fields,
     medians,
     problem_table,
 )
@@ -292,7 +293,9 @@ def decode(
     Exemplars of all problems are numbered through; such a number is a slot.
     """
     engine, xp, points = problems.engine, problems.engine.xp, problems.points
-    batch = problem_table(problems, {"preference": passed.preference, "seed": options.seed})
+    batch = problem_table(
+        problems, {"preference": passed.preference, **jitter_fields(options.seed)}
+    )
     exemplar = xp.flatnonzero(passed.is_exemplar).astype(np.int32)
     count = int(exemplar.size)
     first = xp.searchsorted(exemplar, problems.first_device.astype(np.int32)).astype(np.int64)

@@ -30,6 +30,7 @@ struct Batch {
   Bits* abar_next;                         // (problems) bits of the smallest -abar so far
   double damping;
   Index max_iter, convergence_iter;
+  Index has_jitter;  // 0 or 1
   Bits seed;
 };
 
@@ -127,10 +128,10 @@ __device__ inline unsigned mix_32(unsigned h) {
 
 // The jitter of jitter.py: T is the precision of the similarities.
 template <class T>
-__device__ double jittered(double s, Index row, Index column, Bits seed) {
-  if (!(fabs(s) < infinity())) return s;
+__device__ double jittered(double s, Index row, Index column, const Batch& b) {
+  if (!b.has_jitter || !(fabs(s) < infinity())) return s;
   constexpr Bits golden = 0x9E3779B97F4A7C15ull;
-  const Bits key = mix((static_cast<Bits>(row) + seed) * golden + golden);
+  const Bits key = mix((static_cast<Bits>(row) + b.seed) * golden + golden);
   const unsigned h =
       mix_32(static_cast<unsigned>(key >> 32) + static_cast<unsigned>(column) * 0x9E3779B9u);
   const double u = static_cast<double>(static_cast<int>(h)) * 0x1p-31;
@@ -371,7 +372,7 @@ template <class T>
 __device__ void begin(const Batch* b, const T* preference) {
   for (Index i = thread_in_grid(); i < b->points; i += threads_in_grid()) {
     const Index own = i - b->first[b->problem[i]];
-    b->preference[i] = jittered<T>(static_cast<double>(preference[i]), own, own, b->seed);
+    b->preference[i] = jittered<T>(static_cast<double>(preference[i]), own, own, *b);
     b->total[i] = infinity();
   }
 }
@@ -391,8 +392,7 @@ __device__ void small(const Batch* b, const Source* source, const int* which) {
   const double damping = b->damping, renew = 1 - damping;
   for (int e = threadIdx.x; e < n * n; e += threads) {
     const int i = e / n, k = e % n;
-    s[e] =
-        i == k ? b->preference[first + i] : jittered<T>(static_cast<double>(S[e]), i, k, b->seed);
+    s[e] = i == k ? b->preference[first + i] : jittered<T>(static_cast<double>(S[e]), i, k, *b);
     r[e] = a[e] = 0;
   }
   for (int k = threadIdx.x; k < n; k += threads) streak[k] = is_exemplar[k] = 0;
@@ -554,7 +554,7 @@ __device__ void select(const Batch* b, const ActiveSet* g, const Source* source,
     for (Index e = 0; e < listed && !known; ++e) known = g->column[old + e] == first + k;
     if (known) continue;
     const Index e = fresh + atomicAdd(counts + 1, 1);
-    g->a[e] = jittered<T>(row.exact(k), self, k, b->seed);
+    g->a[e] = jittered<T>(row.exact(k), self, k, *b);
     g->r[e] = static_cast<double>(k);
   }
   __syncthreads();
@@ -658,7 +658,7 @@ __device__ void dense_begin(const Batch* b, const Source* source, T* s) {
   const Index n = b->points;
   const T* S = reinterpret_cast<const T*>(source->matrix[0]);
   for (Index e = thread_in_grid(); e < n * n; e += threads_in_grid())
-    s[e] = static_cast<T>(jittered<T>(static_cast<double>(S[e]), e / n, e % n, b->seed));
+    s[e] = static_cast<T>(jittered<T>(static_cast<double>(S[e]), e / n, e % n, *b));
 }
 
 // A block a fixed band of rows; thread j owns columns j, j + threads, ... of the band's sums.
@@ -736,7 +736,7 @@ __device__ void assign(const Batch* b, const Clusters* c, const Source* source, 
     for (Index e = lane(); e < K; e += kWarp) {
       const Index k = c->exemplar[from + e] - first;
       if (!(static_cast<double>(row.value(k, e)) >= floor)) continue;
-      const double v = jittered<T>(row.exact(k), self, k, b->seed);
+      const double v = jittered<T>(row.exact(k), self, k, *b);
       if (v > closest) {
         closest = v;
         label = static_cast<int>(from + e);
@@ -763,7 +763,7 @@ __device__ void refine(const Batch* b, const Clusters* c, const Source* source) 
         continue;
       }
       const Row row(source, p, n, i - first, 0, 0);
-      sum += jittered<T>(row.exact(j - first), i - first, j - first, b->seed);
+      sum += jittered<T>(row.exact(j - first), i - first, j - first, *b);
     }
     c->support[j] = sum;
   }

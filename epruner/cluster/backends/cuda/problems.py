@@ -139,6 +139,11 @@ def distances(engine: Engine, filters: Sequence[Array]) -> list[Array]:
     return found
 
 
+def jitter_fields(seed: int | None) -> dict[str, int]:
+    """Return the fields of the kernels' ``Batch`` that decide the jitter: none without a seed."""
+    return {"has_jitter": int(seed is not None), "seed": seed or 0}
+
+
 def problem_table(
     problems: Problems, fields: Mapping[str, Array | int | float] | None = None
 ) -> Array:
@@ -156,5 +161,5 @@ def problem_table(
 BATCH_FIELDS = (
     *("points", "problems", "first", "problem", "preference", "a", "r", "total", "abar"),
     *("streak", "is_exemplar", "state", "t", "unstable", "any", "needs_candidates", "decay"),
-    *("abar_max", "abar_next", "damping", "max_iter", "convergence_iter", "seed"),
+    *("abar_max", "abar_next", "damping", "max_iter", "convergence_iter", "has_jitter", "seed"),
 )

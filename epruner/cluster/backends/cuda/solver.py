@@ -21,7 +21,7 @@ from epruner.cluster.backends.cuda.device import (
     packed_words,
     require_memory,
 )
-from epruner.cluster.backends.cuda.problems import Matrices, Problems, problem_table
+from epruner.cluster.backends.cuda.problems import Matrices, Problems, jitter_fields, problem_table
 from epruner.cluster.types import Floats, Messages, Options
 
 RUNNING, RESUMED, NEEDS_CANDIDATES, CONVERGED, EXHAUSTED = range(5)  # as in kernels.cu
@@ -175,7 +175,7 @@ class Batch:
                 "damping": options.damping,
                 "max_iter": options.max_iter,
                 "convergence_iter": options.convergence_iter,
-                "seed": options.seed,
+                **jitter_fields(options.seed),
             },
         )
         self.launch(f"begin_{problems.number}", points, self.table, preference)
