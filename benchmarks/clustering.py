@@ -2,42 +2,49 @@
 
 Answers are checked before clocks: on every case the exemplars must be scikit-learn's. Rivals run in
 the same process run, turn by turn. Times are messages and decoding, similarities given in float32,
-the best of several; beside them the time of one read of S, which nothing can beat.
+the best of several; beside them the time of one read of S, which nothing can beat. Layers of
+networks include similarities and preferences, and have medians, least times and peaks of memory.
 
-    python benchmarks/clustering.py              everything but the scale runs, about five minutes
-    python benchmarks/clustering.py --scale      100,000 points from features
-    python benchmarks/clustering.py --million    1,000,000 points, d = 32, with progress
+    python benchmarks/clustering.py                               everything, about five minutes
+    python benchmarks/clustering.py --only digits --repeats 1     some of it; writes nothing
 
-Writes benchmarks/results/clustering*.json and .md.
+Writes benchmarks/results/clustering.json and .md.
 """
 
-import argparse
-import json
 import os
-import platform
-import resource
 import shutil
 import subprocess
+import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sklearn
-from numpy.typing import NDArray
 from sklearn.cluster import affinity_propagation as scikit_learn
 from sklearn.datasets import load_digits, make_blobs
 
-from epruner import AffinityPropagation, affinity_propagation, affinity_propagation_many
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.measuring import (
+    Calls,
+    Floats,
+    best,
+    both_sides,
+    in_turn,
+    machine,
+    milliseconds,
+    options,
+    peaks,
+    select,
+    table,
+    times,
+    write,
+)
+from epruner import affinity_propagation, affinity_propagation_many
 from epruner.cluster.similarity import median_preference, negative_squared_distances
 
-Floats = NDArray[np.floating[Any]]
 Answer = tuple[Any, int]  # exemplars, iterations
-RESULTS = Path(__file__).resolve().parent / "results"
 DATA = Path(os.environ.get("EPRUNER_DATA", Path(__file__).resolve().parents[1] / "../shared/data"))
 SETTINGS: dict[str, Any] = {"max_iter": 200, "convergence_iter": 15}
 
@@ -51,10 +58,14 @@ def features(kind: str, n: int) -> Floats:
         X = X + rng.normal(size=X.shape) * 1e-3  # pixels are integers: break their exact ties
     elif kind == "blobs":
         X = make_blobs(n, n_features=16, centers=max(8, n // 100), random_state=0)[0]
+    elif kind == "blobs, 10 centres":
+        X = make_blobs(n, n_features=8, centers=10, random_state=0)[0]
+    elif kind == "blobs, 60 centres":
+        X = make_blobs(n, n_features=16, centers=60, random_state=0)[0]
     elif kind == "filters":  # log-normal norms, as trained filters have
         X = rng.normal(size=(n, 64)) * np.exp(0.5 * rng.normal(size=(n, 1)))
     else:
-        X = rng.normal(size=(n, 64))
+        X = rng.normal(size=(n, 16 if kind == "gaussian, 16-d" else 64))
     points: Floats = X.astype(np.float32)
     return points
 
@@ -71,15 +82,6 @@ CASES = [  # data, n, factor on every point's median similarity, damping, target
     ("gaussian", 8192, 1.0, 0.5, 200),
     ("blobs", 8192, 1.0, 0.7, 200),  # at 0.5 it oscillates, and answers cannot be compared
 ]
-
-
-def best(run: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        answer = run()
-        times.append(time.perf_counter() - start)
-    return min(times), answer
 
 
 def read_once(S: Floats) -> float:
@@ -99,15 +101,18 @@ def run_naffprop(S: Floats, p: Floats, damping: float) -> Answer:
     return np.asarray(result.exemplars), result.iterations
 
 
-def run_r(S: Floats, p: Floats) -> tuple[float, int] | None:
-    """Seconds and number of clusters of R's apcluster, timed inside R; None where R has it not."""
+def run_r(call: str, S: Floats, p: Floats) -> tuple[float, int] | None:
+    """Seconds and number of clusters of a call of R's apcluster; None where R has it not.
+
+    `call` is R that knows `S` and `p`; it is timed inside R.
+    """
     if shutil.which("Rscript") is None:
         return None
-    script = """
+    script = f"""
         suppressMessages(library(apcluster)); a <- commandArgs(TRUE); n <- as.integer(a[3])
         S <- matrix(readBin(a[1], "double", n * n, size = 4), n, n, byrow = TRUE)
         p <- readBin(a[2], "double", n, size = 4)
-        t <- system.time(r <- apcluster(S, p = p, lam = 0.5, maxits = 200, convits = 15))
+        t <- system.time(r <- {call})
         cat(t[["elapsed"]], length(r@exemplars))
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -126,12 +131,17 @@ def run_r(S: Floats, p: Floats) -> tuple[float, int] | None:
     return float(seconds), int(clusters)
 
 
-def compare(kind: str, n: int, factor: float, damping: float, target: int | None) -> dict[str, Any]:
+def compare(
+    kind: str, n: int, factor: float, damping: float, target: int | None, repeats: int | None
+) -> dict[str, Any]:
     settings = {"damping": damping, **SETTINGS}
     X = features(kind, n)
     S = negative_squared_distances(X)
     p = median_preference(S, factor)
     large = n > 4096
+    ours_repeats, their_repeats = (5, 1) if large else (9, 3)
+    if repeats is not None:
+        ours_repeats = their_repeats = repeats
 
     def ours() -> Any:
         return affinity_propagation(S, preference=p, return_n_iter=True, **settings)
@@ -142,19 +152,20 @@ def compare(kind: str, n: int, factor: float, damping: float, target: int | None
     row: dict[str, Any] = {"data": kind, "n": n, "factor": factor, "damping": damping}
     row["target"] = target
     ours()
-    row["epruner_s"], (exemplars, labels, n_iter) = best(ours, 5 if large else 9)
-    row["scikit_learn_s"], (reference, their_labels, their_iter) = best(theirs, 1 if large else 3)
+    row["epruner_s"], (exemplars, labels, n_iter) = best(ours, ours_repeats)
+    row["scikit_learn_s"], (reference, their_labels, their_iter) = best(theirs, their_repeats)
     row["clusters"], row["n_iter"], row["scikit_learn_n_iter"] = len(exemplars), n_iter, their_iter
     row["same_exemplars"] = bool(np.array_equal(exemplars, reference))
     row["labels_that_differ"] = int((labels != their_labels).sum())
     row["converged"] = n_iter < SETTINGS["max_iter"]
     try:
-        row["naffprop_s"], _ = best(lambda: run_naffprop(S, p, damping), 1 if large else 3)
+        row["naffprop_s"], _ = best(lambda: run_naffprop(S, p, damping), their_repeats)
     except ImportError:
         row["naffprop_s"] = None
-    found = None if large else run_r(S, p)
+    call = f"apcluster(S, p = p, lam = {damping}, maxits = 200, convits = 15)"
+    found = None if large else run_r(call, S, p)
     row["apcluster_s"] = found[0] if found else None
-    again, _ = best(ours, 5 if large else 9)  # the machine may have been busy the first time
+    again, _ = best(ours, ours_repeats)  # the machine may have been busy the first time
     row["epruner_s"] = min(row["epruner_s"], again)
     row["read_s"] = read_once(S)
     for rival in ("scikit_learn", "naffprop", "apcluster"):
@@ -174,7 +185,10 @@ def resnet_layers(file: str) -> list[Floats]:
     return [state[k].flatten(1).numpy().astype(np.float32) for k in names]
 
 
-def compare_layers(file: str) -> dict[str, Any]:
+NETWORKS = {"theo-obadiah_resnet56.pth": 40, "resnet56-4bfd9763.th": 25}  # x scikit-learn
+
+
+def layer_calls(file: str) -> Calls:
     """All layers of a network, similarities and preferences included."""
     layers = resnet_layers(file)
 
@@ -194,87 +208,14 @@ def compare_layers(file: str) -> dict[str, Any]:
         solved = affinity_propagation_many(S, preference=p, damping=0.5, **SETTINGS)
         return [clustering.exemplars for clustering in solved]
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ours()
-        seconds, mine = best(ours, 20)
-        theirs_s, theirs = best(recipe, 3)
-        seconds = min(seconds, best(ours, 20)[0])
+    return ours, recipe
+
+
+def compare_layers(file: str, repeats: int | None) -> dict[str, Any]:
+    clocks, mine, theirs = in_turn(*layer_calls(file), repeats or 20)
     same = sum(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
-    return {
-        "file": file,
-        "layers": len(layers),
-        "same_exemplars": same,
-        "epruner_s": seconds,
-        "scikit_learn_s": theirs_s,
-        "vs_scikit_learn": theirs_s / seconds,
-    }
-
-
-def product_seconds(X: Floats) -> float:
-    """Seconds of the matrix product that would make S, both triangles, in tiles."""
-    start = time.perf_counter()
-    out = np.empty((1024, X.shape[0]), dtype=X.dtype)
-    for first in range(0, X.shape[0], 1024):
-        rows = X[first : first + 1024]
-        np.matmul(rows, X.T, out=out[: rows.shape[0]])
-    return time.perf_counter() - start
-
-
-def from_features(
-    n: int, d: int, damping: float, max_iter: int = 500, verbose: bool = False
-) -> dict[str, Any]:
-    """Cluster Gaussian points to convergence without their similarity matrix.
-
-    The preference is the default, the median of all similarities, found in the same sweep.
-    """
-    X = np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
-    product = None if n > 200_000 else product_seconds(X)
-    model = AffinityPropagation(damping=damping, memory="tiles", max_iter=max_iter, verbose=verbose)
-    start, used = time.perf_counter(), time.process_time()
-    model.fit(X)
-    seconds, used = time.perf_counter() - start, time.process_time() - used
-    return {
-        "n": n,
-        "d": d,
-        "damping": damping,
-        "seconds": seconds,
-        "cpu_s": used,
-        "product_s": product,
-        "vs_product": seconds / product if product else None,
-        "clusters": len(model.cluster_centers_indices_),
-        "n_iter": model.n_iter_,
-        "converged": model.converged_,
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
-    }
-
-
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), ""
-    )
-    return {
-        "cpu": model or platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "load_before": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "scikit_learn": sklearn.__version__,
-    }
-
-
-def milliseconds(seconds: float | None) -> str:
-    return "–" if seconds is None else f"{1e3 * seconds:.1f}"
-
-
-def times(ratio: float | None) -> str:
-    return "–" if ratio is None else f"{ratio:.0f}x"
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    row: dict[str, Any] = {"file": file, "layers": len(mine), "same_exemplars": same}
+    return row | {"target": NETWORKS[file]} | clocks | peaks(layer_calls, file)
 
 
 def comparison_table(rows: list[dict[str, Any]]) -> str:
@@ -310,68 +251,33 @@ def comparison_table(rows: list[dict[str, Any]]) -> str:
     return table(head, body)
 
 
-def write(name: str, results: dict[str, Any], text: str) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
-    (RESULTS / f"{name}.md").write_text(text + "\n")
-    print(text)
+def layers_table(rows: list[dict[str, Any]]) -> str:
+    head = ["ResNet-56", "layers with the same exemplars", "epruner ms (least)"]
+    head += ["scikit-learn ms (least)", "ratio", "target", "epruner MB", "scikit-learn MB"]
+    body = [[r["file"], f"{r['same_exemplars']} of {r['layers']}", *both_sides(r)] for r in rows]
+    return table(head, body)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", action="store_true", help="100,000 points from features")
-    parser.add_argument("--million", action="store_true", help="1,000,000 points, d = 32")
-    arguments = parser.parse_args()
-    if arguments.million:
-        rows = [from_features(1_000_000, 32, 0.9, max_iter=300, verbose=True)]
-        write("clustering_million", {"machine": machine(), "rows": rows}, scale_table(rows))
-        return
-    if arguments.scale:
-        rows = [from_features(n, 64, 0.8) for n in (10_000, 20_000, 50_000, 100_000)]
-        write("clustering_scale", {"machine": machine(), "rows": rows}, scale_table(rows))
-        return
+    arguments = options(__doc__).parse_args()
+    comparisons = {f"{c[0]} {c[1]} x{c[2]:g}": c for c in CASES}
+    files = {f"layers {f}": f for f in NETWORKS if (DATA / "cifar_resnets" / f).exists()}
+    chosen = select([*comparisons, *files], arguments.only)
+    about = machine()
+    rows, layers = [], []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        rows = []
-        for case in CASES:
-            rows.append(compare(*case))
-            print(rows[-1], flush=True)
-    files = ("theo-obadiah_resnet56.pth", "resnet56-4bfd9763.th")
-    layers = [compare_layers(f) for f in files if (DATA / "cifar_resnets" / f).exists()]
-    body = [
-        [
-            r["file"],
-            f"{r['same_exemplars']} of {r['layers']}",
-            milliseconds(r["epruner_s"]),
-            milliseconds(r["scikit_learn_s"]),
-            times(r["vs_scikit_learn"]),
-        ]
-        for r in layers
-    ]
-    head = ["ResNet-56", "layers with the same exemplars", "epruner ms", "scikit-learn ms", "ratio"]
-    text = comparison_table(rows) + "\n\n" + table(head, body)
-    write("clustering", {"machine": machine(), "rows": rows, "layers": layers}, text)
-
-
-def scale_table(rows: list[dict[str, Any]]) -> str:
-    head = ["n", "d", "damping", "clusters", "iterations", "converged", "seconds"]
-    head += ["matrix product s", "ratio", "peak GB"]
-    body = [
-        [
-            f"{r['n']:,}",
-            str(r["d"]),
-            f"{r['damping']:g}",
-            f"{r['clusters']:,}",
-            str(r["n_iter"]),
-            "yes" if r["converged"] else "no",
-            f"{r['seconds']:.1f}",
-            "–" if r["product_s"] is None else f"{r['product_s']:.1f}",
-            "–" if r["vs_product"] is None else f"{r['vs_product']:.2f}",
-            f"{r['peak_gb']:.2f}",
-        ]
-        for r in rows
-    ]
-    return table(head, body)
+        for name in chosen:
+            if name in files:
+                layers.append(compare_layers(files[name], arguments.repeats))
+                print(layers_table(layers[-1:]), flush=True)
+            else:
+                rows.append(compare(*comparisons[name], arguments.repeats))
+                print(comparison_table(rows[-1:]), flush=True)
+    text = comparison_table(rows) + "\n\n" + layers_table(layers)
+    print(text)
+    if arguments.only is None:
+        write("clustering", {"machine": about, "rows": rows, "layers": layers}, text)
 
 
 if __name__ == "__main__":

@@ -216,6 +216,17 @@ def finetune_rows() -> list[str]:
     ]
 
 
+def rule_rows() -> list[str]:
+    """docs/affinity-propagation.md: pairs a row that hold an availability."""
+    names = {"digits": "digits", "gaussian": "Gaussian, 64-d"}
+    counts = ("most_positive", "ever_positive", "stored")
+    return [
+        f"| {names[row['data']]} | {row['n']:,} | {row['medians']} | {row['damping']} | "
+        f"{row['clusters']} | {' | '.join(f'{row[count]:,.0f}' for count in counts)} |"
+        for row in results("storage_rule")["rows"]
+    ]
+
+
 def claims() -> dict[str, list[str]]:
     """Lines and phrases with measured figures, as the results say them, by document."""
     rows = [row for row in results("clustering")["rows"] if row["n"] >= 512]
@@ -258,6 +269,7 @@ def claims() -> dict[str, list[str]]:
             f"{recipe['train_images']:,} JPEG training images, {recipe['epochs']} epochs, "
             f"{recipe['test_images']:,} JPEG test images, one thread, one seed",
         ],
+        "docs/affinity-propagation.md": rule_rows(),
         "docs/repair.md": [
             *ways_rows(),
             *repair_rows(),
@@ -321,5 +333,9 @@ def test_tables_of_results_are_what_the_benchmark_writes() -> None:
     clustering = pytest.importorskip("benchmarks.clustering", reason="needs the checkout")
     text = (RESULTS / "clustering.md").read_text()
     assert text.startswith(clustering.comparison_table(results("clustering")["rows"]))
-    scale = clustering.scale_table(results("clustering_scale")["rows"])
-    assert (RESULTS / "clustering_scale.md").read_text().strip() == scale
+    from benchmarks import from_features, storage_rule
+
+    scale = from_features.scale_table(results("clustering_scale")["rows"])
+    assert (RESULTS / "clustering_scale.md").read_text().startswith(scale)
+    rule = storage_rule.rule_table(results("storage_rule")["rows"])
+    assert (RESULTS / "storage_rule.md").read_text().strip() == rule
