@@ -256,8 +256,8 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         Whether similarities of features are made and dropped in tiles or kept as a matrix (n, n).
         'auto' keeps small ones; only then is there an ``affinity_matrix_``.
     backend : {'auto', 'native', 'dense', 'numba', 'cupy', 'reference'}, default='auto'
-        The solver. All give the same answer where a run converges and the data decide it;
-        'dense' in float32 may break exact ties by its rounding.
+        The solver. All give the same answer where a run converges; 'dense' and 'reference' are
+        for comparison.
     n_threads : int or None, default=None
         Threads of the solver, at most four a core (16 on fewer than four cores). None honours
         ``OMP_NUM_THREADS``, threadpoolctl, and the CPU quota of the process's control group.

@@ -73,7 +73,7 @@ Outcome solve_active_set(Index n, const T* S, const double* preference, const Se
                          Indices& labels) {
   const Jitter jitter(0, sizeof(T) == 4);
   ActiveSet active_set(n, preference, jitter, settings);
-  const Outcome outcome = solve_matrix(active_set, S, true, kNever);
+  const Outcome outcome = solve_matrix(active_set, S, kNever);
   Indices exemplars;
   for (std::size_t k = 0; k < outcome.is_exemplar.size(); ++k)
     if (outcome.is_exemplar[k]) exemplars.push_back(static_cast<Index>(k));
@@ -92,7 +92,7 @@ void solvers(Index n, double preference, std::mt19937& random) {
   const Outcome sparse = solve_active_set(n, S.data(), preferences.data(), settings, labels);
   const Outcome dense = solve_dense(n, S.data(), preferences.data(), jitter, settings, kNever);
   const std::vector<Problem<T>> many(8, Problem<T>{n / 4, S.data(), preferences.data()});
-  const auto batch = cluster_many(many, jitter, settings, true, kNever);
+  const auto batch = cluster_many(many, jitter, settings, kNever);
   for (settings.threads = 2; settings.threads <= 4; ++settings.threads) {
     const Outcome sparse2 = solve_active_set(n, S.data(), preferences.data(), settings, others);
     require(sparse2.is_exemplar == sparse.is_exemplar && sparse2.n_iter == sparse.n_iter &&
@@ -101,7 +101,7 @@ void solvers(Index n, double preference, std::mt19937& random) {
     const Outcome dense2 = solve_dense(n, S.data(), preferences.data(), jitter, settings, kNever);
     require(dense2.is_exemplar == dense.is_exemplar && dense2.n_iter == dense.n_iter,
             "dense: the number of threads changes nothing");
-    const auto batch2 = cluster_many(many, jitter, settings, true, kNever);
+    const auto batch2 = cluster_many(many, jitter, settings, kNever);
     for (std::size_t q = 0; q < many.size(); ++q)
       require(batch2[q].labels == batch[q].labels, "many: the number of threads changes nothing");
   }
@@ -113,7 +113,7 @@ int main() {
   for (int threads = 1; threads <= 4; ++threads) rounds(threads);
   std::mt19937 random(0);
   // Points enough for threads to share selection, lists (16 entries a row) and several problems.
-  for (const double preference : {-2.0, -20.0, -400.0}) {  // many clusters, fewer, dense passes
+  for (const double preference : {-2.0, -20.0, -400.0}) {  // many clusters, fewer, bursts
     solvers<float>(420, preference, random);
     solvers<double>(400, preference, random);
   }
