@@ -129,7 +129,7 @@ void CandidateLists::fill_from_nearest(const Nearest<T>& nearest, const Refineme
                                        const double* availability) {
   const TopLists<T>& lists = nearest.lists();
   std::vector<NewCandidates> scratch(arenas_.size(), NewCandidates(lists.room()));
-  std::exception_ptr error;
+  std::vector<std::exception_ptr> errors(arenas_.size());
 #pragma omp parallel for schedule(dynamic, 64) num_threads(static_cast<int>(arenas_.size()))
   for (Index q = 0; q < n_; ++q) {
     const auto own = thread_number();
@@ -147,11 +147,11 @@ void CandidateLists::fill_from_nearest(const Nearest<T>& nearest, const Refineme
     try {
       row.append(found, availability, arenas_[own]);
     } catch (...) {
-#pragma omp critical
-      error = std::current_exception();
+      errors[own] = std::current_exception();
     }
   }
-  if (error) std::rethrow_exception(error);
+  for (const std::exception_ptr& error : errors)
+    if (error) std::rethrow_exception(error);
 }
 
 void CandidateLists::assign(const Indices& position, Indices& labels,
