@@ -211,7 +211,7 @@ void ActiveSet::list_or_burst(Index i, const T* x, const Refinement<T>& refineme
   row.each_column([&](Column k) { support[k] = saved[listed++]; });
   support[i] = own;
   state.burst_at = t_;
-  state.bursts = std::min<std::uint8_t>(kMostBursts - 1, state.bursts) + 1;
+  if (state.bursts < kMostBursts) ++state.bursts;
 }
 
 // Give point i, whose row is x, what it lacks. False where x holds what is no similarity.
