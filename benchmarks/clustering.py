@@ -16,8 +16,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,11 @@ from benchmarks.measuring import (
     best,
     both_sides,
     in_turn,
-    machine,
     milliseconds,
-    options,
     peaks,
-    select,
+    run,
     table,
     times,
-    write,
 )
 from epruner import affinity_propagation, affinity_propagation_many
 from epruner.cluster.similarity import median_preference, negative_squared_distances
@@ -258,27 +255,15 @@ def layers_table(rows: list[dict[str, Any]]) -> str:
     return table(head, body)
 
 
-def main() -> None:
-    arguments = options(__doc__).parse_args()
-    comparisons = {f"{c[0]} {c[1]} x{c[2]:g}": c for c in CASES}
-    files = {f"layers {f}": f for f in NETWORKS if (DATA / "cifar_resnets" / f).exists()}
-    chosen = select([*comparisons, *files], arguments.only)
-    about = machine()
-    rows, layers = [], []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in chosen:
-            if name in files:
-                layers.append(compare_layers(files[name], arguments.repeats))
-                print(layers_table(layers[-1:]), flush=True)
-            else:
-                rows.append(compare(*comparisons[name], arguments.repeats))
-                print(comparison_table(rows[-1:]), flush=True)
-    text = comparison_table(rows) + "\n\n" + layers_table(layers)
-    print(text)
-    if arguments.only is None:
-        write("clustering", {"machine": about, "rows": rows, "layers": layers}, text)
+def groups(repeats: int | None) -> dict[str, Any]:
+    comparisons = {f"{c[0]} {c[1]} x{c[2]:g}": partial(compare, *c, repeats) for c in CASES}
+    layers = {
+        f"layers {f}": partial(compare_layers, f, repeats)
+        for f in NETWORKS
+        if (DATA / "cifar_resnets" / f).exists()
+    }
+    return {"rows": (comparisons, comparison_table), "layers": (layers, layers_table)}
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, "clustering", groups)

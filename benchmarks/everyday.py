@@ -11,8 +11,8 @@ Writes benchmarks/results/clustering_everyday.json and .md.
 """
 
 import sys
-import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,12 @@ from benchmarks.measuring import (
     both_sides,
     fresh,
     in_turn,
-    machine,
-    options,
     peak_of,
     peaks,
-    select,
+    run,
     table,
     timed,
     times,
-    write,
     yes,
 )
 from epruner import AffinityPropagation, affinity_propagation
@@ -209,27 +206,11 @@ def search_table(rows: list[dict[str, Any]]) -> str:
     return table(head, body)
 
 
-def main() -> None:
-    arguments = options(__doc__).parse_args()
-    cases = {f"{c.data} {c.n} {c.name}": c for c in EVERYDAY}
-    searches = {"digits 1797 n_clusters=10": 10}
-    chosen = select([*cases, *searches], arguments.only)
-    about = machine()
-    rows, found = [], []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in chosen:
-            if name in cases:
-                rows.append(everyday(cases[name], arguments.repeats))
-                print(everyday_table(rows[-1:]), flush=True)
-            else:
-                found.append(search(searches[name], arguments.repeats))
-                print(search_table(found[-1:]), flush=True)
-    text = everyday_table(rows) + "\n\n" + search_table(found)
-    print(text)
-    if arguments.only is None:
-        write("clustering_everyday", {"machine": about, "rows": rows, "searches": found}, text)
+def groups(repeats: int | None) -> dict[str, Any]:
+    cases = {f"{c.data} {c.n} {c.name}": partial(everyday, c, repeats) for c in EVERYDAY}
+    searches = {"digits 1797 n_clusters=10": partial(search, 10, repeats)}
+    return {"rows": (cases, everyday_table), "searches": (searches, search_table)}
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, "clustering_everyday", groups)

@@ -160,6 +160,35 @@ def options(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+Cases = dict[str, Callable[[], dict[str, Any]]]  # by name, what measures one
+
+
+def run(
+    description: str,
+    file: str,
+    groups: Callable[[int | None], dict[str, tuple[Cases, Callable[[list[Any]], str]]]],
+) -> None:
+    """Measure the cases that the command line chooses, print them as they come, write all.
+
+    `groups` takes the number of repeats, and returns cases and a table for each key of the results.
+    """
+    arguments = options(description).parse_args()
+    found = groups(arguments.repeats)
+    chosen = select([name for cases, _ in found.values() for name in cases], arguments.only)
+    results: dict[str, Any] = {"machine": machine()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for key, (cases, tabulate) in found.items():
+            results[key] = []
+            for name in (name for name in cases if name in chosen):
+                results[key].append(cases[name]())
+                print(tabulate(results[key][-1:]), flush=True)
+    text = "\n\n".join(tabulate(results[key]) for key, (_, tabulate) in found.items())
+    print(text)
+    if arguments.only is None:
+        write(file, results, text)
+
+
 def select(names: Sequence[str], only: str | None) -> list[str]:
     """The names that have `only` in them."""
     chosen = [name for name in names if only is None or only in name]
