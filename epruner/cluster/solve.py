@@ -35,13 +35,11 @@ def cluster_similarities(
     if all_equal(S, preference):
         return degenerate(preference, float(S.flat[S.shape[0] - 1]))
     messages = backends.get(backend)(S, preference, options)
-    (exemplars,) = messages.is_exemplar.nonzero()
-    if exemplars.size == 0:
-        labels = _unassigned(preference)
-    elif native is None:
-        exemplars, labels = decode(S, preference, exemplars, options.seed)
-    else:
-        exemplars, labels = native.decode(
+
+    def decoded(exemplars: Indices) -> tuple[Indices, Indices]:
+        if native is None:
+            return decode(S, preference, exemplars, options.seed)
+        found: tuple[Indices, Indices] = native.decode(
             S,
             preference.astype(np.float64),
             exemplars,
@@ -49,9 +47,9 @@ def cluster_similarities(
             options.n_threads,
             messages.active_set,
         )
-    return _clustering(
-        _links(S), preference, exemplars, labels, messages.n_iter, messages.converged
-    )
+        return found
+
+    return _finished(messages, preference, _links(S), decoded)
 
 
 def cluster_noisy(
@@ -59,13 +57,7 @@ def cluster_noisy(
 ) -> Clustering:
     """Cluster similarities `S` (n, n) by a copy with noise, which has noisy preferences, too."""
     messages = backends.get(backend)(noisy, noisy.diagonal().copy(), options)
-    exemplars = np.flatnonzero(messages.is_exemplar)
-    labels = _unassigned(preference)
-    if exemplars.size > 0:
-        exemplars, labels = decode_noisy(noisy, exemplars)
-    return _clustering(
-        _links(S), preference, exemplars, labels, messages.n_iter, messages.converged
-    )
+    return _finished(messages, preference, _links(S), lambda found: decode_noisy(noisy, found))
 
 
 def cluster_side_by_side(
@@ -106,13 +98,11 @@ def _decoded(
     options: Options,
 ) -> Clustering:
     """Return the clustering that the messages of the active set give."""
-    exemplars = np.flatnonzero(messages.is_exemplar)
-    if exemplars.size == 0:
-        labels = _unassigned(preference)
-    else:
-        exemplars, labels = source.decode(active_set, preference, exemplars, options)
-    return _clustering(
-        source.links, preference, exemplars, labels, messages.n_iter, messages.converged
+    return _finished(
+        messages,
+        preference,
+        source.links,
+        lambda found: source.decode(active_set, preference, found, options),
     )
 
 
@@ -231,6 +221,20 @@ class CandidateTrials(Trials):
         return _decoded(self._source, active_set, self._preference, messages, self._options)
 
 
+def _finished(
+    messages: Messages,
+    preference: Floats,
+    links: Links,
+    decode: Callable[[Indices], tuple[Indices, Indices]],
+) -> Clustering:
+    """Return the clustering that messages give; `decode` refines exemplars and labels points."""
+    (exemplars,) = messages.is_exemplar.nonzero()
+    labels = np.full(preference.size, -1, dtype=np.intp)
+    if exemplars.size > 0:
+        exemplars, labels = decode(exemplars)
+    return _clustering(links, preference, exemplars, labels, messages.n_iter, messages.converged)
+
+
 def _clustering(
     links: Links,
     preference: Floats,
@@ -246,10 +250,6 @@ def _clustering(
 
 def _links(S: Floats) -> Links:
     return lambda rows, columns: S[rows, columns]
-
-
-def _unassigned(preference: Floats) -> Indices:
-    return np.full(preference.size, -1, dtype=np.intp)
 
 
 def all_equal(S: Floats, preference: Floats) -> bool:
