@@ -327,35 +327,33 @@ def _begin_iteration(damping: float, points: _Points) -> float:
 
 
 @_compiled
-def _store_availabilities(i: int, damping: float, grown: float, state: _State) -> None:
-    """Make the listed pairs of row i active that had R > max(0, b) in the last iteration."""
+def _store_availabilities(i: int, e: int, damping: float, grown: float, state: _State) -> None:
+    """Make the listed pairs of row i active that had R > max(0, b) in the last iteration.
+
+    The first of them is entry `e` of the pool.
+    """
     points = state.points
     start, active, listed, _, _, s, r, a, column = state.candidates
     mu, total = points.mu[i], points.total
-    first, end = start[i] + active[i], start[i] + listed[i]
-    last, found = first, 0
+    first, end, last = start[i] + active[i], start[i] + listed[i], e
     while last < end and grown * s[last] > mu:
-        found += grown * s[last] - mu > max(0.0, total[column[last]])
         last += 1
-    if found == 0:
-        return
     similarities, columns = s[first:last].copy(), column[first:last].copy()
-    chosen, other = first, first + found
+    other = last  # backwards: those that stay, then those found, whose order does not matter
+    for e in range(last - first - 1, -1, -1):
+        if grown * similarities[e] - mu <= max(0.0, total[columns[e]]):
+            other -= 1
+            s[other], column[other] = similarities[e], columns[e]
+    found = first
     for e in range(last - first):
         k = columns[e]
         fresh = grown * similarities[e] - mu
         if fresh > max(0.0, total[k]):
-            place = chosen
-            chosen += 1
-            r[place] = fresh
+            s[found], column[found], r[found] = similarities[e], k, fresh
             balance = min(0.0, total[k] - fresh)
-            a[place] = damping * points.abar_before[k] + (1 - damping) * balance
-        else:
-            place = other
-            other += 1
-        s[place] = similarities[e]
-        column[place] = k
-    active[i] += found
+            a[found] = damping * points.abar_before[k] + (1 - damping) * balance
+            found += 1
+    active[i] += found - first
 
 
 @_compiled
@@ -389,7 +387,13 @@ def _pass_rows(
             if fresh:
                 for e in range(begin, begin + active[i]):
                     a[e] = damping * a[e] + renew * min(0.0, total[column[e]] - max(0.0, r[e]))
-                _store_availabilities(i, damping, 1 - decay, state)
+                for e in range(begin + active[i], end):
+                    last = (1 - decay) * s[e] - mu[i]
+                    if last <= 0:
+                        break
+                    if last > total[column[e]]:
+                        _store_availabilities(i, e, damping, 1 - decay, state)
+                        break
             inactive = begin + active[i]
             for e in range(begin, inactive):
                 v = a[e] + s[e]
