@@ -40,14 +40,6 @@ std::pair<T, T> bracket(Index n, const T* S, double fraction) {
 // The ranks under the middle of n values: the same one twice where n is odd.
 std::pair<Index, Index> middle_ranks(Index n) { return {(n - 1) / 2, n / 2}; }
 
-// The values at two ranks that are the same or neighbours.
-template <class T>
-std::pair<T, T> select_both(T* values, Index n, Index low, Index high) {
-  std::nth_element(values, values + high, values + n);
-  const T upper = values[high];
-  return {low == high ? upper : *std::max_element(values, values + high), upper};
-}
-
 // A narrow part of the values' span that holds the ranks low and high, and how many lie below it
 // and in it. Begins with a part of a sample and closes in on where a straight line through the
 // counts expects them; counting is the cheapest pass over a row.
@@ -84,7 +76,7 @@ Bracket<T> close_in(const T* values, Index n, Index low, Index high) {
 
 // As select_both, of many values. `where` has room for n.
 template <class T>
-std::pair<T, T> select_both_among(T* values, Index n, Index low, Index high,
+Neighbours<T> select_both_among(T* values, Index n, Index low, Index high,
                                   std::vector<Column>& where) {
   if (n < 1024) return select_both(values, n, low, high);
   const Bracket<T> near = close_in(values, n, low, high);
@@ -118,8 +110,7 @@ T median(T* values, Index n, std::vector<Column>& where) {
     n = std::remove(values, values + n, minus_infinity<T>) - values;
   if (n == 0) return minus_infinity<T>;
   const auto [low, high] = middle_ranks(n);
-  const auto [lower, upper] = select_both_among(values, n, low, high, where);
-  return low == high ? upper : (lower + upper) / 2;
+  return select_both_among(values, n, low, high, where).middle();
 }
 
 template <class T>

@@ -29,13 +29,18 @@ void column_medians(Index n, const T* S, T* medians, int threads);
 template <class T>
 T median(T* values, Index n, std::vector<Column>& where);
 
-// The mean of the values at the ranks low and high, equal or neighbours, of values[0..n), which are
-// reordered.
+// The values at the ranks low and high, equal or neighbours, of values[0..n), which are reordered.
 template <class T>
-T middle_of(T* values, Index n, Index low, Index high) {
+struct Neighbours {
+  T lower, upper;
+
+  T middle() const { return lower == upper ? upper : (lower + upper) / 2; }
+};
+template <class T>
+Neighbours<T> select_both(T* values, Index n, Index low, Index high) {
   std::nth_element(values, values + high, values + n);
   const T upper = values[high];
-  return low == high ? upper : (*std::max_element(values, values + high) + upper) / 2;
+  return {low == high ? upper : *std::max_element(values, values + high), upper};
 }
 
 // Looks out for values in a window that almost surely holds the wanted ranks. Counts them in bins

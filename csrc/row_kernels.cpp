@@ -177,22 +177,6 @@ EPRUNER_INLINE Index collect_between_impl(Index n, const T* __restrict x, T low,
 }
 
 template <class T>
-EPRUNER_INLINE Index collect_at_least_impl(Index n, const T* __restrict x, const T* __restrict low,
-                                           Column* __restrict out) {
-  using V = Vector<T>;
-  constexpr Index w = V::width;
-  Index found = 0;
-  Index k = 0;
-  for (; k + w <= n; k += w) {
-    const auto hit = V::load(x + k) >= V::load(low + k);
-    if (V::any(hit)) found = append_hits(k, hit, w, out, found);
-  }
-  for (; k < n; ++k)
-    if (x[k] >= low[k]) out[found++] = static_cast<Column>(k);
-  return found;
-}
-
-template <class T>
 EPRUNER_INLINE void similarities_from_dots_impl(Index n, const T* __restrict dots, T norm,
                                                 const T* __restrict norms, T* __restrict s) {
   for (Index k = 0; k < n; ++k) s[k] = T(2) * dots[k] - (norm + norms[k]);
@@ -462,13 +446,6 @@ EPRUNER_CLONES Index count_between(Index n, const float* x, float low, float bel
 }
 EPRUNER_CLONES Index count_between(Index n, const double* x, double low, double below) {
   return count_between_impl(n, x, low, below);
-}
-
-EPRUNER_CLONES Index collect_at_least(Index n, const float* x, const float* low, Column* out) {
-  return collect_at_least_impl(n, x, low, out);
-}
-EPRUNER_CLONES Index collect_at_least(Index n, const double* x, const double* low, Column* out) {
-  return collect_at_least_impl(n, x, low, out);
 }
 
 EPRUNER_CLONES void similarities_from_dots(Index n, const float* dots, float norm,

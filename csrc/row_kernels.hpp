@@ -217,9 +217,6 @@ Index count_between(Index n, const double* x, double low, double below);
 Index collect_between(Index n, const float* x, float low, float below, Column* out);
 Index collect_between(Index n, const double* x, double low, double below, Column* out);
 
-// Write the positions k with x[k] >= low[k] to `out` (n) in ascending order; return how many.
-Index collect_at_least(Index n, const float* x, const float* low, Column* out);
-Index collect_at_least(Index n, const double* x, const double* low, Column* out);
 
 // ---- Whole rows of closed forms -----------------------------------------------------------------
 

@@ -116,7 +116,7 @@ T RowMedians<T>::median(Index r) {
   const Index low = (n_ - 1) / 2 - row.below, high = n_ / 2 - row.below;
   if (low < 0 || high >= row.size) return std::numeric_limits<T>::quiet_NaN();
   if (row.one_value) return row.window.low;
-  return middle_of(values_.get() + r * room_, row.size, low, high);
+  return select_both(values_.get() + r * room_, row.size, low, high).middle();
 }
 
 template class RowMedians<float>;

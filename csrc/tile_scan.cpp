@@ -44,18 +44,6 @@ EPRUNER_INLINE Index scan(Index n, Column* hits, const Mark& mark) {
 // Plain loops without a branch: the compiler makes vectors of them.
 
 template <class T>
-EPRUNER_INLINE Index scan_window_impl(const TileRow<T>& row, Window<T> window, Column* hits) {
-  const T scale = row.scale, norm = row.norm;
-  return scan(row.n, hits, [&](Index first, Index count, std::uint8_t* __restrict marks) {
-    const T *__restrict dots = row.dots + first, *__restrict norms = row.norms + first;
-    for (Index k = 0; k < count; ++k) {
-      const T s = scale * dots[k] - (norm + norms[k]);
-      marks[k] = static_cast<std::uint8_t>((s >= window.low) & (s < window.above));
-    }
-  });
-}
-
-template <class T>
 EPRUNER_INLINE Index scan_thresholds_impl(const TileRow<T>& row, T threshold,
                                           const T* thresholds_of_all, Column* hits) {
   const T scale = row.scale, norm = row.norm;
@@ -114,9 +102,6 @@ EPRUNER_INLINE Index scan_thresholds_impl(const TileRow<T>& row, T threshold,
 }  // namespace
 
 #define EPRUNER_SCANS(T)                                                                         \
-  EPRUNER_CLONES Index scan_window(const TileRow<T>& row, Window<T> window, Column* hits) {      \
-    return scan_window_impl(row, window, hits);                                                  \
-  }                                                                                              \
   EPRUNER_CLONES Index scan_thresholds(const TileRow<T>& row, T threshold, const T* thresholds,  \
                                        Column* hits) {                                           \
     return scan_thresholds_impl(row, threshold, thresholds, hits);                               \

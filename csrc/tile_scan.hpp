@@ -35,10 +35,6 @@ struct Windows {
 // kSpareHits more than n, and return how many these are.
 constexpr Index kSpareHits = 8;
 
-// Similarities in the window.
-Index scan_window(const TileRow<float>& row, Window<float> window, Column* hits);
-Index scan_window(const TileRow<double>& row, Window<double> window, Column* hits);
-
 // Similarities that reach the row's threshold or their column's.
 Index scan_thresholds(const TileRow<float>& row, float threshold, const float* thresholds,
                       Column* hits);

@@ -211,12 +211,11 @@ class FeatureSource(CandidateSource):
             f"affinity propagation from features of {self.n} points",
             "cluster a sample and use predict for the rest",
         )
-        return Sweep(self._factor, self._norms, _first_candidates(self.n))
+        return Sweep(self._factor, self._norms, _FIRST_CANDIDATES)
 
     def _memory_needed(self, *, medians: bool) -> int:
-        want = _first_candidates(self.n)
-        sweep = Sweep.bytes_needed(self._factor, want, medians=medians)
-        return sweep + self.n * 2 * want * _BYTES_PER_CANDIDATE
+        sweep = Sweep.bytes_needed(self._factor, _FIRST_CANDIDATES, medians=medians)
+        return sweep + self.n * 2 * _FIRST_CANDIDATES * _BYTES_PER_CANDIDATE
 
     def _started(self, sweep: Sweep, options: Options) -> ActiveSet:
         active_set = self._empty(options)
@@ -271,10 +270,6 @@ class FeatureSource(CandidateSource):
         rows, columns = rng.integers(self.n, size=(2, min(1 << 20, 4 * self.n * self.n)))
         rows, columns = rows[rows != columns], columns[rows != columns]
         return self.links(rows, columns).astype(self.dtype)
-
-
-def _first_candidates(n: int) -> int:
-    return _FIRST_CANDIDATES
 
 
 def _assign(active_set: ActiveSet, exemplars: Indices) -> Indices:
