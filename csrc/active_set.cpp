@@ -172,7 +172,8 @@ void ActiveSet::look_after_burst(Index i, const T* x, const Refinement<T>& refin
   const ClosedForm r = closed_form(i);
   const auto uncertainty = [&](double s) { return candidates_.uncertainty(i, s, refinement); };
   // Those with R > 0 lie between these two.
-  const double over = candidates_.mostly_listed_from(i, refinement), least_positive = r.mu / r.grown;
+  const double over = candidates_.mostly_listed_from(i, refinement),
+               least_positive = r.mu / r.grown;
   const double margin = std::max(uncertainty(row.below), uncertainty(least_positive));
   const double* total = diagonal_.total.data();
   const Index rest = i + 1;
@@ -188,15 +189,15 @@ void ActiveSet::look_after_burst(Index i, const T* x, const Refinement<T>& refin
 // Unlisted pairs may have R > 0. List them where they are few for what the row has cost so far,
 // else sum them.
 template <class T>
-void ActiveSet::list_or_burst(Index i, const T* x, const Refinement<T>& refinement,
-                              double* support, Scratch<T>& scratch, Arena& arena) {
+void ActiveSet::list_or_burst(Index i, const T* x, const Refinement<T>& refinement, double* support,
+                              Scratch<T>& scratch, Arena& arena) {
   Row& row = candidates_[i];
   RowState& state = states_[as_size(i)];
   const ClosedForm before = closed_form(i);
   const Top2<double> top = candidate_top(terms(), self(i), row);
   const ClosedForm now = before.after(settings_.damping, top.first);
-  const Index positives = count_between(n_, x, static_cast<T>(now.mu / now.grown),
-                                        static_cast<T>(row.below));
+  const Index positives =
+      count_between(n_, x, static_cast<T>(now.mu / now.grown), static_cast<T>(row.below));
   const Index want = candidates_.next_want(i);
   if (positives <= std::max(want, state.bursts * n_ / kBurstShare)) {
     candidates_.extend(i, x, std::max(want, positives), refinement, abar_.data(), scratch, arena);
@@ -327,8 +328,8 @@ bool ActiveSet::promote(const Source& source) {
   return true;
 }
 
-// Make row i's pairs in prominent columns active that may be its maximum, wherever they stand in its
-// order.
+// Make row i's pairs in prominent columns active that may be its maximum, wherever they stand in
+// its order.
 void ActiveSet::activate_prominent(Index i, double second, const Source& source, Arena& arena) {
   Row& row = candidates_[i];
   const ClosedForm r = closed_form(i);

@@ -68,8 +68,8 @@ class ActiveSet {
 
  private:
   using Row = CandidateLists::Row;
-  // What is at hand of similarities while iterating, if anything: rows, to refill point i at once, in
-  // whose block's `support` a burst goes, on this thread; and those of a row in some columns.
+  // What is at hand of similarities while iterating, if anything: rows, to refill point i at once,
+  // in whose block's `support` a burst goes, on this thread; and those of a row in some columns.
   struct Source {
     std::function<void(Index i, double* support, std::size_t thread)> refill;
     std::function<void(Index i, const Column* columns, Index count, double* out)> similarities;

@@ -91,8 +91,7 @@ py::tuple py_solve(const Array<T>& S, ActiveSet& active_set) {
 
 template <class T>
 py::tuple py_solve_dense(const Array<T>& S, const Array<double>& preference, double damping,
-                         Index max_iter, Index convergence_iter, Seed seed,
-                         int n_threads) {
+                         Index max_iter, Index convergence_iter, Seed seed, int n_threads) {
   const Index n = square_size(S);
   const double* own = of_length(preference, n);
   const Settings settings{damping, max_iter, convergence_iter, n_threads};
@@ -351,8 +350,8 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
            });
 
   py::class_<PyNearest<T>>(m, ("Nearest" + suffix).c_str())
-      .def(py::init<Array<Column>, std::optional<Array<T>>, Index>(),
-           py::arg("points").noconvert(), "norms"_a, "want"_a)
+      .def(py::init<Array<Column>, std::optional<Array<T>>, Index>(), py::arg("points").noconvert(),
+           "norms"_a, "want"_a)
       .def("offer", &PyNearest<T>::offer, py::arg("dots").noconvert(), "first_row"_a,
            "first_column"_a)
       .def(
@@ -386,7 +385,8 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
       .def(
           "iterate",
           [](ActiveSet& self, Index iterations, const Array<T>& S) {
-            require(square_size(S) == self.size(), "S must have a row and a column for every point");
+            require(square_size(S) == self.size(),
+                    "S must have a row and a column for every point");
             return iterated(
                 [&](const Poll& poll) { return self.iterate(S.data(), poll, iterations); });
           },
@@ -421,8 +421,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   py::class_<ActiveSet> active_set(m, "ActiveSet");
   active_set
       .def(py::init([](const Array<double>& preference, double damping, Index max_iter,
-                       Index convergence_iter, Seed seed, bool single_precision,
-                       int n_threads) {
+                       Index convergence_iter, Seed seed, bool single_precision, int n_threads) {
              const Settings settings{damping, max_iter, convergence_iter, n_threads};
              return ActiveSet(preference.size(), preference.data(), Jitter(seed, single_precision),
                               settings);

@@ -43,7 +43,9 @@ T threshold(Index n, const T* x, Index self, T below, Index want, std::vector<T>
 CandidateLists::CandidateLists(Index n, const Jitter& jitter, int threads)
     : n_(n), jitter_(jitter), rows_(as_size(n)), arenas_(as_size(threads)) {}
 
-Index CandidateLists::next_want(Index i) const { return std::max<Index>(kFirstWant, (*this)[i].n_inactive); }
+Index CandidateLists::next_want(Index i) const {
+  return std::max<Index>(kFirstWant, (*this)[i].n_inactive);
+}
 
 // How far the jittered similarity of a pair may be from the entry `s` of point i's row.
 template <class T>
@@ -59,14 +61,13 @@ double CandidateLists::bound(Index i, double low, bool everything,
   return everything ? minus_infinity<double> : low + uncertainty(i, low, refinement);
 }
 
-// Find what is not listed yet and at least `low`. What the last threshold's uncertainty kept off the
-// list lies a little over it.
+// Find what is not listed yet and at least `low`. What the last threshold's uncertainty kept off
+// the list lies a little over it.
 template <class T>
 void CandidateLists::find(Index i, const T* x, T low, const Refinement<T>& refinement,
                           Scratch<T>& scratch) const {
   const Row& row = (*this)[i];
-  const double unlisted =
-      bound(i, static_cast<double>(low), low == lowest_finite<T>(), refinement);
+  const double unlisted = bound(i, static_cast<double>(low), low == lowest_finite<T>(), refinement);
   const auto mark = [&](std::uint8_t value) {
     scratch.listed[as_size(i)] = value;
     row.each_column([&](Column k) { scratch.listed[as_size(k)] = value; });
@@ -130,7 +131,7 @@ void CandidateLists::fill_from_nearest(const Nearest<T>& nearest, const Refineme
   const TopLists<T>& lists = nearest.lists();
   std::vector<NewCandidates> scratch(arenas_.size(), NewCandidates(lists.room()));
   std::vector<std::exception_ptr> errors(arenas_.size());
-#pragma omp parallel for schedule(dynamic, 64) num_threads(static_cast<int>(arenas_.size()))
+#pragma omp parallel for schedule(dynamic, 64) num_threads(static_cast <int>(arenas_.size()))
   for (Index q = 0; q < n_; ++q) {
     const auto own = thread_number();
     NewCandidates& found = scratch[own];
@@ -176,13 +177,13 @@ void CandidateLists::reset() {
   for (Row& row : rows_) row.reset(row.unlisted);
 }
 
-#define EPRUNER_INSTANTIATE(T)                                                                  \
-  template double CandidateLists::uncertainty<T>(Index, double, const Refinement<T>&) const;    \
-  template bool CandidateLists::extend<T>(Index, const T*, Index, const Refinement<T>&,         \
-                                          const double*, Scratch<T>&, Arena&);                  \
-  template void CandidateLists::extend_to<T>(Index, const T*, T, const Refinement<T>&,          \
-                                             const double*, Scratch<T>&, Arena&);               \
-  template void CandidateLists::fill_from_nearest<T>(const Nearest<T>&, const Refinement<T>&,   \
+#define EPRUNER_INSTANTIATE(T)                                                                \
+  template double CandidateLists::uncertainty<T>(Index, double, const Refinement<T>&) const;  \
+  template bool CandidateLists::extend<T>(Index, const T*, Index, const Refinement<T>&,       \
+                                          const double*, Scratch<T>&, Arena&);                \
+  template void CandidateLists::extend_to<T>(Index, const T*, T, const Refinement<T>&,        \
+                                             const double*, Scratch<T>&, Arena&);             \
+  template void CandidateLists::fill_from_nearest<T>(const Nearest<T>&, const Refinement<T>&, \
                                                      const double*);
 EPRUNER_INSTANTIATE(float)
 EPRUNER_INSTANTIATE(double)

@@ -62,8 +62,7 @@ bool Dense::update_rows(const Poll& poll) {
 #pragma omp for schedule(static)
     for (Index k = 0; k < n_; ++k) {
       double sum = 0;
-      for (Index block = 0; block < blocks_; ++block)
-        sum += partial_[as_size(block * stride_ + k)];
+      for (Index block = 0; block < blocks_; ++block) sum += partial_[as_size(block * stride_ + k)];
       diagonal_.support[as_size(k)] = sum;
     }
   }

@@ -19,7 +19,8 @@ struct Tile {
 };
 
 // Similarities are 2 <x, y> - ||x||² - ||y||² where norms are given, else <x, y>. Points are met in
-// an order of the caller's, best a random one, by their positions in it; `points` says who is where.
+// an order of the caller's, best a random one, by their positions in it; `points` says who is
+// where.
 template <class T>
 class Nearest {
  public:

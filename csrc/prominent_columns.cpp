@@ -45,11 +45,10 @@ Index ProminentColumns::add(const double* availability, std::vector<Demand> dema
   for (Index k = 0; k < n; ++k)
     if (!(*this)[k] && availability[k] > least) columns.push_back(static_cast<Column>(k));
   const auto all = static_cast<Index>(columns.size()), size = std::min(most + 1, all);
-  std::partial_sort(columns.begin(), columns.begin() + size, columns.end(),
-                    [&](Column x, Column y) {
-                      return availability[x] > availability[y] ||
-                             (availability[x] == availability[y] && x < y);
-                    });
+  std::partial_sort(
+      columns.begin(), columns.begin() + size, columns.end(), [&](Column x, Column y) {
+        return availability[x] > availability[y] || (availability[x] == availability[y] && x < y);
+      });
   std::sort(demands.begin(), demands.end(),
             [](const Demand& x, const Demand& y) { return x.most > y.most; });
 

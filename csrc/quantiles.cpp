@@ -77,7 +77,7 @@ Bracket<T> close_in(const T* values, Index n, Index low, Index high) {
 // As select_both, of many values. `where` has room for n.
 template <class T>
 Neighbours<T> select_both_among(T* values, Index n, Index low, Index high,
-                                  std::vector<Column>& where) {
+                                std::vector<Column>& where) {
   if (n < 1024) return select_both(values, n, low, high);
   const Bracket<T> near = close_in(values, n, low, high);
   if (low < near.below || high >= near.below + near.inside)
@@ -93,9 +93,8 @@ std::vector<T> finite_entries(Index n, const T* S, bool diagonal) {
   std::vector<T> values(S, S + n * n);
   if (!diagonal)
     for (Index i = 0; i < n; ++i) values[as_size(i * n + i)] = minus_infinity<T>;
-  const Index finite =
-      count_between(n * n, values.data(), std::numeric_limits<T>::lowest(),
-                    std::numeric_limits<T>::infinity());
+  const Index finite = count_between(n * n, values.data(), std::numeric_limits<T>::lowest(),
+                                     std::numeric_limits<T>::infinity());
   if (finite < n * n)
     values.erase(std::remove(values.begin(), values.end(), minus_infinity<T>), values.end());
   return values;
@@ -222,8 +221,7 @@ std::vector<T> RankWindow<T>::values_at(const std::vector<Index>& ranks) const {
   std::vector<T> kept = kept_;
   std::vector<Index> up_to(bins_.size());  // values in this bin and those under it
   Index inside = static_cast<Index>(kept.size());
-  for (std::size_t bin = 0; bin < bins_.size(); ++bin)
-    up_to[bin] = inside += bins_[bin];
+  for (std::size_t bin = 0; bin < bins_.size(); ++bin) up_to[bin] = inside += bins_[bin];
   if (inside == 0) return {};
 
   std::vector<T> found;

@@ -250,7 +250,7 @@ EPRUNER_INLINE Top2<double> availabilities(const IterationTerms& terms, ClosedFo
 }
 
 EPRUNER_INLINE bool active_responsibilities(double damping, Top2<double> top, double self,
-                                                 CandidateRow& row, double* support) {
+                                            CandidateRow& row, double* support) {
   using V = Vector<double>;
   const V::type dampings = V::fill(damping), renews = V::fill(1 - damping), zero{};
   const V::type firsts = V::fill(top.first), seconds = V::fill(top.second);
@@ -457,18 +457,18 @@ EPRUNER_CLONES void similarities_from_dots(Index n, const double* dots, double n
   similarities_from_dots_impl(n, dots, norm, norms, s);
 }
 
-#define EPRUNER_JITTERED_ROWS(T)                                                                  \
-  EPRUNER_CLONES void copy_jittered(Index n, const T* x, const Jitter& jitter, Index row,        \
-                                    double* out) {                                               \
-    copy_jittered_impl(n, x, jitter.row(row), out);                                              \
-  }                                                                                              \
-  EPRUNER_CLONES void add_positives(Index n, const T* x, const Jitter& jitter, Index row,        \
-                                    ClosedForm r, double* support) {                             \
-    add_positives_impl(n, x, jitter.row(row), r, support);                                       \
-  }                                                                                              \
-  EPRUNER_CLONES double least_exceeding(Index n, const T* x, double below, double margin,        \
-                                        ClosedForm r, const double* total) {                     \
-    return least_exceeding_impl(n, x, below, margin, r, total);                                  \
+#define EPRUNER_JITTERED_ROWS(T)                                                          \
+  EPRUNER_CLONES void copy_jittered(Index n, const T* x, const Jitter& jitter, Index row, \
+                                    double* out) {                                        \
+    copy_jittered_impl(n, x, jitter.row(row), out);                                       \
+  }                                                                                       \
+  EPRUNER_CLONES void add_positives(Index n, const T* x, const Jitter& jitter, Index row, \
+                                    ClosedForm r, double* support) {                      \
+    add_positives_impl(n, x, jitter.row(row), r, support);                                \
+  }                                                                                       \
+  EPRUNER_CLONES double least_exceeding(Index n, const T* x, double below, double margin, \
+                                        ClosedForm r, const double* total) {              \
+    return least_exceeding_impl(n, x, below, margin, r, total);                           \
   }
 EPRUNER_JITTERED_ROWS(float)
 EPRUNER_JITTERED_ROWS(double)
@@ -482,8 +482,12 @@ EPRUNER_CLONES double squared_distance(Index d, const double* x, const double* y
 
 Jitter::Jitter(std::optional<std::uint64_t> seed, bool single_precision)
     : seed_(seed.value_or(0)),
-      relative_(!seed ? 0 : single_precision ? 0x1p-23 : 0x1p-36),
-      absolute_(!seed ? 0 : single_precision ? 0x1p-120 : 0x1p-1000) {}
+      relative_(!seed              ? 0
+                : single_precision ? 0x1p-23
+                                   : 0x1p-36),
+      absolute_(!seed              ? 0
+                : single_precision ? 0x1p-120
+                                   : 0x1p-1000) {}
 
 Jitter::Row Jitter::row(Index i) const {
   const std::uint64_t key = mix((static_cast<std::uint64_t>(i) + seed_) * kGolden + kGolden);

@@ -76,9 +76,11 @@ struct DenseRows {
   double *s, *r, *a;
 };
 
-// One row of an iteration: A <- damping A + (1 - damping) min(0, b - max(0, R)), then R <- damping R
+// One row of an iteration: A <- damping A + (1 - damping) min(0, b - max(0, R)), then R <- damping
+// R
 // + (1 - damping) (S - rival), the rival of the largest of A + S being the second and that of all
-// others the largest; support += max(0, R). `self` is A + S of the own entry; returns the two largest.
+// others the largest; support += max(0, R). `self` is A + S of the own entry; returns the two
+// largest.
 Top2<double> dense_row(const DenseRows& rows, Index i, double damping, const double* b, double self,
                        double* support);
 
@@ -100,9 +102,9 @@ struct alignas(32) CandidateBlock {
 };
 
 // The candidates of a row. R of the inactive ones is grown s - mu for a `grown` and a `mu` of the
-// row: only being the maximum makes a difference to R. A of those that had R > max(0, b) at some time,
-// b being their column's total support in that iteration, lies in the first `n_stored_blocks`; A of
-// the others, -inf here, is their column's A of all pairs that never had.
+// row: only being the maximum makes a difference to R. A of those that had R > max(0, b) at some
+// time, b being their column's total support in that iteration, lies in the first
+// `n_stored_blocks`; A of the others, -inf here, is their column's A of all pairs that never had.
 struct CandidateRow {
   ActiveBlock* active = nullptr;
   CandidateBlock* inactive = nullptr;  // one more than hold candidates, at least
@@ -137,9 +139,10 @@ struct IterationTerms {
   double damping;
   const double* total;
   const double* availability;
-  double most;                          // but for those of the prominent columns, ...
-  const float* prominent_availability;  // ... which are rounded up, `n_prominent` of them, a multiple
-  Index n_prominent;                    // of 8
+  double most;  // but for those of the prominent columns, ...
+  const float*
+      prominent_availability;  // ... which are rounded up, `n_prominent` of them, a multiple
+  Index n_prominent;           // of 8
 };
 
 // A bound on x that has its place among numbers of single precision.
@@ -174,7 +177,8 @@ struct RowPass {
   Top2<double> top;
   enum { done, new_maximum, needs_prominent, needs_candidates, unlisted_positives } state;
 };
-// Whether the sum of bounds may exceed what it is compared to: sums of single precision are rounded.
+// Whether the sum of bounds may exceed what it is compared to: sums of single precision are
+// rounded.
 inline bool may_exceed(float sum, double second) {
   return static_cast<double>(sum) + std::fabs(static_cast<double>(sum)) * 0x1p-23 > second;
 }
@@ -217,10 +221,10 @@ Index count_between(Index n, const double* x, double low, double below);
 Index collect_between(Index n, const float* x, float low, float below, Column* out);
 Index collect_between(Index n, const double* x, double low, double below, Column* out);
 
-
 // ---- Whole rows of closed forms -----------------------------------------------------------------
 
-// support[k] += max(0, R[k]) of row `row`, R = grown s - mu of the similarities x with their jitter.
+// support[k] += max(0, R[k]) of row `row`, R = grown s - mu of the similarities x with their
+// jitter.
 void add_positives(Index n, const float* x, const Jitter& jitter, Index row, ClosedForm r,
                    double* support);
 void add_positives(Index n, const double* x, const Jitter& jitter, Index row, ClosedForm r,

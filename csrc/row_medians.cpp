@@ -73,8 +73,8 @@ void RowMedians<T>::add(Index r, Index seen, Index below, const T* inside, Index
   }
 }
 
-// Of the values seen, rest[0..left) are still to be added: of those in the window, what is here is a
-// part that stands for the whole.
+// Of the values seen, rest[0..left) are still to be added: of those in the window, what is here is
+// a part that stands for the whole.
 template <class T>
 void RowMedians<T>::narrow(Row& row, T* values, const T* rest, Index left) {
   const Index below = row.below + count_between(left, rest, minus_infinity<T>, row.window.low);
@@ -85,7 +85,8 @@ void RowMedians<T>::narrow(Row& row, T* values, const T* rest, Index left) {
   };
   const Index middle = part(row.seen / 2 - below), half = window_size(part(row.seen), n_) / 2;
   Window<T> next = row.window;
-  if (middle - half > 0 && middle - half < row.size) next.low = bound_at(row, values, middle - half);
+  if (middle - half > 0 && middle - half < row.size)
+    next.low = bound_at(row, values, middle - half);
   if (middle + half > 0 && middle + half < row.size)
     next.above = bound_at(row, values, middle + half);
   const Index inside = count_between(row.size, values, next.low, next.above);

@@ -11,8 +11,7 @@ namespace epruner {
 using Indices = std::vector<Index>;
 
 inline std::invalid_argument not_similarities() {
-  return std::invalid_argument(
-      "S holds NaN or +inf; use -inf for pairs that must not be linked");
+  return std::invalid_argument("S holds NaN or +inf; use -inf for pairs that must not be linked");
 }
 
 // Similarities (n, n) in memory.

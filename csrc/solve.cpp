@@ -133,7 +133,7 @@ std::vector<Clustering> cluster_many(const std::vector<Problem<T>>& problems, co
 }
 
 #define EPRUNER_INSTANTIATE(T)                                                                    \
-  template Outcome solve_matrix<T>(ActiveSet&, const T*, const Poll&);                      \
+  template Outcome solve_matrix<T>(ActiveSet&, const T*, const Poll&);                            \
   template Indices decode<Matrix<T>>(const Matrix<T>&, const ActiveSet*, const double*,           \
                                      const Jitter&, int, Indices&);                               \
   template Indices decode<Features<T>>(const Features<T>&, const ActiveSet*, const double*,       \

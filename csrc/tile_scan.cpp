@@ -48,7 +48,7 @@ EPRUNER_INLINE Index scan_thresholds_impl(const TileRow<T>& row, T threshold,
                                           const T* thresholds_of_all, Column* hits) {
   const T scale = row.scale, norm = row.norm;
   return scan(row.n, hits, [&](Index first, Index count, std::uint8_t* __restrict marks) {
-    const T *__restrict dots = row.dots + first, *__restrict norms = row.norms + first;
+    const T* __restrict dots = row.dots + first, * __restrict norms = row.norms + first;
     const T* __restrict thresholds = thresholds_of_all + first;
     for (Index k = 0; k < count; ++k) {
       const T s = scale * dots[k] - (norm + norms[k]);
@@ -63,7 +63,7 @@ EPRUNER_INLINE Index scan_thresholds_impl(const TileRow<T>& row, T threshold,
                                           Index& below, Column* hits) {
   const T scale = row.scale, norm = row.norm;
   return scan(row.n, hits, [&](Index first, Index count, std::uint8_t* __restrict marks) {
-    const T *__restrict dots = row.dots + first, *__restrict norms = row.norms + first;
+    const T* __restrict dots = row.dots + first, * __restrict norms = row.norms + first;
     const T* __restrict thresholds = thresholds_of_all + first;
     std::int32_t lower = 0;
     for (Index k = 0; k < count; ++k) {
@@ -82,9 +82,9 @@ EPRUNER_INLINE Index scan_thresholds_impl(const TileRow<T>& row, T threshold,
                                           Index& below, const Windows<T>& windows, Column* hits) {
   const T scale = row.scale, norm = row.norm;
   return scan(row.n, hits, [&](Index first, Index count, std::uint8_t* __restrict marks) {
-    const T *__restrict dots = row.dots + first, *__restrict norms = row.norms + first;
+    const T* __restrict dots = row.dots + first, * __restrict norms = row.norms + first;
     const T* __restrict thresholds = thresholds_of_all + first;
-    const T *__restrict lows = windows.low + first, *__restrict aboves = windows.above + first;
+    const T* __restrict lows = windows.low + first, * __restrict aboves = windows.above + first;
     std::int32_t* __restrict belows = windows.below + first;
     std::int32_t lower = 0;
     for (Index k = 0; k < count; ++k) {
@@ -101,19 +101,19 @@ EPRUNER_INLINE Index scan_thresholds_impl(const TileRow<T>& row, T threshold,
 
 }  // namespace
 
-#define EPRUNER_SCANS(T)                                                                         \
-  EPRUNER_CLONES Index scan_thresholds(const TileRow<T>& row, T threshold, const T* thresholds,  \
-                                       Column* hits) {                                           \
-    return scan_thresholds_impl(row, threshold, thresholds, hits);                               \
-  }                                                                                              \
-  EPRUNER_CLONES Index scan_thresholds(const TileRow<T>& row, T threshold, const T* thresholds,  \
-                                       Window<T> window, Index& below, Column* hits) {           \
-    return scan_thresholds_impl(row, threshold, thresholds, window, below, hits);                \
-  }                                                                                              \
-  EPRUNER_CLONES Index scan_thresholds(const TileRow<T>& row, T threshold, const T* thresholds,  \
-                                       Window<T> window, Index& below,                           \
-                                       const Windows<T>& windows, Column* hits) {                \
-    return scan_thresholds_impl(row, threshold, thresholds, window, below, windows, hits);       \
+#define EPRUNER_SCANS(T)                                                                          \
+  EPRUNER_CLONES Index scan_thresholds(const TileRow<T>& row, T threshold, const T* thresholds,   \
+                                       Column* hits) {                                            \
+    return scan_thresholds_impl(row, threshold, thresholds, hits);                                \
+  }                                                                                               \
+  EPRUNER_CLONES Index scan_thresholds(const TileRow<T>& row, T threshold, const T* thresholds,   \
+                                       Window<T> window, Index& below, Column* hits) {            \
+    return scan_thresholds_impl(row, threshold, thresholds, window, below, hits);                 \
+  }                                                                                               \
+  EPRUNER_CLONES Index scan_thresholds(const TileRow<T>& row, T threshold, const T* thresholds,   \
+                                       Window<T> window, Index& below, const Windows<T>& windows, \
+                                       Column* hits) {                                            \
+    return scan_thresholds_impl(row, threshold, thresholds, window, below, windows, hits);        \
   }
 EPRUNER_SCANS(float)
 EPRUNER_SCANS(double)

@@ -43,7 +43,7 @@ void TopLists<T>::cut(Index r) {
       reach = count;
     }
   }
-  Index ties = room_;  // entries equal to the threshold that may stay
+  Index ties = room_;    // entries equal to the threshold that may stay
   if (reach > enough) {  // no number is between: many entries are equal
     if (count_between(room_, values, high, infinity) >= want_) low = high;
     ties = want_ - count_between(room_, values, std::nextafter(low, infinity), infinity);
