@@ -9,7 +9,7 @@ namespace {
 
 constexpr Index kLeastBlock = 64, kMostBlocks = 32;  // rows of a block, and how many of them
 // Candidates from where threads iterate over them, or assign points by them, faster than one.
-constexpr Index kIterateTogether = 4096;
+constexpr Index kIterateTogether = 16384;
 constexpr Index kAssignTogether = Index{1} << 20;
 constexpr Index kSumTogether = Index{1} << 17;  // entries of support_
 constexpr Index kColumnsAtOnce = 4096;          // that a thread sums
@@ -70,20 +70,18 @@ void ActiveSet::assign(const Indices& position, Indices& labels) const {
 
 // abar from the last iteration's totals: the availability of every pair that holds no message.
 void ActiveSet::begin_iteration() {
-  const double damping = settings_.damping;
   std::swap(abar_, abar_before_);
-  total_min_ = std::numeric_limits<double>::infinity();
-  for (std::size_t k = 0; k < abar_.size(); ++k) {
-    const double total = diagonal_.total[k];
-    abar_[k] = damping * abar_before_[k] + (1 - damping) * std::min(0.0, total);
-    total_min_ = std::min(total_min_, total);
-  }
+  const ColumnBounds bounds = renew_availability(n_, settings_.damping, diagonal_.total.data(),
+                                                 abar_before_.data(), abar_.data());
+  abar_max_ = bounds.availability;
+  total_min_ = bounds.total;
   prominent_.update(abar_.data());
-  bound_availability();
+  if (!prominent_.columns().empty()) leave_out_prominent();
   for (RowBlock& block : blocks_) block.waiting.clear();
 }
 
-void ActiveSet::bound_availability() {
+// From the bound on abar.
+void ActiveSet::leave_out_prominent() {
   abar_max_ = minus_infinity<double>;
   for (Index k = 0; k < n_; ++k)
     if (!prominent_[k]) abar_max_ = std::max(abar_max_, abar_[as_size(k)]);
@@ -324,7 +322,7 @@ bool ActiveSet::promote(const Source& source) {
         if (own[q] != i) bounds[q] = rounded_up(jitter_.ceiling(s[as_size(q)]));
     }
   });
-  bound_availability();
+  leave_out_prominent();
   return true;
 }
 

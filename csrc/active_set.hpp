@@ -95,7 +95,7 @@ class ActiveSet {
   Status iterate_with(const Source& source, const Poll& poll, Index iterations);
   Status iterate_shared(const Source& source, const Poll& poll, Index iterations);
   void begin_iteration();
-  void bound_availability();
+  void leave_out_prominent();
   void sum_support();
   static void prefetch(const Row& row);
   IterationTerms terms() const {

@@ -245,14 +245,25 @@ struct PyNearest {
   }
 
   void offer(const Array<T>& dots, Index first_row, Index first_column) {
+    const Tile<T> tile = checked(dots, first_row, first_column);
+    require(first_row != first_column || tile.rows <= tile.columns, "tile out of range");
+    const py::gil_scoped_release release;
+    nearest.offer(tile);
+  }
+  void start_from_sample(const Array<T>& dots, Index first_row, Index rank) {
+    const Tile<T> tile = checked(dots, first_row, 0);
+    const py::gil_scoped_release release;
+    nearest.start_from_sample(tile, rank);
+  }
+
+ private:
+  Tile<T> checked(const Array<T>& dots, Index first_row, Index first_column) const {
     require(dots.ndim() == 2, "a tile must have two dimensions");
     const Tile<T> tile{dots.data(), first_row, dots.shape(0), first_column, dots.shape(1)};
     require(first_row >= 0 && first_row + tile.rows <= points.size() && first_column >= 0 &&
-                first_column + tile.columns <= points.size() &&
-                (first_row != first_column || tile.rows <= tile.columns),
+                first_column + tile.columns <= points.size(),
             "tile out of range");
-    const py::gil_scoped_release release;
-    nearest.offer(tile);
+    return tile;
   }
 };
 
@@ -343,9 +354,16 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
       .def("similarities",
            [](const PyFeatures<T>& self, const Array<Index>& rows, const Array<Index>& columns) {
              require(rows.size() == columns.size(), "rows and columns differ in length");
-             py::array_t<double> out(rows.size());
-             for (py::ssize_t e = 0; e < rows.size(); ++e)
-               out.mutable_data()[e] = self.exact(rows.data()[e], columns.data()[e]);
+             const Index n = rows.size(), look_ahead = 8;
+             const Index *i = rows.data(), *k = columns.data();
+             py::array_t<double> out(n);
+             double* similarity = out.mutable_data();
+             for (Index e = 0; e < n; ++e) {
+               const Index next = std::min(e + look_ahead, n - 1);
+               self.exact.prefetch(i[next]);
+               self.exact.prefetch(k[next]);
+               similarity[e] = self.exact(i[e], k[e]);
+             }
              return out;
            });
 
@@ -354,6 +372,8 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
            "norms"_a, "want"_a)
       .def("offer", &PyNearest<T>::offer, py::arg("dots").noconvert(), "first_row"_a,
            "first_column"_a)
+      .def("start_from_sample", &PyNearest<T>::start_from_sample, py::arg("dots").noconvert(),
+           "first_row"_a, "rank"_a)
       .def(
           "open_rank_window",
           [](PyNearest<T>& self, T low, T high, Index expected) {

@@ -128,6 +128,7 @@ void CandidateLists::fill_from_csr(const Index* offsets, const Column* columns,
 template <class T>
 void CandidateLists::fill_from_nearest(const Nearest<T>& nearest, const Refinement<T>& refinement,
                                        const double* availability) {
+  constexpr Index kLookAhead = 4;  // candidates whose features are on their way
   const TopLists<T>& lists = nearest.lists();
   std::vector<NewCandidates> scratch(arenas_.size(), NewCandidates(lists.room()));
   std::vector<std::exception_ptr> errors(arenas_.size());
@@ -140,8 +141,10 @@ void CandidateLists::fill_from_nearest(const Nearest<T>& nearest, const Refineme
     found.size = 0;
     row.below = static_cast<double>(lists.threshold(q));
     row.unlisted = bound(i, row.below, lists.size(q) == n_ - 1, refinement);
+    const Column* columns = lists.columns(q);
     for (Index e = 0; e < lists.size(q); ++e) {
-      const Column k = lists.columns(q)[e];
+      refinement.exact->prefetch(columns[std::min(e + kLookAhead, lists.size(q) - 1)]);
+      const Column k = columns[e];
       const double s = jitter_((*refinement.exact)(i, k), i, k);
       if (s >= row.unlisted) found.add(s, k);
     }

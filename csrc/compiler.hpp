@@ -31,6 +31,15 @@ EPRUNER_INLINE void prefetch_line(const void* address) {
 #endif
 }
 
+// To be read.
+EPRUNER_INLINE void prefetch_to_read(const void* address) {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(address, 0);
+#else
+  static_cast<void>(address);
+#endif
+}
+
 // Tell the core that this thread waits in a loop.
 EPRUNER_INLINE void relax() {
 #if defined(_MSC_VER) && !defined(__clang__) && defined(_M_X64)

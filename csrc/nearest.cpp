@@ -11,22 +11,39 @@ Nearest<T>::Nearest(Index n, Index want, const T* norms, const Column* points)
       points_(points),
       lists_(n, n - 1, want) {}
 
-// The pairs of interest of a tile's row: columns from `start` on, and similarities. Which of them
+template <class T>
+void Nearest<T>::start_from_sample(const Tile<T>& tile, Index rank) {
+  std::vector<T> similarities(as_size(tile.columns)), lanes(as_size(kLanes<T>));
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  for (Index q = 0; q < tile.rows; ++q) {
+    const Index i = tile.first_row + q;
+    const TileRow<T> row{tile.columns, tile.dots + q * tile.columns, norms_ + tile.first_column,
+                         scale_, norms_[i]};
+    for (Index k = 0; k < tile.columns; ++k) similarities[as_size(k)] = row.similarity(k);
+    // Few lanes hold two of the largest.
+    const Span<T> span = lane_maxima(tile.columns, -1, similarities.data(), infinity, lanes.data());
+    if (span.least > minus_infinity<T>)
+      lists_.start_at(i, bisect(kLanes<T>, lanes.data(), span.least, span.most, infinity, rank));
+  }
+}
+
+// The pairs of interest of a tile's row q: columns from `start` on, and similarities. Which of them
 // are for what cannot be foreseen, so they are picked without a branch.
 template <class T>
-struct Nearest<T>::Hits {
-  Index q, start, size;
+struct Nearest<T>::RowHits {
+  Index q, start;
   std::vector<Column> columns, picked;
   std::vector<T> similarities;
+  Hits<T> found;
 
-  explicit Hits(Index n)
-      : columns(as_size(n + kSpareHits)), picked(as_size(n)), similarities(as_size(n)) {}
+  explicit RowHits(std::size_t n)
+      : columns(n), picked(n), similarities(n), found{0, columns.data(), similarities.data()} {}
 
   // visit(column, similarity) those that wanted(column, similarity) picks.
   template <class Wanted, class Visit>
   void each(const Wanted& wanted, const Visit& visit) {
     Index chosen = 0;
-    for (std::size_t e = 0; e < as_size(size); ++e) {
+    for (std::size_t e = 0; e < as_size(found.size); ++e) {
       picked[as_size(chosen)] = static_cast<Column>(e);
       chosen += wanted(start + columns[e], similarities[e]);
     }
@@ -37,25 +54,31 @@ struct Nearest<T>::Hits {
   }
 };
 
-// scan(q, start, row, thresholds, hits) looks for the pairs of interest of the tile's row q, from
-// column `start` on; watch(hits) sees them.
+// look(q, start, row, thresholds, hits) scans the tile's row q, from column `start` on; watch(hits)
+// sees what was found.
 template <class T>
-template <class Scan, class Watch>
-void Nearest<T>::offer(const Tile<T>& tile, const Scan& scan, const Watch& watch) {
+template <class Look, class Watch>
+void Nearest<T>::offer(const Tile<T>& tile, const Look& look, const Watch& watch) {
   const bool diagonal = tile.first_row == tile.first_column;
-  std::vector<T> thresholds(as_size(tile.columns));
-  Hits hits(tile.columns);
-  for (Index k = 0; k < tile.columns; ++k)
+  const Index columns = tile.columns, all = tile.rows * columns;
+  const std::size_t room = as_size(columns + kSpare);
+  std::vector<T> thresholds(room), norms(room, std::numeric_limits<T>::quiet_NaN()), last(room);
+  std::copy_n(norms_ + tile.first_column, columns, norms.data());
+  for (Index k = 0; k < columns; ++k)
     thresholds[as_size(k)] = lists_.threshold(tile.first_column + k);
+  RowHits hits(room);
   for (Index q = 0; q < tile.rows; ++q) {
     const Index i = tile.first_row + q, start = diagonal ? q + 1 : 0;
-    const TileRow<T> row{tile.columns - start, tile.dots + q * tile.columns + start,
-                         norms_ + tile.first_column + start, scale_, norms_[i]};
+    const T* dots = tile.dots + q * columns;
+    if (q * columns + columns + kSpare > all) {  // nothing may be read behind the tile
+      std::copy_n(dots, columns, last.data());
+      dots = last.data();
+    }
     hits.q = q;
     hits.start = start;
-    hits.size = scan(q, start, row, thresholds.data() + start, hits.columns.data());
-    for (std::size_t e = 0; e < as_size(hits.size); ++e)
-      hits.similarities[e] = row.similarity(hits.columns[e]);
+    look(q, start,
+         TileRow<T>{columns - start, dots + start, norms.data() + start, scale_, norms_[i]},
+         thresholds.data() + start, hits.found);
     watch(hits);
     const T threshold = lists_.threshold(i);
     hits.each([&](Index, T s) { return s >= threshold; },
@@ -77,23 +100,23 @@ void Nearest<T>::offer(const Tile<T>& tile) {
   if (!rank_window_) {
     return offer(
         tile,
-        [&](Index q, Index, const TileRow<T>& row, const T* thresholds, Column* hits) {
-          return scan_thresholds(row, threshold(q), thresholds, hits);
+        [&](Index q, Index, const TileRow<T>& row, const T* thresholds, Hits<T>& hits) {
+          scan(row, threshold(q), thresholds, hits);
         },
-        [](Hits&) {});
+        [](RowHits&) {});
   }
   const Window<T> window = rank_window_->window();
   Index below = 0;
   std::vector<T> inside;
   offer(
       tile,
-      [&](Index q, Index, const TileRow<T>& row, const T* thresholds, Column* hits) {
-        return scan_thresholds(row, threshold(q), thresholds, window, below, hits);
+      [&](Index q, Index, const TileRow<T>& row, const T* thresholds, Hits<T>& hits) {
+        scan(row, threshold(q), thresholds, window, below, hits);
       },
-      [&](Hits& hits) {
+      [&](RowHits& hits) {
         std::size_t size = inside.size();
-        inside.resize(size + as_size(hits.size));
-        for (std::size_t e = 0; e < as_size(hits.size); ++e) {
+        inside.resize(size + as_size(hits.found.size));
+        for (std::size_t e = 0; e < as_size(hits.found.size); ++e) {
           inside[size] = hits.similarities[e];
           size += window.holds(inside[size]);
         }
@@ -105,9 +128,10 @@ void Nearest<T>::offer(const Tile<T>& tile) {
 template <class T>
 void Nearest<T>::offer_with_medians(const Tile<T>& tile) {
   const bool diagonal = tile.first_row == tile.first_column;
-  const auto columns = as_size(tile.columns);
-  std::vector<T> low(columns), above(columns), inside_row(columns);
-  std::vector<std::int32_t> below(columns), size(columns);
+  const auto columns = as_size(tile.columns), room = columns + kSpare;
+  std::vector<T> low(room), above(room), inside_row(columns);
+  std::vector<Count<T>> below(room);
+  std::vector<std::int32_t> size(columns);
   const std::unique_ptr<T[]> inside(new T[as_size(tile.columns * tile.rows)]);  // by column
   for (Index k = 0; k < tile.columns; ++k) {
     const Window<T>& window = medians_->window(tile.first_column + k);
@@ -118,17 +142,16 @@ void Nearest<T>::offer_with_medians(const Tile<T>& tile) {
   Index below_row = 0;
   offer(
       tile,
-      [&](Index q, Index start, const TileRow<T>& row, const T* thresholds, Column* hits) {
+      [&](Index q, Index start, const TileRow<T>& row, const T* thresholds, Hits<T>& hits) {
         const Index i = tile.first_row + q;
         window = medians_->window(i);
         below_row = 0;
         const Windows<T> windows{low.data() + start, above.data() + start, below.data() + start};
-        return scan_thresholds(row, lists_.threshold(i), thresholds, window, below_row, windows,
-                               hits);
+        scan(row, lists_.threshold(i), thresholds, window, below_row, windows, hits);
       },
-      [&](Hits& hits) {
+      [&](RowHits& hits) {
         Index size_row = 0;
-        for (std::size_t e = 0; e < as_size(hits.size); ++e) {
+        for (std::size_t e = 0; e < as_size(hits.found.size); ++e) {
           const T s = hits.similarities[e];
           const auto k = as_size(hits.start + hits.columns[e]);
           inside_row[as_size(size_row)] = s;

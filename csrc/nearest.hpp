@@ -32,6 +32,10 @@ class Nearest {
            (medians ? RowMedians<T>::bytes_needed(n, n) : 0);
   }
 
+  // Before any tile: inner products (rows, columns) of the points from `first_row` on with a random
+  // sample, from which every list gets a first threshold. About `rank` of the sample reach it.
+  void start_from_sample(const Tile<T>& tile, Index rank);
+
   // Offer a tile to its rows and its columns. Every pair is in one tile. Tiles that share no row
   // and no column may be offered at the same time; what is found depends on the order in which a
   // point meets others, not on threads.
@@ -50,13 +54,13 @@ class Nearest {
   const Column* points() const { return points_; }
 
  private:
-  struct Hits;
+  struct RowHits;
 
   void push(Index position, Index other, T similarity) {
     lists_.push(position, points_[other], similarity);
   }
-  template <class Scan, class Watch>
-  void offer(const Tile<T>& tile, const Scan& scan, const Watch& watch);
+  template <class Look, class Watch>
+  void offer(const Tile<T>& tile, const Look& look, const Watch& watch);
   void offer_with_medians(const Tile<T>& tile);
 
   Index n_;

@@ -189,9 +189,7 @@ EPRUNER_INLINE double squared_distance_impl(Index d, const T* x, const T* y) {
   V::type lanes{};
   Index c = 0;
   for (; c + w <= d; c += w) {
-    V::type difference;
-    for (Index j = 0; j < w; ++j)
-      difference[j] = static_cast<double>(x[c + j]) - static_cast<double>(y[c + j]);
+    const V::type difference = V::converted(x + c) - V::converted(y + c);
     lanes += difference * difference;
   }
   double sum = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
@@ -395,6 +393,33 @@ EPRUNER_CLONES RowPass pass_row(const IterationTerms& terms, ClosedForm r, doubl
   else
     add_inactive_positives_impl(now, row, support);
   return pass;
+}
+
+EPRUNER_CLONES ColumnBounds renew_availability(Index n, double damping, const double* total,
+                                               const double* before, double* a) {
+  using V = Vector<double>;
+  constexpr Index w = V::width;
+  const V::type dampings = V::fill(damping), renews = V::fill(1 - damping), zero{};
+  ColumnBounds bounds;
+  V::type most = V::fill(bounds.availability), least = V::fill(bounds.total);
+  Index k = 0;
+  for (; k + w <= n; k += w) {
+    const V::type b = V::load(total + k);
+    const V::type fresh = damped_availability(dampings, renews, b, zero, V::load(before + k));
+    V::store(a + k, fresh);
+    most = select(fresh > most, fresh, most);
+    least = select(b < least, b, least);
+  }
+  const auto bound = [&](double availability, double b) {
+    bounds.availability = availability > bounds.availability ? availability : bounds.availability;
+    bounds.total = b < bounds.total ? b : bounds.total;
+  };
+  for (Index j = 0; j < w; ++j) bound(most[j], least[j]);
+  for (; k < n; ++k) {
+    a[k] = damped_availability(damping, 1 - damping, total[k], 0.0, before[k]);
+    bound(a[k], total[k]);
+  }
+  return bounds;
 }
 
 EPRUNER_CLONES void descending_ranks(Index n, double* s, Column* ranks) {

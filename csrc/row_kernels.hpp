@@ -237,6 +237,18 @@ double least_exceeding(Index n, const float* x, double below, double margin, Clo
 double least_exceeding(Index n, const double* x, double below, double margin, ClosedForm r,
                        const double* total);
 
+// ---- All columns
+// ---------------------------------------------------------------------------------
+
+// The largest A of `availability` and the least of `total`.
+struct ColumnBounds {
+  double availability = minus_infinity<double>;
+  double total = std::numeric_limits<double>::infinity();
+};
+// A of the pairs that store none, a[k] <- damping before[k] + (1 - damping) min(0, total[k]).
+ColumnBounds renew_availability(Index n, double damping, const double* total, const double* before,
+                                double* a);
+
 // ---- Features ----------------------------------------------------------------------------------
 
 // s[k] <- 2 dots[k] - (norm + norms[k]): minus the squared distance, from inner products. In place

@@ -8,7 +8,7 @@
 namespace epruner {
 namespace {
 
-constexpr double kDeviations = 8;  // of the median's rank, from the window's one end to the other
+constexpr double kDeviations = 7;  // of the median's rank, from the window's one end to the other
 constexpr Index kLeastWindow = 16;
 constexpr Index kFirstLimit = 128;
 constexpr int kInterpolations = 4;

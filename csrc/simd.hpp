@@ -26,6 +26,14 @@ struct Vector {
     std::memcpy(&v, x, sizeof v);
     return v;
   }
+  // Numbers of any precision, in T's.
+  template <class U>
+  static EPRUNER_INLINE type converted(const U* x) {
+    typedef U other __attribute__((vector_size(width * sizeof(U))));
+    other v;
+    std::memcpy(&v, x, sizeof v);
+    return __builtin_convertvector(v, type);
+  }
   static EPRUNER_INLINE void store(T* x, type v) { std::memcpy(x, &v, sizeof v); }
   static EPRUNER_INLINE type fill(T x) { return type{} + x; }
 
@@ -42,10 +50,13 @@ struct Vector {
       return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
   }
 
-  static EPRUNER_INLINE bool any(mask m) {
+  // The bits that any lane has, of its lower 32.
+  static EPRUNER_INLINE std::uint32_t united(mask m) {
     const auto w = (words)m;
-    return (w[0] | w[1] | w[2] | w[3]) != 0;
+    const std::int64_t both = w[0] | w[1] | w[2] | w[3];
+    return static_cast<std::uint32_t>(both | both >> 32);
   }
+  static EPRUNER_INLINE bool any(mask m) { return united(m) != 0; }
 };
 
 // x where the mask holds, y elsewhere; of vectors and of numbers.
@@ -113,6 +124,12 @@ struct Vector {
     std::memcpy(&v, x, sizeof v);
     return v;
   }
+  template <class U>
+  static EPRUNER_INLINE type converted(const U* x) {
+    type v;
+    for (Index j = 0; j < width; ++j) v[j] = static_cast<T>(x[j]);
+    return v;
+  }
   static EPRUNER_INLINE void store(T* x, type v) { std::memcpy(x, &v, sizeof v); }
   static EPRUNER_INLINE type fill(T x) {
     type v;
@@ -127,11 +144,12 @@ struct Vector {
     return out;
   }
 
-  static EPRUNER_INLINE bool any(const mask& m) {
-    bool found = false;
-    for (const auto lane : m.lane) found |= lane != 0;
-    return found;
+  static EPRUNER_INLINE std::uint32_t united(const mask& m) {
+    std::uint32_t bits = 0;
+    for (const auto lane : m.lane) bits |= static_cast<std::uint32_t>(lane);
+    return bits;
   }
+  static EPRUNER_INLINE bool any(const mask& m) { return united(m) != 0; }
 };
 
 template <class V>

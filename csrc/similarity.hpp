@@ -4,6 +4,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "compiler.hpp"
 #include "messages.hpp"
 
 namespace epruner {
@@ -42,6 +43,12 @@ class Features {
   Features(Index n, Index d, const T* X, bool cosine)
       : n_(n), d_(d), x_(X), offset_(cosine ? 1 : 0), scale_(cosine ? 0.5 : 1) {}
   Index size() const { return n_; }
+  // Bring the features of point k near.
+  void prefetch(Index k) const {
+    const auto* bytes = reinterpret_cast<const char*>(x_ + k * d_);
+    for (Index at = 0; at < d_ * static_cast<Index>(sizeof(T)); at += 64)
+      prefetch_to_read(bytes + at);
+  }
   double operator()(Index i, Index k) const {
     return offset_ - scale_ * squared_distance(d_, x_ + i * d_, x_ + k * d_);
   }

@@ -1,119 +1,123 @@
 #include "tile_scan.hpp"
 
-#include <cstring>
+#include <bit>
 
-#include "compiler.hpp"
+#include "simd.hpp"
 
 namespace epruner {
 namespace {
 
-constexpr Index kChunk = 512;  // columns whose marks are made at once
-static_assert(kChunk % kSpareHits == 0);
+template <class T>
+using Values = typename Vector<T>::type;
+template <class T>
+using Mask = typename Vector<T>::mask;
 
-// Hits are rare and no branch can foresee them: eight places without one are passed in one step, in
-// others every place is written and counted only where it is marked.
-EPRUNER_INLINE Index append_marked(Index n, Index first, const std::uint8_t* marks, Column* hits,
-                                   Index found) {
-  static_assert(kSpareHits == sizeof(std::uint64_t));
-  for (Index k = 0; k < n; k += kSpareHits) {
-    std::uint64_t together;
-    std::memcpy(&together, marks + k, sizeof together);
-    if (together == 0) continue;
-    for (Index j = 0; j < kSpareHits; ++j) {
-      hits[found] = static_cast<Column>(first + k + j);
-      found += marks[k + j];
-    }
+// Which of the columns from k on, similarities s, interest: those that reach a threshold, ...
+template <class T>
+struct Thresholds {
+  T row;
+  const T* columns;
+
+  EPRUNER_INLINE Mask<T> operator()(Index k, Values<T> s) {
+    return (s >= Vector<T>::fill(row)) | (s >= Vector<T>::load(columns + k));
   }
-  return found;
+};
+
+// ... those in the row's window, below which it counts, ...
+template <class T>
+struct RowWindow {
+  Window<T> window;
+  Mask<T> minus_below{};
+
+  EPRUNER_INLINE Mask<T> operator()(Index, Values<T> s) {
+    const Values<T> low = Vector<T>::fill(window.low);
+    minus_below += s < low;
+    return (s >= low) & (s < Vector<T>::fill(window.above));
+  }
+  EPRUNER_INLINE Index below() const {
+    Index sum = 0;
+    for (Index j = 0; j < Vector<T>::width; ++j) sum -= minus_below[j];
+    return sum;
+  }
+};
+
+// ... and those in their column's.
+template <class T>
+struct ColumnWindows {
+  Windows<T> windows;
+
+  EPRUNER_INLINE Mask<T> operator()(Index k, Values<T> s) {
+    const Values<T> low = Vector<T>::load(windows.low + k);
+    Mask<T> below;
+    std::memcpy(&below, windows.below + k, sizeof below);
+    below -= s < low;
+    std::memcpy(windows.below + k, &below, sizeof below);
+    return (s >= low) & (s < Vector<T>::load(windows.above + k));
+  }
+};
+
+// Lane j has bit first + j.
+template <class T>
+EPRUNER_INLINE Mask<T> lane_bits(Index first) {
+  Mask<T> bits{};
+  for (Index j = 0; j < Vector<T>::width; ++j) bits[j] = Count<T>{1} << (first + j);
+  return bits;
 }
 
-// mark(first, count, marks) sets 1 where there is a hit, else 0, for columns from `first`.
-template <class Mark>
-EPRUNER_INLINE Index scan(Index n, Column* hits, const Mark& mark) {
-  std::uint8_t marks[kChunk];
+// Hits are rare: columns without one are passed together.
+template <class T, class... Interests>
+EPRUNER_INLINE void scan_impl(const TileRow<T>& row, Hits<T>& hits, Interests&... interests) {
+  using V = Vector<T>;
+  constexpr Index w = V::width, together = 4 * w;
+  static_assert(kSpare % together == 0);
+  const Values<T> scale = V::fill(row.scale), norm = V::fill(row.norm);
+  Mask<T> bits[together / w];
+  for (int v = 0; v < together / w; ++v) bits[v] = lane_bits<T>(v * w);
+  Column* columns = hits.columns;
+  T* similarities = hits.similarities;
   Index found = 0;
-  for (Index first = 0; first < n; first += kChunk) {
-    const Index left = n - first, count = left < kChunk ? left : kChunk;
-    if (count < kChunk) std::memset(marks + count / kSpareHits * kSpareHits, 0, kSpareHits);
-    mark(first, count, marks);
-    found = append_marked(count, first, marks, hits, found);
+  for (Index first = 0; first < row.n; first += together) {
+    T all[together];
+    const auto marks = [&](Index start) {
+      const Index k = first + start;
+      const Values<T> s = scale * V::load(row.dots + k) - (norm + V::load(row.norms + k));
+      V::store(all + start, s);
+      return (interests(k, s) | ...);
+    };
+    Mask<T> marked = marks(0) & bits[0];
+    for (Index v = 1; v < together / w; ++v) marked |= marks(v * w) & bits[v];
+    for (std::uint32_t left = V::united(marked); left != 0; left &= left - 1) {
+      const int j = std::countr_zero(left);
+      columns[found] = static_cast<Column>(first + j);
+      similarities[found++] = all[j];
+    }
   }
-  return found;
-}
-
-// Plain loops without a branch: the compiler makes vectors of them.
-
-template <class T>
-EPRUNER_INLINE Index scan_thresholds_impl(const TileRow<T>& row, T threshold,
-                                          const T* thresholds_of_all, Column* hits) {
-  const T scale = row.scale, norm = row.norm;
-  return scan(row.n, hits, [&](Index first, Index count, std::uint8_t* __restrict marks) {
-    const T* __restrict dots = row.dots + first, * __restrict norms = row.norms + first;
-    const T* __restrict thresholds = thresholds_of_all + first;
-    for (Index k = 0; k < count; ++k) {
-      const T s = scale * dots[k] - (norm + norms[k]);
-      marks[k] = static_cast<std::uint8_t>((s >= threshold) | (s >= thresholds[k]));
-    }
-  });
-}
-
-template <class T>
-EPRUNER_INLINE Index scan_thresholds_impl(const TileRow<T>& row, T threshold,
-                                          const T* thresholds_of_all, Window<T> window,
-                                          Index& below, Column* hits) {
-  const T scale = row.scale, norm = row.norm;
-  return scan(row.n, hits, [&](Index first, Index count, std::uint8_t* __restrict marks) {
-    const T* __restrict dots = row.dots + first, * __restrict norms = row.norms + first;
-    const T* __restrict thresholds = thresholds_of_all + first;
-    std::int32_t lower = 0;
-    for (Index k = 0; k < count; ++k) {
-      const T s = scale * dots[k] - (norm + norms[k]);
-      lower += s < window.low;
-      marks[k] = static_cast<std::uint8_t>((s >= threshold) | (s >= thresholds[k]) |
-                                           ((s >= window.low) & (s < window.above)));
-    }
-    below += lower;
-  });
-}
-
-template <class T>
-EPRUNER_INLINE Index scan_thresholds_impl(const TileRow<T>& row, T threshold,
-                                          const T* thresholds_of_all, Window<T> window,
-                                          Index& below, const Windows<T>& windows, Column* hits) {
-  const T scale = row.scale, norm = row.norm;
-  return scan(row.n, hits, [&](Index first, Index count, std::uint8_t* __restrict marks) {
-    const T* __restrict dots = row.dots + first, * __restrict norms = row.norms + first;
-    const T* __restrict thresholds = thresholds_of_all + first;
-    const T* __restrict lows = windows.low + first, * __restrict aboves = windows.above + first;
-    std::int32_t* __restrict belows = windows.below + first;
-    std::int32_t lower = 0;
-    for (Index k = 0; k < count; ++k) {
-      const T s = scale * dots[k] - (norm + norms[k]);
-      lower += s < window.low;
-      belows[k] += s < lows[k];
-      marks[k] = static_cast<std::uint8_t>((s >= threshold) | (s >= thresholds[k]) |
-                                           ((s >= window.low) & (s < window.above)) |
-                                           ((s >= lows[k]) & (s < aboves[k])));
-    }
-    below += lower;
-  });
+  hits.size = found;
 }
 
 }  // namespace
 
-#define EPRUNER_SCANS(T)                                                                          \
-  EPRUNER_CLONES Index scan_thresholds(const TileRow<T>& row, T threshold, const T* thresholds,   \
-                                       Column* hits) {                                            \
-    return scan_thresholds_impl(row, threshold, thresholds, hits);                                \
-  }                                                                                               \
-  EPRUNER_CLONES Index scan_thresholds(const TileRow<T>& row, T threshold, const T* thresholds,   \
-                                       Window<T> window, Index& below, Column* hits) {            \
-    return scan_thresholds_impl(row, threshold, thresholds, window, below, hits);                 \
-  }                                                                                               \
-  EPRUNER_CLONES Index scan_thresholds(const TileRow<T>& row, T threshold, const T* thresholds,   \
-                                       Window<T> window, Index& below, const Windows<T>& windows, \
-                                       Column* hits) {                                            \
-    return scan_thresholds_impl(row, threshold, thresholds, window, below, windows, hits);        \
+#define EPRUNER_SCANS(T)                                                              \
+  EPRUNER_CLONES void scan(const TileRow<T>& row, T threshold, const T* thresholds,   \
+                           Hits<T>& hits) {                                           \
+    Thresholds<T> either{threshold, thresholds};                                      \
+    scan_impl(row, hits, either);                                                     \
+  }                                                                                   \
+  EPRUNER_CLONES void scan(const TileRow<T>& row, T threshold, const T* thresholds,   \
+                           Window<T> window, Index& below, Hits<T>& hits) {           \
+    Thresholds<T> either{threshold, thresholds};                                      \
+    RowWindow<T> own{window};                                                         \
+    scan_impl(row, hits, either, own);                                                \
+    below += own.below();                                                             \
+  }                                                                                   \
+  EPRUNER_CLONES void scan(const TileRow<T>& row, T threshold, const T* thresholds,   \
+                           Window<T> window, Index& below, const Windows<T>& windows, \
+                           Hits<T>& hits) {                                           \
+    Thresholds<T> either{threshold, thresholds};                                      \
+    RowWindow<T> own{window};                                                         \
+    ColumnWindows<T> others{windows};                                                 \
+    scan_impl(row, hits, either, own, others);                                        \
+    below += own.below();                                                             \
   }
 EPRUNER_SCANS(float)
 EPRUNER_SCANS(double)

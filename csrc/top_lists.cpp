@@ -43,17 +43,19 @@ void TopLists<T>::cut(Index r) {
       reach = count;
     }
   }
-  Index ties = room_;    // entries equal to the threshold that may stay
+  Index surplus = 0;     // entries equal to the threshold that must go
   if (reach > enough) {  // no number is between: many entries are equal
     if (count_between(room_, values, high, infinity) >= want_) low = high;
-    ties = want_ - count_between(room_, values, std::nextafter(low, infinity), infinity);
+    surplus = count_between(room_, values, low, infinity) - want_;
   }
   Index kept = 0;
   for (Index e = 0; e < room_; ++e) {
     const T value = values[e];
+    const Index goes = surplus > 0 && value == low;
+    surplus -= goes;
     values[kept] = value;
     columns[kept] = columns[e];
-    kept += value > low || (value == low && ties-- > 0);
+    kept += static_cast<Index>(value >= low) - goes;
   }
   row.size = static_cast<std::int32_t>(kept);
   row.threshold = low;

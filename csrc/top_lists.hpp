@@ -31,8 +31,11 @@ class TopLists {
     const Index at = r * room_ + row.size++;
     values_[as_size(at)] = similarity;
     columns_[as_size(at)] = column;
-    if (similarity > row.most) row.most = similarity;
+    row.most = similarity > row.most ? similarity : row.most;
   }
+
+  // Leave out from the start what is below a threshold; the list may then stay shorter.
+  void start_at(Index r, T threshold) { rows_[as_size(r)].threshold = threshold; }
 
   Index rows() const { return static_cast<Index>(rows_.size()); }
   Index room() const { return room_; }

@@ -13,13 +13,19 @@ from epruner.cluster import _native, resources
 from epruner.cluster._native import ActiveSet
 from epruner.cluster.backends.native import new_active_set
 from epruner.cluster.decode import sorted_by_index
+from epruner.cluster.products import products
 from epruner.cluster.sweep import Sweep
 from epruner.cluster.types import Floats, Indices, Options
 
-_FIRST_CANDIDATES = 48  # per point, from a sweep over tiles; whole rows later cost far more
+_FIRST_CANDIDATES = 48  # per point, from a sweep over tiles, ...
+_FEW_POINTS = 20_000  # ... for so many points or fewer
 _STRIP_ENTRIES = 1 << 24  # similarities held at once when rows are evaluated in full, ...
 _LEAST_STRIP = 64  # ... but never fewer rows: all features are read for each strip
-_BYTES_PER_CANDIDATE = 48  # in lists, and in the sweep's buffers while they are handed over
+_BYTES_PER_CANDIDATE = 48  # in lists that grow
+_BYTES_PER_LISTED = 24  # in lists from a sweep, which finds half as many again as are wanted
+_SPARE_PLACES = 24  # in such a list
+# Of so many similarities one is drawn where a sample tells about where their median lies.
+_SAMPLED, _LEAST_SAMPLE, _MOST_SAMPLED = 1 << 13, 1 << 16, 1 << 20
 
 
 class CandidateSource(ABC):
@@ -157,13 +163,16 @@ class FeatureSource(CandidateSource):
     X : ndarray of shape (n, d), float32 or float64
     cosine : bool
         Cosine similarity instead of the negative squared distance; `X` has rows of length 1.
+    n_threads : int
+        For the products of single rows; sweeps get their own.
     """
 
-    def __init__(self, X: Floats, cosine: bool) -> None:
+    def __init__(self, X: Floats, cosine: bool, n_threads: int = 1) -> None:
         self.n, d = X.shape
         self.dtype = X.dtype
         self.X = X
         self.cosine = cosine
+        self._n_threads = n_threads
         if cosine:
             self._factor, self._norms = X, None
         else:
@@ -211,11 +220,12 @@ class FeatureSource(CandidateSource):
             f"affinity propagation from features of {self.n} points",
             "cluster a sample and use predict for the rest",
         )
-        return Sweep(self._factor, self._norms, _FIRST_CANDIDATES)
+        return Sweep(self._factor, self._norms, _first_candidates(self.n))
 
     def _memory_needed(self, *, medians: bool) -> int:
-        sweep = Sweep.bytes_needed(self._factor, _FIRST_CANDIDATES, medians=medians)
-        return sweep + self.n * 2 * _FIRST_CANDIDATES * _BYTES_PER_CANDIDATE
+        want = _first_candidates(self.n)
+        sweep = Sweep.bytes_needed(self._factor, want, medians=medians)
+        return sweep + self.n * (want + want // 2 + _SPARE_PLACES) * _BYTES_PER_LISTED
 
     def _started(self, sweep: Sweep, options: Options) -> ActiveSet:
         active_set = self._empty(options)
@@ -247,13 +257,14 @@ class FeatureSource(CandidateSource):
         room = np.empty((height, self.n), dtype=self.dtype)
         for first in range(0, rows.size, max(1, height)):
             some = rows[first : first + height]
-            yield some, np.matmul(self._factor[some], self._factor.T, out=room[: some.size])
+            dots = room[: some.size]
+            yield some, products(self._factor[some], self._factor, self._n_threads, out=dots)
 
     def _sweep_for(self, sweep: Sweep, options: Options, position: float) -> float:
         pairs = self.n * (self.n - 1) // 2
         ranks = [int(position) // 2, min(int(position) + 1, 2 * pairs - 1) // 2]
         sample = np.sort(self._sampled_similarities())
-        middle, slack = ranks[0] / pairs * sample.size, 4 * np.sqrt(sample.size)
+        middle, slack = ranks[0] / pairs * sample.size, 3 * np.sqrt(sample.size)
         low = sample[int(middle - slack)] if middle > slack else -np.inf
         high = sample[int(middle + slack)] if middle + slack < sample.size else np.inf
         rounding = 1e-5 if self.dtype == np.float32 else 1e-12  # of the products, not the sample
@@ -267,9 +278,16 @@ class FeatureSource(CandidateSource):
 
     def _sampled_similarities(self) -> Floats:
         rng = np.random.default_rng(0)
-        rows, columns = rng.integers(self.n, size=(2, min(1 << 20, 4 * self.n * self.n)))
+        size = min(max(_LEAST_SAMPLE, self.n * self.n // _SAMPLED), _MOST_SAMPLED)
+        rows, columns = rng.integers(self.n, size=(2, size))
         rows, columns = rows[rows != columns], columns[rows != columns]
         return self.links(rows, columns).astype(self.dtype)
+
+
+def _first_candidates(n: int) -> int:
+    """How many a sweep finds for each point: a row that runs out of them costs O(n) later."""
+    growth: float = max(1.0, n / _FEW_POINTS) ** (1 / 6)
+    return round(_FIRST_CANDIDATES * growth)
 
 
 def _assign(active_set: ActiveSet, exemplars: Indices) -> Indices:

@@ -411,7 +411,7 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             require_matrix_memory(X.shape[0], X.dtype)
             return X, self._from_matrix(cosine(X) if is_cosine else _euclidean(X))
         features = np.ascontiguousarray(normalised(X) if is_cosine else X)
-        return X, FeatureProblem(features, is_cosine, self.memory, self.backend)
+        return X, FeatureProblem(features, is_cosine, self.memory, self.backend, self.n_threads)
 
     def _from_matrix(self, S: ArrayLike) -> MatrixProblem:
         return _from_matrix(S, self.backend, self.ties, self.random_state)

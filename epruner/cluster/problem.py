@@ -368,7 +368,9 @@ class SparseProblem(Problem):
 class FeatureProblem(Problem):
     """Features (n, d), similar by negative squared distance or, with rows of length 1, cosine."""
 
-    def __init__(self, X: Floats, cosine: bool, route: str, backend: str) -> None:
+    def __init__(
+        self, X: Floats, cosine: bool, route: str, backend: str, n_threads: int | None
+    ) -> None:
         super().__init__(X.shape[0], X.dtype, backend)
         self.X = X
         self.cosine = cosine
@@ -377,7 +379,9 @@ class FeatureProblem(Problem):
             if backend in ("auto", "native"):
                 _compiled.require("memory='tiles'")
             raise ValueError(f"memory='tiles' needs the native solver, not backend={backend!r}")
-        self.matrix = None if tiles and self.compiled and self.n > 2 else self._matrix_problem()
+        self.matrix = (
+            None if tiles and self.compiled and self.n > 2 else self._matrix_problem(n_threads)
+        )
         if self.matrix is None:
             with np.errstate(over="ignore"):
                 reach = np.ptp(X, axis=0)
@@ -385,9 +389,10 @@ class FeatureProblem(Problem):
                 validate.require_distances(bound.astype(X.dtype))
             self._identical = not reach.any()
 
-    def _matrix_problem(self) -> MatrixProblem:
+    def _matrix_problem(self, n_threads: int | None) -> MatrixProblem:
         require_matrix_memory(self.n, self.dtype)
-        S = cosine(self.X) if self.cosine else negative_squared_distances(self.X)
+        similarities = cosine if self.cosine else negative_squared_distances
+        S = similarities(self.X, n_threads)
         return MatrixProblem(S, self.backend)
 
     def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
@@ -395,7 +400,7 @@ class FeatureProblem(Problem):
             return self.matrix.prepare(rule, options)
         from epruner.cluster.candidates import FeatureSource
 
-        source = FeatureSource(self.X, self.cosine)
+        source = FeatureSource(self.X, self.cosine, options.n_threads)
         n = self.n
         preference: ArrayLike
         if rule.beta is not None:

@@ -6,6 +6,7 @@ import numpy as np
 
 from epruner.cluster import validate
 from epruner.cluster._compiled import native
+from epruner.cluster.products import gram
 from epruner.cluster.resources import effective_n_threads
 from epruner.cluster.types import Floats
 
@@ -22,17 +23,17 @@ def negative_squared_distances(X: Floats, n_threads: int | None = None) -> Float
         If squared distances overflow the dtype, or `X` holds NaN.
     """
     X = np.ascontiguousarray(X)
-    S: Floats
     if native is not None:
         centred, norms = native.centre(X)
         validate.require_distances(norms)
-        S = centred @ centred.T
-        native.distances_from_dots(S, X, norms, effective_n_threads(n_threads))
+        threads = effective_n_threads(n_threads)
+        S = gram(centred, threads)
+        native.distances_from_dots(S, X, norms, threads)
         return S
     centred = X - X.mean(axis=0, dtype=np.float64).astype(X.dtype)
     norms = np.einsum("ij,ij->i", centred, centred)
     validate.require_distances(norms)
-    S = centred @ centred.T
+    S = gram(centred, effective_n_threads(n_threads))
     S *= 2
     S -= norms[:, None] + norms[None, :]
     scale = np.sqrt(np.finfo(X.dtype).eps) * (norms[:, None] + norms[None, :])
@@ -42,10 +43,9 @@ def negative_squared_distances(X: Floats, n_threads: int | None = None) -> Float
     return S
 
 
-def cosine(X: Floats) -> Floats:
+def cosine(X: Floats, n_threads: int | None = None) -> Floats:
     """Return the cosine similarity of the rows of `X` (n, d) in X's dtype, ones on the diagonal."""
-    unit = normalised(X)
-    S: Floats = unit @ unit.T
+    S = gram(normalised(X), effective_n_threads(n_threads))
     np.fill_diagonal(S, 1)
     return S
 

@@ -6,13 +6,19 @@ from threading import local
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from epruner.cluster import _native
+from epruner.cluster.products import one_thread_blas
 from epruner.cluster.types import Floats, Options
 
 TILE = 1024  # points a side, ...
-_TILE_ROWS = 256  # ... of which so many at a time: their products stay in cache until looked at
+_TILE_ROWS = 128  # ... of which so many at a time: their products stay in cache until looked at
+# Before the sweep every point meets one of so many, ...
+_SAMPLED = 64
+_LEAST_SAMPLE = 256  # ... where these are not few, ...
+# ... and what is less similar than about so many of them is not among those wanted. Should it be,
+# its list stays shorter.
+_SAMPLE_RANK = 6
 
 
 class Sweep:
@@ -47,18 +53,32 @@ class Sweep:
     def run(self, options: Options) -> None:
         """Meet all pairs."""
         scratch = local()
+        n = self._X.shape[0]
+        size = min(n // _SAMPLED, TILE)
+
+        def dots(left: Floats, right: Floats) -> Floats:
+            if not hasattr(scratch, "room"):
+                scratch.room = np.empty(_TILE_ROWS * TILE, dtype=self._X.dtype)
+            shape = left.shape[0], right.shape[0]
+            room: Floats = scratch.room[: shape[0] * shape[1]].reshape(shape)
+            return np.matmul(left, right.T, out=room)
+
+        def sample(row: int) -> None:
+            rows = self._X[row : row + _TILE_ROWS]
+            self.nearest.start_from_sample(dots(rows, self._X[:size]), row, _SAMPLE_RANK)
 
         def offer(pair: tuple[int, int]) -> None:
-            if not hasattr(scratch, "dots"):
-                scratch.dots = np.empty(_TILE_ROWS * TILE, dtype=self._X.dtype)
-            self._offer(pair[0] * TILE, pair[1] * TILE, scratch.dots)
+            for row, column, left, right in self._parts(pair[0] * TILE, pair[1] * TILE):
+                self.nearest.offer(dots(left, right), row, column)
 
-        rounds = list(tournament(-(-self._X.shape[0] // TILE)))
+        rounds = list(tournament(-(-n // TILE)))
         with (
-            threadpool_limits(1, user_api="blas"),
+            one_thread_blas(),
             ThreadPoolExecutor(options.n_threads) as pool,
         ):
             try:
+                if size >= _LEAST_SAMPLE:
+                    list(pool.map(sample, range(0, n, _TILE_ROWS)))
                 for played, pairs in enumerate(rounds, 1):
                     list(pool.map(offer, pairs))
                     if options.verbose:
@@ -69,17 +89,13 @@ class Sweep:
         if options.verbose:
             print()
 
-    def _offer(self, first: int, second: int, room: Floats) -> None:
-        """Offer the tile of the points from `first` and those from `second` on."""
+    def _parts(self, first: int, second: int) -> Iterator[tuple[int, int, Floats, Floats]]:
+        """The tile of the points from `first` and those from `second` on, some rows at a time."""
         X = self._X
         last = min(first + TILE, X.shape[0])
         for row in range(first, last, _TILE_ROWS):
-            left = X[row : min(row + _TILE_ROWS, last)]
             column = row if first == second else second
-            right = X[column : second + TILE]
-            dots = room[: left.shape[0] * right.shape[0]].reshape(left.shape[0], right.shape[0])
-            np.matmul(left, right.T, out=dots)
-            self.nearest.offer(dots, row, column)
+            yield row, column, X[row : min(row + _TILE_ROWS, last)], X[column : second + TILE]
 
 
 def tournament(players: int) -> Iterator[list[tuple[int, int]]]:
