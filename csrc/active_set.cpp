@@ -399,6 +399,13 @@ Indices ActiveSet::rows_needing_candidates() const {
   return rows;
 }
 
+Index ActiveSet::n_candidates_needed() const {
+  Index needed = 0;
+  for (Index i : rows_needing_candidates())
+    needed += candidates_[i].size() + candidates_.next_want(i);
+  return needed;
+}
+
 Outcome ActiveSet::outcome(Status status) const { return {diagonal_.is_exemplar, t_, status}; }
 
 #define EPRUNER_INSTANTIATE(T)                                                                  \

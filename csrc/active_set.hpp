@@ -54,6 +54,8 @@ class ActiveSet {
 
   // Those that iterations stopped for, ascending.
   Indices rows_needing_candidates() const;
+  // How many candidates these rows will list if each gets as many as it usually does.
+  Index n_candidates_needed() const;
 
   Outcome outcome(Status status) const;
   const Diagonal& diagonal() const { return diagonal_; }

@@ -492,6 +492,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
           [](const ActiveSet& self) { return to_array<bool>(self.diagonal().is_exemplar); })
       .def_property_readonly("iteration", &ActiveSet::iteration)
       .def_property_readonly("n_candidates", &ActiveSet::n_candidates)
+      .def_property_readonly("n_candidates_needed", &ActiveSet::n_candidates_needed)
       .def_property_readonly("longest_list", &ActiveSet::longest_list);
   bind<float>(m, active_set, "32");
   bind<double>(m, active_set, "64");

@@ -1,6 +1,7 @@
 #include "candidate_list.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <numeric>
 
@@ -11,6 +12,7 @@ constexpr Index kRankBelow = 64;  // candidates that are ranked and not sorted
 constexpr Index kMovesEach = 8;   // before a sort is begun again
 constexpr std::size_t kLeastChunk = std::size_t{1} << 11,
                       kMostChunk = std::size_t{1} << 18;  // units
+constexpr std::size_t kSizesPerOctave = 4;
 
 // Order candidates by descending similarity, equal ones as they are.
 void sort_descending(NewCandidates& found) {
@@ -49,8 +51,17 @@ void sort_descending(NewCandidates& found) {
 
 }  // namespace
 
-std::byte* Arena::take(std::size_t bytes) {
-  const std::size_t units = (bytes + sizeof(Unit) - 1) / sizeof(Unit);
+std::byte* Arena::take(std::size_t& bytes) {
+  const std::size_t least = (bytes + sizeof(Unit) - 1) / sizeof(Unit);
+  const std::size_t step = std::max<std::size_t>(1, std::bit_floor(least) / kSizesPerOctave);
+  const std::size_t units = (least + step - 1) / step * step;
+  bytes = units * sizeof(Unit);
+  if (const auto found = returned_.find(bytes);
+      found != returned_.end() && !found->second.empty()) {
+    std::byte* own = found->second.back();
+    found->second.pop_back();
+    return own;
+  }
   if (units > left_) {
     const std::size_t chunk = std::max(units, std::clamp(taken_, kLeastChunk, kMostChunk));
     chunks_.emplace_back(new Unit[chunk]);
@@ -64,19 +75,26 @@ std::byte* Arena::take(std::size_t bytes) {
   return own;
 }
 
+void Arena::give_back(std::byte* memory, std::size_t bytes) {
+  if (bytes > 0) returned_[bytes].push_back(memory);
+}
+
 NewCandidates::NewCandidates(Index room)
     : s(as_size(room + 3)), column(as_size(room)), order(as_size(room)), ends(as_size(room + 1)) {}
 
-// Active and inactive blocks lie together, the active ones first.
+// Active and inactive blocks lie together, the active ones first. What memory there is beyond the
+// need is for inactive ones.
 void CandidateList::make_room(Index n_active_blocks, Index n_candidates, Arena& arena) {
   const Index needed = n_candidates / CandidateBlock::width + 2;  // one stays empty
   if (n_active_blocks <= active_room_ && needed <= inactive_room_) return;
   const Index active_room = n_active_blocks > active_room_
                                 ? std::max<Index>(n_active_blocks, 2 * active_room_)
                                 : active_room_;
-  const Index inactive_room = std::max<Index>(needed, inactive_room_);
-  std::byte* memory = arena.take(as_size(active_room) * sizeof(ActiveBlock) +
-                                 as_size(inactive_room) * sizeof(CandidateBlock));
+  const std::size_t active_bytes = as_size(active_room) * sizeof(ActiveBlock);
+  std::size_t bytes =
+      active_bytes + as_size(std::max<Index>(needed, inactive_room_)) * sizeof(CandidateBlock);
+  std::byte* memory = arena.take(bytes);
+  const auto inactive_room = static_cast<Index>((bytes - active_bytes) / sizeof(CandidateBlock));
   auto* new_active = reinterpret_cast<ActiveBlock*>(memory);
   auto* new_inactive = reinterpret_cast<CandidateBlock*>(new_active + active_room);
   ActiveBlock no_active;
@@ -91,8 +109,10 @@ void CandidateList::make_room(Index n_active_blocks, Index n_candidates, Arena& 
   std::fill_n(no_inactive.column, CandidateBlock::width, Column{0});
   std::fill_n(std::copy_n(inactive, inactive_room_, new_inactive), inactive_room - inactive_room_,
               no_inactive);
+  arena.give_back(reinterpret_cast<std::byte*>(active), bytes_);
   active = new_active;
   inactive = new_inactive;
+  bytes_ = bytes;
   active_room_ = static_cast<std::int32_t>(active_room);
   inactive_room_ = static_cast<std::int32_t>(inactive_room);
 }

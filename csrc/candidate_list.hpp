@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -9,10 +10,14 @@
 
 namespace epruner {
 
-// Memory of one thread's lists, in chunks that never move: a list that grows is copied, no other.
+// Memory of one thread's lists, in chunks that never move: a list that grows is copied, no other,
+// and what it leaves is for the next that grows to that size.
 class Arena {
  public:
-  std::byte* take(std::size_t bytes);  // aligned for vectors
+  // At least so many bytes, aligned for vectors. Sizes are few: `bytes` becomes what there is.
+  std::byte* take(std::size_t& bytes);
+  // Take back what any arena gave, with the size that it told.
+  void give_back(std::byte* memory, std::size_t bytes);
 
  private:
   struct alignas(32) Unit {
@@ -20,7 +25,8 @@ class Arena {
   };
   std::vector<std::unique_ptr<Unit[]>> chunks_;
   Unit* next_ = nullptr;
-  std::size_t left_ = 0, taken_ = 0;  // units
+  std::size_t left_ = 0, taken_ = 0;                         // units
+  std::map<std::size_t, std::vector<std::byte*>> returned_;  // by size
 };
 
 // Candidates on their way to a list.
@@ -92,6 +98,7 @@ class CandidateList : public CandidateRow {
   }
 
   std::int32_t active_room_ = 0, inactive_room_ = 0;  // blocks
+  std::size_t bytes_ = 0;
 };
 
 }  // namespace epruner

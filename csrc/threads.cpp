@@ -23,10 +23,6 @@ int own_cores() {
 }
 
 #ifdef __linux__
-// What runs for a moment only, as the kernel does after memory was freed, is hardly met again.
-constexpr int kGlances = 3;
-constexpr std::chrono::microseconds kBetweenGlances{100};
-
 // Threads of this process that are running or ready to.
 int own_running() {
   int running = 0;
@@ -40,36 +36,29 @@ int own_running() {
   }
   return running;
 }
-
-// How many of so many threads find a core next to other processes' now. Threads of this process
-// that wait in a loop for their next work give way; those of others do not.
-int find_cores(int threads) {
-  double minutes[3];
-  int running = 0;
-  std::ifstream("/proc/loadavg") >> minutes[0] >> minutes[1] >> minutes[2] >> running;
-  const auto cores = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
-  return running <= cores ? threads : std::clamp(cores - (running - own_running()), 1, threads);
-}
 #endif
 
 }  // namespace
 
-int Team::advisable(int threads) {
+int Team::unclaimed(int threads) {
   if (threads == 1) return 1;
-  // Other callers' threads do not give way: two callers that each took every core would wait for
-  // each other's.
   const int others = Engaged::count();
-  if (others > 0) threads = std::clamp(own_cores() - others, 1, threads);
+  return others > 0 ? std::clamp(own_cores() - others, 1, threads) : threads;
+}
+
+int Team::advisable(int threads) {
+  threads = unclaimed(threads);
 #ifdef __linux__
-  int found = threads == 1 ? 1 : find_cores(threads);
-  for (int glance = 1; glance < kGlances && found < threads; ++glance) {
-    std::this_thread::sleep_for(kBetweenGlances);
-    found = std::max(found, find_cores(threads));
-  }
-  return found;
-#else
-  return threads;
+  if (threads == 1) return 1;
+  double minutes[3];
+  int running = 0;
+  std::ifstream("/proc/loadavg") >> minutes[0] >> minutes[1] >> minutes[2] >> running;
+  const auto cores = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
+  // Threads of this process that wait in a loop for their next work give way; those of others do
+  // not.
+  if (running > cores) threads = std::clamp(cores - (running - own_running()), 1, threads);
 #endif
+  return threads;
 }
 
 }  // namespace epruner

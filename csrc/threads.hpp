@@ -82,9 +82,11 @@ class Backoff {
 // leader works alone for a while.
 class Team {
  public:
-  // How many of so many threads are likely to get a core now, next to those of other callers in
-  // this process and of other processes: all where it cannot be told. Threads without a core cost
-  // more than they bring.
+  // How many of so many threads the other callers in this process leave, whose threads do not give
+  // way: two callers that each took every core would wait for each other's.
+  static int unclaimed(int threads);
+  // How many of these are likely to get a core now, next to other processes' threads, too: all
+  // where it cannot be told. Threads without a core cost more than they bring.
   static int advisable(int threads);
 
   // Run lead(team) on the calling thread while the other threads help with what it distributes.
@@ -240,7 +242,9 @@ class Workers {
   template <class Body>
   auto together(bool worthwhile, const Body& body) {
     if (team_ || !worthwhile) return body();
-    const int threads = Team::advisable(threads_);
+    // What seems to need a core may do so for a moment only, so two threads are tried all the same:
+    // a team notices when one of them has lost its core.
+    const int threads = std::max(std::min(2, Team::unclaimed(threads_)), Team::advisable(threads_));
     if (threads == 1) {
       const Engaged engaged(1);
       return body();

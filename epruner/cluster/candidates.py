@@ -46,7 +46,7 @@ class CandidateSource(ABC):
         """Give more candidates to the rows that need them."""
         rows = active_set.rows_needing_candidates()
         resources.require_memory(
-            2 * rows.size * max(_FIRST_CANDIDATES, active_set.longest_list) * _BYTES_PER_CANDIDATE,
+            active_set.n_candidates_needed * _BYTES_PER_CANDIDATE,
             f"the lists of {self.n} points at iteration {active_set.iteration}",
             "raise the preference (fewer clusters need longer lists) or cluster a sample",
         )
