@@ -1,5 +1,7 @@
 """Clustering from features without the matrix, and everything that goes with large inputs."""
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +14,7 @@ from sklearn.datasets import load_digits, make_blobs
 from epruner import AffinityPropagation, affinity_propagation
 from epruner.cluster import _native, resources
 from epruner.cluster.candidates import FeatureSource
+from epruner.cluster.products import gram, products
 from epruner.cluster.similarity import (
     cosine,
     median_preference,
@@ -239,6 +242,47 @@ def test_memory_is_estimated_before_it_is_taken(monkeypatch: pytest.MonkeyPatch)
         AffinityPropagation(memory="matrix").fit(X)
     with pytest.raises(MemoryError, match=r"from features of 8000 points needs about"):
         AffinityPropagation(memory="tiles").fit(X)
+
+
+OSCILLATING = """
+import resource, warnings
+import numpy as np
+from sklearn.datasets import make_blobs
+from epruner import AffinityPropagation
+warnings.simplefilter("ignore")
+X = make_blobs(1000, 16, centers=20, random_state=0)[0].astype(np.float32)
+AffinityPropagation(memory="tiles").fit(X[:100])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+AffinityPropagation(memory="tiles", preference=-7500).fit(X)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak in kB, as Linux gives it")
+def test_lists_that_grow_in_a_long_oscillation_leave_no_memory_behind() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OSCILLATING], capture_output=True, text=True, timeout=300, check=True
+    )
+    # All pairs listed take 20 MB, and as much again while lists double.
+    assert float(done.stdout) < 120
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("n", "d"), [(3, 2), (700, 40), (1537, 9)])
+def test_products_are_symmetric_and_the_same_on_any_number_of_threads(
+    n: int, d: int, dtype: type
+) -> None:
+    X = gaussian(n, d, dtype)
+    S = gram(X, 1)
+    np.testing.assert_array_equal(S, S.T)
+    np.testing.assert_array_equal(S, gram(X, 3))
+    np.testing.assert_allclose(S, X.astype(np.float64) @ X.T, atol=1e-4, rtol=1e-5)
+    some: Floats = np.empty((n // 2, n), dtype=dtype)
+    np.testing.assert_array_equal(
+        products(X[: n // 2], X, 3, out=some),
+        products(X[: n // 2], X, 1, out=np.empty_like(some)),
+    )
+    np.testing.assert_allclose(some, S[: n // 2], atol=1e-4, rtol=1e-5)
 
 
 def test_available_memory_is_known_here() -> None:
