@@ -34,6 +34,14 @@ def pass_on(
     return solver.pass_messages(problems.Matrices(engine, S), np.concatenate(p), options, regime)
 
 
+def few_clusters(n: int, dtype: type) -> tuple[Floats, Floats]:
+    """Return similarities and preferences for which nearly all pairs have R > 0 for once."""
+    X = make_blobs(n, 8, centers=4, cluster_std=3.0, random_state=1)[0]
+    S: Floats = negative_squared_distances(X)
+    broken_ties = 1 + 1e-3 * np.random.default_rng(0).normal(size=n)
+    return S.astype(dtype), (20 * np.median(S) * broken_ties).astype(dtype)
+
+
 @pytest.mark.parametrize("regime", ["small", "active_set", "dense"])
 @pytest.mark.parametrize(("dtype", "damping"), GROUPS)
 def test_same_as_reference(make: Make, dtype: str, damping: float, regime: str) -> None:
@@ -59,18 +67,18 @@ def test_same_as_reference(make: Make, dtype: str, damping: float, regime: str) 
 
 @pytest.mark.parametrize("regime", ["small", "active_set", "dense"])
 def test_order_of_threads_changes_no_bit(make: Make, regime: str) -> None:
-    S, p = problem(Case("blobs", 65, "float32", 0.5, 1.0, True))
+    S, p = few_clusters(65, np.float32)
     bits = []
     for reverse in (False, True, False):
         own = solver.Batch(
-            problems.Matrices(make(reverse=reverse), [S, S]), np.tile(p, 2), Options()
+            problems.Matrices(make(reverse=reverse), [S, S]), np.tile(p, 2), Options(0.7)
         )
         if regime == "small":
             solver.run_small(own, np.arange(2))
         elif regime == "active_set":
             solver.run_active_set(own, np.arange(2), lambda p: False)
         else:
-            own = solver.Batch(problems.Matrices(make(reverse=reverse), [S]), p, Options())
+            own = solver.Batch(problems.Matrices(make(reverse=reverse), [S]), p, Options(0.7))
             solver.run_dense(own)
         bits.append([own.kept["total"].tobytes(), own.is_exemplar.tobytes(), own.t.tobytes()])
     assert bits[0] == bits[1] == bits[2]
@@ -95,6 +103,38 @@ def test_long_lists_turn_dense(make: Make) -> None:
     assert "dense_rows_f64" in engine.launched
     np.testing.assert_array_equal(passed.is_exemplar, verdict(case).is_exemplar)
     assert passed.n_iter[0] == verdict(case).n_iter
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("most_bursts", [0, 1, 8])
+def test_few_clusters(
+    make: Make, dtype: type, most_bursts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(solver, "_MOST_BURSTS", most_bursts)
+    S, p = zip(*(few_clusters(n, dtype) for n in (60, 150)), strict=True)
+    passed = pass_on(make(), list(S), list(p), Options(0.7), "active_set")
+    flags = np.split(passed.is_exemplar.astype(bool), [60])
+    for q, found in enumerate(flags):
+        expected = reference.solve(S[q], p[q], Options(0.7))
+        assert expected.converged
+        assert (passed.n_iter[q], passed.converged[q]) == (expected.n_iter, True)
+        np.testing.assert_array_equal(found, expected.is_exemplar)
+
+
+@pytest.mark.parametrize("n_iter", [2, 8, 12])
+def test_bursts_keep_lists_short_and_change_no_message(
+    make: Make, n_iter: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    S, p = few_clusters(150, np.float64)
+    longest, totals = [], []
+    for most_bursts in (0, 8):
+        monkeypatch.setattr(solver, "_MOST_BURSTS", most_bursts)
+        own = solver.Batch(problems.Matrices(make(), [S]), p, Options(0.7, max_iter=n_iter))
+        longest.append(solver.run_active_set(own, np.arange(1), lambda p: False)[1])
+        totals.append(own.kept["total"])
+    np.testing.assert_allclose(totals[1], totals[0], rtol=1e-9)
+    if n_iter == 2:  # the burst
+        assert longest[1] < 75 < longest[0]
 
 
 def test_lists_go_on_where_dense_passes_do_not_fit(

@@ -44,9 +44,16 @@ struct ActiveSet {
   Index* start;               // (points)
   int *listed, *active;       // (points)
   double *unlisted, *mu;      // (points) bound on everything unlisted
+  double* below;              // (points) what has this similarity or more, before jitter, is listed
+  int* want;                  // (points) so many of what is not listed have to be, if not 0
   int* pending;               // (points) 1: waits for candidates
   const Index* column_first;  // (points + 1) the same entries by column, rows ascending
   const int* column_entry;    // positions in the pool
+  // Bursts: unlisted pairs with R > 0 add to the column sums in one read of their row.
+  Index most_bursts;          // of a row, before it asks for candidates instead
+  int *bursts, *burst_at;     // (points) how many so far, and the iteration of the last
+  int* problem_burst_at;      // (problems) the same of any of its rows
+  double* burst_support;      // (kBands, points) sums over bands of a problem's rows
 };
 
 // Where similarities come from: a matrix per problem, or features (one problem) and tiles of
@@ -79,6 +86,7 @@ constexpr int kWarp = 32;
 constexpr unsigned kAll = 0xffffffffu;
 constexpr int kSegments = 8;  // a column of a small problem is summed in this many parts
 constexpr int kFirstWant = 16;
+constexpr int kBands = 16;  // in which the rows that burst are summed
 
 // ---- Numbers ------------------------------------------------------------------------------------
 
@@ -489,7 +497,12 @@ extern "C" __global__ void conclude(const Batch* b) {
   b->abar_next[p] = ~0ull;
 }
 
-// ---- The active set: only pairs that were ever a row's maximum or ever had R > 0 hold messages --
+// ---- The active set ----------------------------------------------------------------------------
+//
+// A pair that never was its row's maximum has R = (1 - damping^t) S - mu. If R never exceeded
+// max(0, b) of its column either, A = abar. Pairs need to hold messages only from then on. Unlisted
+// pairs hold none; of the listed ones hold them all down to the last that was a row's maximum, had
+// R > 0, or R > max(0, b) before it was listed.
 
 // Give each of these rows its next candidates, a block a row. refilled[q] = 0: the pool is full.
 template <class T, class Row>
@@ -509,7 +522,8 @@ __device__ void select(const Batch* b, const ActiveSet* g, const Source* source,
 
   // At least `target` and not many more entries reach `low`; those listed now are among them, or
   // were when the products of this row were last rounded.
-  const Index target = listed + (listed > kFirstWant ? listed : kFirstWant);
+  const int want = g->want[i] > kFirstWant ? g->want[i] : kFirstWant;
+  const Index target = listed + (listed > want ? listed : want);
   T low = lowest;
   if (target < n - 1) {
     if (4 * target <= blockDim.x) {
@@ -575,12 +589,78 @@ __device__ void select(const Batch* b, const ActiveSet* g, const Source* source,
   if (threadIdx.x == 0) {
     g->start[i] = start;
     g->listed[i] = listed + found;
+    g->want[i] = 0;
+    g->below[i] = static_cast<double>(low);
     g->unlisted[i] = low == lowest ? -infinity() : ceiling<T>(static_cast<double>(low) + row.error);
   }
 }
 
-// A warp a row: listed availabilities, what has to become active, responsibilities. A pair that
-// never was its row's maximum and never had R > 0 has R = (1 - damping^t) S - mu and A = abar.
+// R of unlisted pairs, found in a read of the row: what is not listed has a similarity in
+// [lowest, below).
+template <class T>
+struct UnlistedRow {
+  const T* x;
+  Index self, n;
+  double below;
+  __device__ UnlistedRow(const Batch* b, const ActiveSet* g, const Source* source, Index i)
+      : x(reinterpret_cast<const T*>(source->matrix[b->problem[i]])),
+        self(i - b->first[b->problem[i]]),
+        n(b->first[b->problem[i] + 1] - b->first[b->problem[i]]),
+        below(g->below[i]) {
+    x += self * n;
+  }
+  __device__ bool has(Index k) const {
+    return k != self && x[k] >= -Number<T>::largest && static_cast<double>(x[k]) < below;
+  }
+  __device__ double responsibility(Index k, double grown, double mu, const Batch& b) const {
+    return grown * jittered<T>(static_cast<double>(x[k]), self, k, b) - mu;
+  }
+};
+
+// Which rows have to list pairs that had R > max(0, b) in the last iteration's burst: a warp a row.
+template <class T>
+__device__ void unbalanced(const Batch* b, const ActiveSet* g, const Source* source) {
+  const Index i = thread_in_grid() / kWarp;
+  if (i >= b->points) return;
+  const Index p = b->problem[i];
+  if (b->state[p] != kRunning || g->burst_at[i] < 0 || g->burst_at[i] != b->t[p] - 1) return;
+  const UnlistedRow<T> row(b, g, source, i);
+  const double *total = b->total + b->first[p], grown = 1 - b->decay[p], mu = g->mu[i];
+  double least = infinity();
+  for (Index k = lane(); k < row.n; k += kWarp)
+    if (row.has(k) && row.responsibility(k, grown, mu, *b) > positive(total[k]) &&
+        static_cast<double>(row.x[k]) < least)
+      least = static_cast<double>(row.x[k]);
+  least = -warp_max(-least);
+  if (least == infinity()) return;
+  int count = 0;
+  for (Index k = lane(); k < row.n; k += kWarp)
+    count += row.has(k) && static_cast<double>(row.x[k]) >= least;
+  count = warp_sum(count);
+  if (lane() != 0) return;
+  g->want[i] = count;
+  g->pending[i] = 1;
+  b->needs_candidates[p] = 1;  // all who write, write the same
+}
+
+// Column sums over the unlisted pairs of the rows that burst: a thread a column and band of rows.
+template <class T>
+__device__ void burst(const Batch* b, const ActiveSet* g, const Source* source) {
+  const Index band = thread_in_grid() / b->points, k = thread_in_grid() % b->points;
+  if (band >= kBands) return;
+  const Index p = b->problem[k], first = b->first[p], n = b->first[p + 1] - first;
+  if (!at_work(b, p) || g->problem_burst_at[p] != b->t[p]) return;
+  const double grown = 1 - b->decay[p] * b->damping;
+  double support = 0;
+  for (Index i = first + band * n / kBands; i < first + (band + 1) * n / kBands; ++i) {
+    if (g->burst_at[i] != b->t[p]) continue;
+    const UnlistedRow<T> row(b, g, source, i);
+    if (row.has(k - first)) support += positive(row.responsibility(k - first, grown, g->mu[i], *b));
+  }
+  g->burst_support[band * b->points + k] = support;
+}
+
+// A warp a row: listed availabilities, what has to become active, responsibilities.
 extern "C" __global__ void active_rows(const Batch* b, const ActiveSet* g) {
   const Index i = thread_in_grid() / kWarp;
   if (i >= b->points) return;
@@ -594,6 +674,9 @@ extern "C" __global__ void active_rows(const Batch* b, const ActiveSet* g) {
   int active = g->active[i];
   double *s = g->s + g->start[i], *r = g->r + g->start[i], *a = g->a + g->start[i];
   const int* column = g->column + g->start[i];
+  // Read by all lanes before the first of them writes, which is after a reduction.
+  const bool lacks_unbalanced = !resumed && g->pending[i];
+  const bool may_burst = g->bursts[i] < g->most_bursts;
 
   Top2<double> top;
   for (int e = lane(); e < active; e += kWarp) {
@@ -610,10 +693,12 @@ extern "C" __global__ void active_rows(const Batch* b, const ActiveSet* g) {
   Top2<double> activated;
   for (int begin = active; begin < listed; begin += kWarp) {
     const int e = begin + lane();
-    const bool activate = e < listed && !harmless(s[e]);
+    const double before = e < listed ? (1 - decay) * s[e] - mu : 0;
+    const bool activate = e < listed && (before > 0 || !harmless(s[e]));
     if (activate) {
-      r[e] = (1 - decay) * s[e] - mu;
-      a[e] = b->abar[column[e]];
+      const double total = b->total[column[e]], balance = total - positive(before);
+      r[e] = before;
+      a[e] = b->abar[column[e]] + renew * ((balance < 0 ? balance : 0) - (total < 0 ? total : 0));
       activated.add(a[e] + s[e]);
       active = e + 1;
     }
@@ -622,11 +707,18 @@ extern "C" __global__ void active_rows(const Batch* b, const ActiveSet* g) {
   active = warp_max(active);
   top.add(warp_top2(activated));
   const double unlisted = g->unlisted[i];
-  const bool pending = active == listed && unlisted > -infinity() && !harmless(unlisted);
+  const bool lacks = active == listed && unlisted > -infinity() && !harmless(unlisted);
+  const bool bursts =
+      lacks && !lacks_unbalanced && may_burst && unlisted + abar_max <= top.second;
+  const bool pending = lacks_unbalanced || (lacks && !bursts);
   if (lane() == 0) {
     g->active[i] = active;
     g->pending[i] = pending;
     if (pending) b->needs_candidates[p] = 1;  // all who write, write the same
+    if (bursts) {
+      ++g->bursts[i];
+      g->burst_at[i] = g->problem_burst_at[p] = b->t[p];
+    }
   }
   if (pending) return;
   for (int e = lane(); e < active; e += kWarp)
@@ -637,7 +729,7 @@ extern "C" __global__ void active_rows(const Batch* b, const ActiveSet* g) {
   }
 }
 
-// A warp a column: its listed entries in the order of their rows.
+// A warp a column: its listed entries in the order of their rows, then what burst.
 extern "C" __global__ void active_columns(const Batch* b, const ActiveSet* g) {
   const Index k = thread_in_grid() / kWarp;
   if (k >= b->points) return;
@@ -647,7 +739,10 @@ extern "C" __global__ void active_columns(const Batch* b, const ActiveSet* g) {
   for (Index e = g->column_first[k] + lane(); e < g->column_first[k + 1]; e += kWarp)
     support += positive(g->r[g->column_entry[e]]);
   support = warp_sum(support);
-  if (lane() == 0) finish_point(b, p, k, support);
+  if (lane() != 0) return;
+  if (g->problem_burst_at[p] == b->t[p])
+    for (int band = 0; band < kBands; ++band) support += g->burst_support[band * b->points + k];
+  finish_point(b, p, k, support);
 }
 
 // ---- Dense passes: every pair holds messages, one pass over memory an iteration -----------------
@@ -822,6 +917,14 @@ __device__ void net_similarity(const Batch* b, const Clusters* c, const Source* 
   extern "C" __global__ void __launch_bounds__(1024)                                            \
       small_##suffix(const Batch* b, const Source* source, const int* which) {                  \
     small<T>(b, source, which);                                                                 \
+  }                                                                                             \
+  extern "C" __global__ void unbalanced_##suffix(const Batch* b, const ActiveSet* g,            \
+                                                 const Source* source) {                        \
+    unbalanced<T>(b, g, source);                                                                \
+  }                                                                                             \
+  extern "C" __global__ void burst_##suffix(const Batch* b, const ActiveSet* g,                 \
+                                            const Source* source) {                             \
+    burst<T>(b, g, source);                                                                     \
   }                                                                                             \
   extern "C" __global__ void dense_begin_##suffix(const Batch* b, const Source* source, T* s) { \
     dense_begin<T>(b, source, s);                                                               \

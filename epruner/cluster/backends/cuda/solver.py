@@ -36,6 +36,8 @@ _ENTRY_BYTES = 3 * 8 + 4
 _SORTING_BYTES = 7 * 8
 _BANDS = 256  # of rows whose sums are added in order: a function of n alone, so are the bits
 _SEGMENTS = 8  # as in kernels.cu
+_BURST_BANDS = 16  # as in kernels.cu
+_MOST_BURSTS = 8  # reads of a row that cost less than one more look at it from the host
 
 
 def solve(S: Floats, preference: Floats, options: Options) -> Messages:
@@ -263,9 +265,18 @@ def run_active_set(
     engine, problems = batch.engine, batch.problems
     active_set = ActiveSet(batch, which)
 
+    bursts = problems.kind == "matrix"
+
     def iterate() -> None:
-        batch.launch("active_rows", 32 * problems.points, batch.table, active_set.table)
-        batch.launch("active_columns", 32 * problems.points, batch.table, active_set.table)
+        tables = batch.table, active_set.table
+        if bursts:
+            kernel = f"unbalanced_{problems.number}"
+            batch.launch(kernel, 32 * problems.points, *tables, problems.source)
+        batch.launch("active_rows", 32 * problems.points, *tables)
+        if bursts:
+            kernel = f"burst_{problems.number}"
+            batch.launch(kernel, _BURST_BANDS * problems.points, *tables, problems.source)
+        batch.launch("active_columns", 32 * problems.points, *tables)
         batch.launch("conclude", len(problems.sizes), batch.table)
 
     run = engine.repeater(iterate, ITERATIONS)
@@ -309,6 +320,14 @@ class ActiveSet:
         self.mu = xp.zeros(points)
         self.pending = xp.zeros(points, dtype=np.int32)
         self.used = xp.zeros(1, dtype=np.uint64)
+        self.below = xp.full(points, np.inf)
+        self.want = xp.zeros(points, dtype=np.int32)
+        # Features have no rows to read again.
+        self.most_bursts = _MOST_BURSTS if problems.kind == "matrix" else 0
+        self.bursts = xp.zeros(points, dtype=np.int32)
+        self.burst_at = xp.full(points, -1, dtype=np.int32)
+        self.problem_burst_at = xp.full(len(problems.sizes), -1, dtype=np.int32)
+        self.burst_support = xp.empty((_BURST_BANDS if self.most_bursts else 0, points))
         self.column_first = xp.zeros(points + 1, dtype=np.int64)
         self.column_entry = xp.zeros(1, dtype=np.int32)
         self._grow(int(np.minimum(problems.sizes[which] - 1, _ROOM) @ problems.sizes[which]))
@@ -324,7 +343,8 @@ class ActiveSet:
     def crowded(self, which: NDArray[np.int_]) -> NDArray[np.bool_]:
         """Tell which problems would, once refilled, have lists longer than dense passes cost."""
         xp, problems = self.batch.engine.xp, self.batch.problems
-        listed = self.listed + self.pending * xp.maximum(self.listed, FIRST_WANT)
+        more = xp.maximum(xp.maximum(self.listed, self.want), FIRST_WANT)
+        listed = self.listed + self.pending * more
         before = xp.concatenate([xp.zeros(1, dtype=np.int64), xp.cumsum(listed, dtype=np.int64)])
         sums = np.diff(self.batch.engine.host(before[problems.first_device]))
         sizes = problems.sizes
@@ -401,5 +421,6 @@ class ActiveSet:
 
 ACTIVE_SET_FIELDS = (
     *("capacity", "used", "s", "r", "a", "column", "start", "listed", "active", "unlisted"),
-    *("mu", "pending", "column_first", "column_entry"),
+    *("mu", "below", "want", "pending", "column_first", "column_entry", "most_bursts", "bursts"),
+    *("burst_at", "problem_burst_at", "burst_support"),
 )
