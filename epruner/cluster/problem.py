@@ -226,13 +226,14 @@ class MatrixProblem(Problem):
         def announced(p: Floats, options: Options) -> Clustering:
             if not options.verbose:
                 return run(p, options)
-            print(f"{self.backend}: {self.n} points, damping {options.damping}")
+            print(f"{self.backend}: {self.n} points, damping {options.damping}", flush=True)
             begin = perf_counter()
             clustering = run(p, options)
             print(
                 f"iteration {clustering.n_iter}: {clustering.exemplars.size} clusters, "
                 f"{'converged' if clustering.converged else 'not converged'} "
-                f"after {perf_counter() - begin:.2f} s"
+                f"after {perf_counter() - begin:.2f} s",
+                flush=True,
             )
             return clustering
 

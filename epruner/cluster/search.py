@@ -331,7 +331,8 @@ class Search:
                 f"preference {preference[0]:.6g}, damping {damping:g}"
                 f"{' (warm)' if onwards else ''}: {history[-1]} clusters after "
                 f"{self._trials.iterations} iterations"
-                f"{'' if trial.certain else ', stopped' if trial.count else ', oscillates'}"
+                f"{'' if trial.certain else ', stopped' if trial.count else ', oscillates'}",
+                flush=True,
             )
         return trial
 

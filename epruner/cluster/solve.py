@@ -120,7 +120,8 @@ def _pass_messages(
             print(
                 f"iteration {active_set.iteration}: {int(active_set.is_exemplar.sum())} clusters, "
                 f"lists of {active_set.n_candidates / source.n:.1f} on average, "
-                f"{active_set.longest_list} at most"
+                f"{active_set.longest_list} at most",
+                flush=True,
             )
         if status != "running":
             return Messages(active_set.is_exemplar, active_set.iteration, status == "converged")
@@ -133,7 +134,7 @@ def with_rising_damping(solve: Solve, options: Options) -> tuple[Clustering, flo
         if clustering.converged:
             break
         if options.verbose:
-            print(f"damping {damping}: oscillates, no convergence")
+            print(f"damping {damping}: oscillates, no convergence", flush=True)
     return clustering, damping
 
 

@@ -82,7 +82,8 @@ class Sweep:
                 for played, pairs in enumerate(rounds, 1):
                     list(pool.map(offer, pairs))
                     if options.verbose:
-                        print(f"similarities: {100 * played // len(rounds)} %", end="\r")
+                        share = 100 * played // len(rounds)
+                        print(f"similarities: {share} %", end="\r", flush=True)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
