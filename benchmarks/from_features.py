@@ -84,7 +84,7 @@ CASES = [
     Case(100_000, sweep_target=1.4, fit_target=2.2),
     Case(100_000, beta=1.0, fit_target=3.0),
 ]
-MILLION = Case(1_000_000, d=32, damping=0.9, max_iter=2000, repeats=1, compared=False)
+MILLION = Case(1_000_000, d=32, damping=0.95, max_iter=2000, repeats=1, compared=False)
 
 
 def points(n: int, d: int) -> Points:

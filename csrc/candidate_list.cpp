@@ -91,8 +91,7 @@ void CandidateList::make_room(Index n_active_blocks, Index n_candidates, Arena& 
                                 ? std::max<Index>(n_active_blocks, 2 * active_room_)
                                 : active_room_;
   const std::size_t active_bytes = as_size(active_room) * sizeof(ActiveBlock);
-  std::size_t bytes =
-      active_bytes + as_size(std::max<Index>(needed, inactive_room_)) * sizeof(CandidateBlock);
+  std::size_t bytes = active_bytes + as_size(needed) * sizeof(CandidateBlock);
   std::byte* memory = arena.take(bytes);
   const auto inactive_room = static_cast<Index>((bytes - active_bytes) / sizeof(CandidateBlock));
   auto* new_active = reinterpret_cast<ActiveBlock*>(memory);
@@ -107,8 +106,8 @@ void CandidateList::make_room(Index n_active_blocks, Index n_candidates, Arena& 
   std::fill_n(no_inactive.s, CandidateBlock::width, minus_infinity<double>);
   std::fill_n(no_inactive.a, CandidateBlock::width, minus_infinity<double>);
   std::fill_n(no_inactive.column, CandidateBlock::width, Column{0});
-  std::fill_n(std::copy_n(inactive, inactive_room_, new_inactive), inactive_room - inactive_room_,
-              no_inactive);
+  const Index kept = std::min<Index>(inactive_room, inactive_room_);  // beyond, nothing is in use
+  std::fill_n(std::copy_n(inactive, kept, new_inactive), inactive_room - kept, no_inactive);
   arena.give_back(reinterpret_cast<std::byte*>(active), bytes_);
   active = new_active;
   inactive = new_inactive;

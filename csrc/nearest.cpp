@@ -21,7 +21,8 @@ void Nearest<T>::start_from_sample(const Tile<T>& tile, Index rank) {
                          scale_, norms_[i]};
     for (Index k = 0; k < tile.columns; ++k) similarities[as_size(k)] = row.similarity(k);
     // Few lanes hold two of the largest.
-    const Span<T> span = lane_maxima(tile.columns, -1, similarities.data(), infinity, lanes.data());
+    const Span<T> span = lane_maxima(tile.columns, i - tile.first_column, similarities.data(),
+                                     infinity, lanes.data());
     if (span.least > minus_infinity<T>)
       lists_.start_at(i, bisect(kLanes<T>, lanes.data(), span.least, span.most, infinity, rank));
   }

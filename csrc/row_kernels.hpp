@@ -237,8 +237,7 @@ double least_exceeding(Index n, const float* x, double below, double margin, Clo
 double least_exceeding(Index n, const double* x, double below, double margin, ClosedForm r,
                        const double* total);
 
-// ---- All columns
-// ---------------------------------------------------------------------------------
+// ---- All columns --------------------------------------------------------------------------------
 
 // The largest A of `availability` and the least of `total`.
 struct ColumnBounds {

@@ -64,13 +64,24 @@ EPRUNER_INLINE Mask<T> lane_bits(Index first) {
   return bits;
 }
 
+// Similarities of the vector of columns from k on, and which of them interest. Inlined by force: a
+// function of its own would be compiled for the narrowest vectors.
+template <class T, class... Interests>
+EPRUNER_INLINE Mask<T> marks(const TileRow<T>& row, Index k, T* similarities,
+                             Interests&... interests) {
+  using V = Vector<T>;
+  const Values<T> s =
+      V::fill(row.scale) * V::load(row.dots + k) - (V::fill(row.norm) + V::load(row.norms + k));
+  V::store(similarities, s);
+  return (interests(k, s) | ...);
+}
+
 // Hits are rare: columns without one are passed together.
 template <class T, class... Interests>
 EPRUNER_INLINE void scan_impl(const TileRow<T>& row, Hits<T>& hits, Interests&... interests) {
   using V = Vector<T>;
   constexpr Index w = V::width, together = 4 * w;
   static_assert(kSpare % together == 0);
-  const Values<T> scale = V::fill(row.scale), norm = V::fill(row.norm);
   Mask<T> bits[together / w];
   for (int v = 0; v < together / w; ++v) bits[v] = lane_bits<T>(v * w);
   Column* columns = hits.columns;
@@ -78,14 +89,9 @@ EPRUNER_INLINE void scan_impl(const TileRow<T>& row, Hits<T>& hits, Interests&..
   Index found = 0;
   for (Index first = 0; first < row.n; first += together) {
     T all[together];
-    const auto marks = [&](Index start) {
-      const Index k = first + start;
-      const Values<T> s = scale * V::load(row.dots + k) - (norm + V::load(row.norms + k));
-      V::store(all + start, s);
-      return (interests(k, s) | ...);
-    };
-    Mask<T> marked = marks(0) & bits[0];
-    for (Index v = 1; v < together / w; ++v) marked |= marks(v * w) & bits[v];
+    Mask<T> marked{};
+    for (Index v = 0; v < together / w; ++v)
+      marked |= marks(row, first + v * w, all + v * w, interests...) & bits[v];
     for (std::uint32_t left = V::united(marked); left != 0; left &= left - 1) {
       const int j = std::countr_zero(left);
       columns[found] = static_cast<Column>(first + j);

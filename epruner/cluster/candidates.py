@@ -26,6 +26,7 @@ _BYTES_PER_LISTED = 24  # in lists from a sweep, which finds half as many again 
 _SPARE_PLACES = 24  # in such a list
 # Of so many similarities one is drawn where a sample tells about where their median lies.
 _SAMPLED, _LEAST_SAMPLE, _MOST_SAMPLED = 1 << 13, 1 << 16, 1 << 20
+_MOST_KEPT = 1 << 24  # values in a window around it; more are counted in bins
 
 
 class CandidateSource(ABC):
@@ -225,6 +226,9 @@ class FeatureSource(CandidateSource):
     def _memory_needed(self, *, medians: bool) -> int:
         want = _first_candidates(self.n)
         sweep = Sweep.bytes_needed(self._factor, want, medians=medians)
+        if not medians:  # values near the order statistic asked for, while they are sorted, too
+            window = self._window_share() * self.n * (self.n - 1) / 2
+            sweep += int(3 * min(window, _MOST_KEPT) * self.dtype.itemsize)
         return sweep + self.n * (want + want // 2 + _SPARE_PLACES) * _BYTES_PER_LISTED
 
     def _started(self, sweep: Sweep, options: Options) -> ActiveSet:
@@ -264,22 +268,29 @@ class FeatureSource(CandidateSource):
         pairs = self.n * (self.n - 1) // 2
         ranks = [int(position) // 2, min(int(position) + 1, 2 * pairs - 1) // 2]
         sample = np.sort(self._sampled_similarities())
-        middle, slack = ranks[0] / pairs * sample.size, 3 * np.sqrt(sample.size)
+        middle, slack = ranks[0] / pairs * sample.size, self._window_share() / 2 * sample.size
         low = sample[int(middle - slack)] if middle > slack else -np.inf
         high = sample[int(middle + slack)] if middle + slack < sample.size else np.inf
         rounding = 1e-5 if self.dtype == np.float32 else 1e-12  # of the products, not the sample
         low, high = low - rounding * abs(low), high + rounding * abs(high)
-        sweep.nearest.open_rank_window(low, high, int(2 * slack / sample.size * pairs))
+        sweep.nearest.open_rank_window(low, high, int(self._window_share() * pairs))
         sweep.run(options)
         values: list[float] = sweep.nearest.values_at_ranks(ranks)
         if not values:
             return float(sample[int(middle)])
         return values[0] + (values[1] - values[0]) * (position - int(position))
 
+    def _sample_size(self) -> int:
+        return min(max(_LEAST_SAMPLE, self.n * self.n // _SAMPLED), _MOST_SAMPLED)
+
+    def _window_share(self) -> float:
+        """Of all pairs, the share in a window that holds an order statistic: six deviations of its
+        rank in the sample to either side of the median's, which deviates most."""
+        return 6 / float(np.sqrt(self._sample_size()))
+
     def _sampled_similarities(self) -> Floats:
         rng = np.random.default_rng(0)
-        size = min(max(_LEAST_SAMPLE, self.n * self.n // _SAMPLED), _MOST_SAMPLED)
-        rows, columns = rng.integers(self.n, size=(2, size))
+        rows, columns = rng.integers(self.n, size=(2, self._sample_size()))
         rows, columns = rows[rows != columns], columns[rows != columns]
         return self.links(rows, columns).astype(self.dtype)
 

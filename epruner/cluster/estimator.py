@@ -409,7 +409,7 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             if self.memory == "tiles":
                 raise ValueError(f"ties={self.ties!r} needs a matrix, not memory='tiles'")
             require_matrix_memory(X.shape[0], X.dtype)
-            return X, self._from_matrix(cosine(X) if is_cosine else _euclidean(X))
+            return X, self._from_matrix(cosine(X, self.n_threads) if is_cosine else _euclidean(X))
         features = np.ascontiguousarray(normalised(X) if is_cosine else X)
         return X, FeatureProblem(features, is_cosine, self.memory, self.backend, self.n_threads)
 

@@ -7,9 +7,10 @@ depend on the number of threads, so neither do their bits.
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, nullcontext
+from functools import cache, partial
 from itertools import combinations_with_replacement
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ _FEW = 1 << 18  # multiply-adds for which no BLAS starts threads
 _TOGETHER = 1 << 24  # multiply-adds from where threads are worth their start
 
 Piece = TypeVar("Piece")
+_limiting = Lock()
 
 
 @cache
@@ -32,9 +34,24 @@ def _controller() -> ThreadpoolController:
 
 @contextmanager
 def one_thread_blas() -> Iterator[None]:
-    """Let BLAS use one thread."""
-    with _controller().limit(limits=1, user_api="blas"):
+    """Let BLAS use one thread in this process.
+
+    Callers in several threads may meet here. Who finds it limited leaves that to the first: to
+    restore what was found would limit BLAS for good.
+    """
+    limiter: Any = nullcontext()
+    with _limiting:
+        libraries = _controller().select(user_api="blas").lib_controllers
+        if any(library.num_threads != 1 for library in libraries):
+            limiter = _controller().limit(limits=1, user_api="blas")
+    with limiter:
         yield
+
+
+def pool(n_threads: int) -> ThreadPoolExecutor:
+    """Return threads for products, each of which BLAS by OpenMP limits by itself."""
+    one_thread = partial(_controller().limit, limits=1, user_api="openmp")
+    return ThreadPoolExecutor(n_threads, initializer=one_thread)
 
 
 def gram(X: Floats, n_threads: int) -> Floats:
@@ -73,5 +90,5 @@ def _each(make: Callable[[Piece], Any], pieces: Iterable[Piece], n_threads: int)
             for piece in pieces:
                 make(piece)
             return
-        with ThreadPoolExecutor(n_threads) as pool:
-            list(pool.map(make, pieces))
+        with pool(n_threads) as threads:
+            list(threads.map(make, pieces))

@@ -1,14 +1,13 @@
 """All pairs of points from features, each once, in tiles that are looked at while in cache."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from threading import local
 from typing import Any
 
 import numpy as np
 
 from epruner.cluster import _native
-from epruner.cluster.products import one_thread_blas
+from epruner.cluster.products import one_thread_blas, pool
 from epruner.cluster.types import Floats, Options
 
 TILE = 1024  # points a side, ...
@@ -72,20 +71,17 @@ class Sweep:
                 self.nearest.offer(dots(left, right), row, column)
 
         rounds = list(tournament(-(-n // TILE)))
-        with (
-            one_thread_blas(),
-            ThreadPoolExecutor(options.n_threads) as pool,
-        ):
+        with one_thread_blas(), pool(options.n_threads) as threads:
             try:
                 if size >= _LEAST_SAMPLE:
-                    list(pool.map(sample, range(0, n, _TILE_ROWS)))
+                    list(threads.map(sample, range(0, n, _TILE_ROWS)))
                 for played, pairs in enumerate(rounds, 1):
-                    list(pool.map(offer, pairs))
+                    list(threads.map(offer, pairs))
                     if options.verbose:
                         share = 100 * played // len(rounds)
                         print(f"similarities: {share} %", end="\r", flush=True)
             except BaseException:
-                pool.shutdown(cancel_futures=True)
+                threads.shutdown(cancel_futures=True)
                 raise
         if options.verbose:
             print()

@@ -4,12 +4,15 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from threading import Thread
+from time import sleep
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits, make_blobs
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from epruner import AffinityPropagation, affinity_propagation
 from epruner.cluster import _native, resources
@@ -283,6 +286,23 @@ def test_products_are_symmetric_and_the_same_on_any_number_of_threads(
         products(X[: n // 2], X, 1, out=np.empty_like(some)),
     )
     np.testing.assert_allclose(some, S[: n // 2], atol=1e-4, rtol=1e-5)
+
+
+def test_callers_in_several_threads_leave_blas_as_they_found_it() -> None:
+    X = gaussian(1200, 60, np.float32)
+
+    def blas_threads() -> set[int]:
+        return {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
+
+    with threadpool_limits(2, user_api="blas"):
+        for _ in range(5):
+            callers = [Thread(target=gram, args=(X, 1)) for _ in range(4)]
+            for caller in callers:
+                caller.start()
+                sleep(0.005)  # so that they overlap
+            for caller in callers:
+                caller.join()
+            assert blas_threads() == {2}
 
 
 def test_available_memory_is_known_here() -> None:
