@@ -4,8 +4,6 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from threading import Thread
-from time import sleep
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from epruner import AffinityPropagation, affinity_propagation
 from epruner.cluster import _native, resources
 from epruner.cluster.candidates import FeatureSource
-from epruner.cluster.products import gram, products
+from epruner.cluster.products import gram, one_thread_blas, products
 from epruner.cluster.similarity import (
     cosine,
     median_preference,
@@ -289,20 +287,17 @@ def test_products_are_symmetric_and_the_same_on_any_number_of_threads(
 
 
 def test_callers_in_several_threads_leave_blas_as_they_found_it() -> None:
-    X = gaussian(1200, 60, np.float32)
-
     def blas_threads() -> set[int]:
         return {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
 
     with threadpool_limits(2, user_api="blas"):
-        for _ in range(5):
-            callers = [Thread(target=gram, args=(X, 1)) for _ in range(4)]
-            for caller in callers:
-                caller.start()
-                sleep(0.005)  # so that they overlap
-            for caller in callers:
-                caller.join()
-            assert blas_threads() == {2}
+        first, second = one_thread_blas(), one_thread_blas()
+        first.__enter__()
+        second.__enter__()
+        assert blas_threads() == {1}
+        first.__exit__(None, None, None)
+        second.__exit__(None, None, None)
+        assert blas_threads() == {2}
 
 
 def test_available_memory_is_known_here() -> None:
