@@ -28,8 +28,9 @@ _limiting = Lock()
 
 
 @cache
-def _controller() -> ThreadpoolController:
-    return ThreadpoolController()  # looks at all libraries: milliseconds
+def _libraries(user_api: str) -> ThreadpoolController:
+    found: ThreadpoolController = ThreadpoolController().select(user_api=user_api)  # milliseconds
+    return found
 
 
 @contextmanager
@@ -41,16 +42,16 @@ def one_thread_blas() -> Iterator[None]:
     """
     limiter: Any = nullcontext()
     with _limiting:
-        libraries = _controller().select(user_api="blas").lib_controllers
-        if any(library.num_threads != 1 for library in libraries):
-            limiter = _controller().limit(limits=1, user_api="blas")
+        blas = _libraries("blas")
+        if any(library.num_threads != 1 for library in blas.lib_controllers):
+            limiter = blas.limit(limits=1)
     with limiter:
         yield
 
 
 def pool(n_threads: int) -> ThreadPoolExecutor:
     """Return threads for products, each of which BLAS by OpenMP limits by itself."""
-    one_thread = partial(_controller().limit, limits=1, user_api="openmp")
+    one_thread = partial(_libraries("openmp").limit, limits=1)
     return ThreadPoolExecutor(n_threads, initializer=one_thread)
 
 
