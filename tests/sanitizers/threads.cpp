@@ -10,6 +10,7 @@
 namespace epruner {
 
 // In place of csrc/threads.cpp: all threads, however busy the machine is.
+int Team::unclaimed(int threads) { return threads; }
 int Team::advisable(int threads) { return threads; }
 
 }  // namespace epruner
