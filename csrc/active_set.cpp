@@ -91,7 +91,7 @@ void ActiveSet::leave_out_prominent() {
 void ActiveSet::prefetch(const Row& row) {
   const auto* line = reinterpret_cast<const char*>(row.active);
   const auto* end = reinterpret_cast<const char*>(row.inactive + row.n_stored_blocks);
-  for (; line < end; line += 64) prefetch_line(line);
+  for (; line < end; line += 64) prefetch_line<true>(line);
 }
 
 // Bring row i to this iteration. Returns false if it lacks something; `again` says that it did, and

@@ -22,19 +22,11 @@
 
 namespace epruner {
 
-// Bring the cache line of `address` near, to be written.
+// Bring the cache line of `address` near, to be read or to be written.
+template <bool to_write>
 EPRUNER_INLINE void prefetch_line(const void* address) {
 #if defined(__GNUC__) || defined(__clang__)
-  __builtin_prefetch(address, 1);
-#else
-  static_cast<void>(address);
-#endif
-}
-
-// To be read.
-EPRUNER_INLINE void prefetch_to_read(const void* address) {
-#if defined(__GNUC__) || defined(__clang__)
-  __builtin_prefetch(address, 0);
+  __builtin_prefetch(address, to_write);
 #else
   static_cast<void>(address);
 #endif

@@ -47,7 +47,7 @@ class Features {
   void prefetch(Index k) const {
     const auto* bytes = reinterpret_cast<const char*>(x_ + k * d_);
     for (Index at = 0; at < d_ * static_cast<Index>(sizeof(T)); at += 64)
-      prefetch_to_read(bytes + at);
+      prefetch_line<false>(bytes + at);
   }
   double operator()(Index i, Index k) const {
     return offset_ - scale_ * squared_distance(d_, x_ + i * d_, x_ + k * d_);

@@ -238,10 +238,10 @@ def test_cosine_rejects_points_without_direction() -> None:
 
 def test_memory_is_estimated_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "available_memory", lambda: 10_000_000)
-    X = gaussian(8000, 4, np.float32)
+    X = gaussian(5000, 4, np.float32)
     with pytest.raises(MemoryError, match=r"matrix of similarities .* memory='tiles'"):
         AffinityPropagation(memory="matrix").fit(X)
-    with pytest.raises(MemoryError, match=r"from features of 8000 points needs about"):
+    with pytest.raises(MemoryError, match=r"from features of 5000 points needs about"):
         AffinityPropagation(memory="tiles").fit(X)
 
 
