@@ -31,7 +31,7 @@ def check(model: nn.Module, shape: tuple[int, ...], share: float, method: str) -
     assert not [note for note in result.report.notes if "cannot be measured for" not in note]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["paper", pytest.param("auto", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("which", ["theo", "akamaster"])
 def test_trained_residual_networks(which: str, share: float, method: str, data_dir: Path) -> None:

@@ -72,10 +72,10 @@ def test_the_published_rule_on_a_trained_resnet56(data_dir: Path) -> None:
 def test_the_same_rule_on_another_network_collapses_but_never_to_nothing(data_dir: Path) -> None:
     model = trained_resnet(data_dir, "akamaster")
     constraints = Constraints(min_filters=0)
-    bare = prune(model, (1, 3, 32, 32), beta=0.76, constraints=constraints)
+    bare = prune(model, (1, 3, 32, 32), beta=0.76, constraints=constraints, repair="none")
     assert min(counts(bare).values()) == 1
     assert bare.report.after.macs < 0.1 * bare.report.before.macs
-    with_floor = prune(model, (1, 3, 32, 32), beta=0.76)
+    with_floor = prune(model, (1, 3, 32, 32), beta=0.76, repair="none")
     for layer in with_floor.report.layers:
         assert layer.after >= max(1, layer.before / 20)
         assert layer.floor == (layer.after > counts(bare)[layer.name])
@@ -93,7 +93,7 @@ def test_one_filter_stays_where_all_are_alike() -> None:
 
 
 @pytest.mark.parametrize("method", ["paper", "auto"])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_same_seed_gives_the_same_bits_on_any_number_of_threads(seed: int, method: str) -> None:
     torch.manual_seed(seed)
     model = stirred(networks.Vgg(), seed)
@@ -113,14 +113,15 @@ def test_the_same_seed_gives_the_same_bits_on_any_number_of_threads(seed: int, m
 def test_seeds_decide_ties_and_nothing_else() -> None:
     torch.manual_seed(0)
     model = stirred(networks.Vgg())
-    plain = [prune(model, IMAGE, beta=0.9, random_state=seed).plan.modules for seed in range(6)]
+    options: dict[str, Any] = {"beta": 0.9, "repair": "none"}
+    plain = [prune(model, IMAGE, random_state=seed, **options).plan.modules for seed in range(6)]
     assert all(modules == plain[0] for modules in plain)
     with torch.no_grad():
         for name in ("weight", "bias"):
             tensor = model.get_parameter(f"features.0.{name}")
             tensor[8:] = tensor[:8]
     kept = {
-        tuple(prune(model, IMAGE, beta=0.9, random_state=seed).kept["features.0"])
+        tuple(prune(model, IMAGE, random_state=seed, **options).kept["features.0"])
         for seed in range(6)
     }
     assert len(kept) > 1
