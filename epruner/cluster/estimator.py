@@ -9,8 +9,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import euclidean_distances, pairwise_distances_argmin
-from sklearn.utils.extmath import row_norms
+from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from epruner.cluster import validate
@@ -26,7 +25,12 @@ from epruner.cluster.problem import (
     require_matrix_memory,
     solve_many,
 )
-from epruner.cluster.similarity import cosine, normalised, require_directions
+from epruner.cluster.similarity import (
+    cosine,
+    normalised,
+    require_directions,
+    scikit_learns_similarities,
+)
 from epruner.cluster.types import Clustering, Floats, Indices
 
 
@@ -41,7 +45,7 @@ def affinity_propagation(
     verbose: bool = False,
     return_n_iter: bool = False,
     random_state: validate.RandomState = None,
-    ties: str = "jitter",
+    ties: str = "fast",
     backend: str = "auto",
     n_threads: int | None = None,
 ) -> tuple[Indices, Indices] | tuple[Indices, Indices, int]:
@@ -109,8 +113,8 @@ def _from_similarities(
 ) -> Problem:
     if not issparse(S):
         return _from_matrix(S, backend, ties, random_state)
-    if ties != "jitter":
-        raise ValueError(f"ties={ties!r} needs a dense matrix: pass S.toarray(), or ties='jitter'")
+    if ties != "fast":
+        raise ValueError(f"ties={ties!r} needs a dense matrix: pass S.toarray(), or ties='fast'")
     return SparseProblem(validate.sparse_similarities(S), backend)
 
 
@@ -118,15 +122,15 @@ def _from_matrix(
     S: Any, backend: str, ties: str, random_state: validate.RandomState
 ) -> MatrixProblem:
     matrix = validate.similarities(S)
-    if ties == "jitter":
+    if ties == "fast":
         return MatrixProblem(matrix, backend)
     return NoisyProblem(matrix, backend, random_state)
 
 
 def _on_device(problems: Sequence[Any], backend: str, ties: str) -> bool:
     on_device = cuda.use_device(problems, backend)
-    if on_device and ties != "jitter":
-        raise ValueError(f"ties={ties!r} works on the CPU only: move S there, or ties='jitter'")
+    if on_device and ties != "fast":
+        raise ValueError(f"ties={ties!r} works on the CPU only: move S there, or ties='fast'")
     return on_device
 
 
@@ -160,7 +164,7 @@ def affinity_propagation_many(
     max_iter: int = 200,
     convergence_iter: int = 15,
     random_state: validate.RandomState = None,
-    ties: str = "jitter",
+    ties: str = "fast",
     backend: str = "auto",
     n_threads: int | None = None,
 ) -> list[Clustering]:
@@ -237,11 +241,11 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     random_state : int, RandomState or None, default=None
         Key of the tie-breaking jitter. None is 0: the same input gives the same answer. With
         ``ties='scikit-learn'`` the generator of the noise; None is then NumPy's global one.
-    ties : {'jitter', 'scikit-learn'}, default='jitter'
-        What breaks exact ties. 'jitter' is a hash of each pair's place, evaluated where it can
-        decide. 'scikit-learn' adds scikit-learn's noise to a copy of all similarities and decodes
-        with it, for the same labels where ties decide them; it needs a dense matrix on the CPU
-        and costs more than most of the rest.
+    ties : {'fast', 'scikit-learn'}, default='fast'
+        What breaks exact ties. 'fast' is a jitter: a hash of each pair's place, evaluated where it
+        can decide. 'scikit-learn' adds scikit-learn's noise to a copy of all similarities and
+        decodes with it, for the same labels where ties decide them; it needs a dense matrix on the
+        CPU and costs more than most of the rest.
     preference_quantile : float in [0, 1], default=None
         Instead of `preference`: this quantile of the similarities between different points.
     beta : float, default=None
@@ -300,7 +304,7 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         affinity: str | Callable[[Any], ArrayLike] = "euclidean",
         verbose: bool = False,
         random_state: validate.RandomState = None,
-        ties: str = "jitter",
+        ties: str = "fast",
         preference_quantile: float | None = None,
         beta: float | None = None,
         n_clusters: int | None = None,
@@ -403,13 +407,15 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         if issparse(X):
             if self.affinity == "cosine":
                 raise TypeError("affinity='cosine' takes dense features; pass X.toarray()")
-            return X, self._from_matrix(_euclidean(X))
+            return X, self._from_matrix(scikit_learns_similarities(X))
         is_cosine = self.affinity == "cosine"
-        if self.ties != "jitter":
+        if self.ties != "fast":
             if self.memory == "tiles":
                 raise ValueError(f"ties={self.ties!r} needs a matrix, not memory='tiles'")
             require_matrix_memory(X.shape[0], X.dtype)
-            return X, self._from_matrix(cosine(X, self.n_threads) if is_cosine else _euclidean(X))
+            return X, self._from_matrix(
+                cosine(X, self.n_threads) if is_cosine else scikit_learns_similarities(X)
+            )
         features = np.ascontiguousarray(normalised(X) if is_cosine else X)
         return X, FeatureProblem(features, is_cosine, self.memory, self.backend, self.n_threads)
 
@@ -473,15 +479,6 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         else:
             labels = pairwise_distances_argmin(near, self.cluster_centers_)
         return labels
-
-
-def _euclidean(X: Any) -> Floats:
-    """scikit-learn's negative squared distances, to the last bit."""
-    with np.errstate(over="ignore"):
-        validate.require_distances(row_norms(X, squared=True))
-    S = -euclidean_distances(X, squared=True)
-    similarities: Floats = S.astype(X.dtype, copy=False)
-    return similarities
 
 
 _AFFINITIES = ("euclidean", "cosine", "precomputed")

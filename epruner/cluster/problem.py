@@ -23,6 +23,7 @@ from epruner.cluster.search import Search
 from epruner.cluster.similarity import (
     cosine,
     filled,
+    median,
     median_preference,
     negative_squared_distances,
     quantile,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from epruner.cluster import _native
     from epruner.cluster.candidates import CandidateSource
 
+_NORMALS = 1 << 15  # random numbers drawn at a time, which stay in cache until used
 _LARGEST_MATRIX = 4096  # points; a sweep over tiles is as fast from here on, and needs no n² memory
 
 
@@ -215,10 +217,7 @@ class MatrixProblem(Problem):
         if rule.preference_quantile is not None:
             q = rule.preference_quantile
             return quantile(S, q, diagonal=False, n_threads=options.n_threads)
-        return self._median(options)
-
-    def _median(self, options: Options) -> float:
-        return quantile(self.similarity_matrix, 0.5, diagonal=True, n_threads=options.n_threads)
+        return median(S, options.n_threads)
 
     def _announced(self, run: Run) -> Run:
         """Where a solver shows no progress: say what runs, and how it ended."""
@@ -270,11 +269,6 @@ class NoisyProblem(MatrixProblem):
         self._random = check_random_state(random_state)
         self._noisy: Floats | None = None
 
-    def _median(self, options: Options) -> float:
-        S = self.similarity_matrix
-        # Rounded as scikit-learn's, which knows no pairs that must not be linked.
-        return float(np.median(S)) if np.isfinite(S).all() else super()._median(options)
-
     def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
         S = self.similarity_matrix
 
@@ -288,10 +282,15 @@ class NoisyProblem(MatrixProblem):
     def _with_noise(self, preference: Floats) -> Floats:
         """Return the similarities, and preferences on their diagonal, with noise."""
         if self._noisy is None:
-            normal = self._random.standard_normal((self.n, self.n))
-            self._noisy = _noisy(self.similarity_matrix, normal)
-            self._own_normal = normal.diagonal().copy()
-        np.fill_diagonal(self._noisy, _noisy(preference, self._own_normal))
+            self._noisy = np.empty_like(self.similarity_matrix)
+            self._own_normal = np.empty(self.n)
+            rows = max(1, _NORMALS // self.n)
+            for first in range(0, self.n, rows):
+                some = slice(first, first + rows)
+                normal = self._random.standard_normal(self.similarity_matrix[some].shape)
+                self._own_normal[some] = normal.diagonal(first)
+                self._noisy[some] = _noisy(self.similarity_matrix[some], normal)
+        np.fill_diagonal(self._noisy, _noisy(preference, self._own_normal.copy()))
         return self._noisy
 
     def affinity_matrix(self, preference: Floats, in_place: bool) -> Floats:
@@ -302,11 +301,18 @@ class NoisyProblem(MatrixProblem):
 
 
 def _noisy(s: Floats, normal: Floats) -> Floats:
-    """Similarities with scikit-learn's noise: about one unit in the last place."""
+    """Similarities with scikit-learn's noise, about one unit in the last place; uses `normal` up.
+
+    The order of operations and their types are scikit-learn's, too.
+    """
     info = np.finfo(s.dtype)
+    scale = info.eps * s
+    scale += info.tiny * 100
     with np.errstate(invalid="ignore"):
-        noisy: Floats = (s + (info.eps * s + info.tiny * 100) * normal).astype(s.dtype)
-    noisy[s == -np.inf] = -np.inf
+        normal *= scale
+        normal += s
+    normal[s == -np.inf] = -np.inf
+    noisy: Floats = normal.astype(s.dtype, copy=False)
     return noisy
 
 
@@ -443,10 +449,15 @@ class FeatureProblem(Problem):
         return self.matrix.affinity_matrix(preference, in_place=True)
 
 
+def matrix_memory(n: int, dtype: np.dtype[Any]) -> int:
+    """Return the bytes that a matrix of similarities of `n` points takes, and messages."""
+    return 4 * n * n * dtype.itemsize
+
+
 def require_matrix_memory(n: int, dtype: np.dtype[Any]) -> None:
     """Raise if a matrix of similarities of `n` points, and messages, do not fit in memory."""
     resources.require_memory(
-        4 * n * n * dtype.itemsize,
+        matrix_memory(n, dtype),
         f"a matrix of similarities of {n} points",
         "use memory='tiles'",
     )

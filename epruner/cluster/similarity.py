@@ -3,6 +3,8 @@
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import euclidean_distances
+from sklearn.utils.extmath import row_norms
 
 from epruner.cluster import validate
 from epruner.cluster._compiled import native
@@ -40,6 +42,14 @@ def negative_squared_distances(X: Floats, n_threads: int | None = None) -> Float
     rows, cols = np.nonzero(scale > -S)
     S[rows, cols] = -np.square(X[rows].astype(np.float64) - X[cols]).sum(axis=1)
     np.fill_diagonal(S, 0)
+    return S
+
+
+def scikit_learns_similarities(X: Any) -> Floats:
+    """scikit-learn's negative squared distances of dense or sparse `X` (n, d), to the last bit."""
+    with np.errstate(over="ignore"):
+        validate.require_distances(row_norms(X, squared=True))
+    S: Floats = -euclidean_distances(X, squared=True)
     return S
 
 
@@ -94,19 +104,37 @@ def median_preference(S: Floats, beta: float) -> Floats:
     return (beta * column_medians(np.ascontiguousarray(S))).astype(S.dtype)
 
 
+def median(S: Floats, n_threads: int | None = None) -> float:
+    """Return the median of the entries of `S` (n, n), those of -inf left out; rounds as NumPy's."""
+    low, high, between = _around_quantile(S, 0.5, diagonal=True, n_threads=n_threads)
+    return float(np.mean(np.array([low, high] if between else [low], dtype=S.dtype)))
+
+
 def quantile(S: Floats, q: float, *, diagonal: bool, n_threads: int | None = None) -> float:
     """Return the `q` quantile of the entries of `S` (n, n), those of -inf left out.
 
     `diagonal` says whether the diagonal counts. Interpolates as `numpy.quantile` does.
     """
+    low, high, between = _around_quantile(S, q, diagonal=diagonal, n_threads=n_threads)
+    return float(low + (high - low) * between)
+
+
+def _around_quantile(
+    S: Floats, q: float, *, diagonal: bool, n_threads: int | None
+) -> tuple[float, float, float]:
+    """Return the entries on both sides of a quantile, and where between them it lies, in [0, 1)."""
+    found: tuple[float, float, float] | None
     if native is not None:
         found = native.quantile(S, q, diagonal, effective_n_threads(n_threads))
-        if found is None:
-            raise ValueError("S has no finite similarity to take a quantile of; pass a preference")
-        low, high, between = found
-        return float(low + (high - low) * between)
-    chosen = S if diagonal else S[~np.eye(S.shape[0], dtype=bool)]
-    chosen = chosen[chosen > -np.inf]
-    if chosen.size == 0:
+    else:
+        chosen = S if diagonal else S[~np.eye(S.shape[0], dtype=bool)]
+        chosen = chosen[chosen > -np.inf]
+        position = q * (chosen.size - 1)
+        rank = int(position)
+        found = None
+        if chosen.size > 0:
+            sides = np.partition(chosen, [rank, min(rank + 1, chosen.size - 1)])
+            found = float(sides[rank]), float(sides[rank + (rank < position)]), position - rank
+    if found is None:
         raise ValueError("S has no finite similarity to take a quantile of; pass a preference")
-    return float(np.quantile(chosen, q))
+    return found

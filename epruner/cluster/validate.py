@@ -12,7 +12,7 @@ from epruner.cluster.types import Floats, Options
 
 RandomState = int | np.random.RandomState | None
 
-TIES = ("jitter", "scikit-learn")
+TIES = ("fast", "scikit-learn")
 
 
 def similarities(S: ArrayLike) -> Floats:
@@ -117,7 +117,7 @@ def options(
     n_threads: int | None = None,
     verbose: bool = False,
     rising_damping: bool = False,
-    ties: str = "jitter",
+    ties: str = "fast",
 ) -> Options:
     """Check the iteration parameters and turn `random_state` into the key of the jitter, if any."""
     if not isinstance(damping, Real):
@@ -135,7 +135,7 @@ def options(
         damping=float(damping),
         max_iter=int(max_iter),
         convergence_iter=int(convergence_iter),
-        seed=_seed(random_state) if ties == "jitter" else None,
+        seed=_seed(random_state) if ties == "fast" else None,
         n_threads=effective_n_threads(n_threads),
         verbose=bool(verbose),
         rising_damping=rising_damping,
