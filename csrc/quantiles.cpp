@@ -12,7 +12,7 @@ namespace epruner {
 namespace {
 
 constexpr Index kSmall = Index{1} << 18;  // entries of a matrix that one thread copies
-constexpr Index kSample = 1 << 15;
+constexpr Index kSample = 1 << 14;
 constexpr Index kColumnsAtOnce = 16;
 constexpr std::uint64_t kMostBins = std::uint64_t{1} << 22;
 constexpr Index kMostKept = Index{1} << 24;  // values
@@ -28,13 +28,21 @@ std::pair<T, T> bracket(Index n, const T* S, double fraction) {
     if (S[k] > minus_infinity<T>) sample.push_back(S[k]);
   if (sample.size() < 1024)
     return {std::numeric_limits<T>::lowest(), std::numeric_limits<T>::max()};
-  std::sort(sample.begin(), sample.end());
   const double size = static_cast<double>(sample.size());
   const double middle = fraction * (size - 1), slack = 3 * std::sqrt(size);
   const auto low = static_cast<Index>(middle - slack), high = static_cast<Index>(middle + slack);
-  const auto last = static_cast<Index>(sample.size()) - 1;
-  return {low < 0 ? std::numeric_limits<T>::lowest() : sample[as_size(low)],
-          high > last ? std::numeric_limits<T>::max() : sample[as_size(high)]};
+  std::pair<T, T> found{std::numeric_limits<T>::lowest(), std::numeric_limits<T>::max()};
+  auto from = sample.begin();
+  if (low >= 0) {
+    std::nth_element(from, from + low, sample.end());
+    from += low;
+    found.first = *from;
+  }
+  if (high < static_cast<Index>(sample.size())) {
+    std::nth_element(from, sample.begin() + high, sample.end());
+    found.second = sample[as_size(high)];
+  }
+  return found;
 }
 
 // The ranks under the middle of n values: the same one twice where n is odd.
@@ -142,12 +150,11 @@ Quantile quantile(Index n, const T* S, double fraction, bool diagonal, int threa
                                         std::pair<Index, Index>{diagonal ? n : i + 1, n}}) {
         const T* x = S + i * n + first;
         const Index length = last - first;
-        count += count_between(length, x, std::numeric_limits<T>::lowest(),
-                               std::numeric_limits<T>::infinity());
-        below += count_between(length, x, std::numeric_limits<T>::lowest(), low);
-        Column* hit = where[thread].data();
-        const Index hits = collect_between(length, x, low, above, hit);
-        for (Index e = 0; e < hits; ++e) inside[thread].push_back(x[hit[e]]);
+        const Column* hit = where[thread].data();
+        const Parted row = part(length, x, low, above, where[thread].data());
+        count += row.finite;
+        below += row.below;
+        for (Index e = 0; e < row.inside; ++e) inside[thread].push_back(x[hit[e]]);
       }
     }
     if (count == 0) return {};
@@ -166,13 +173,10 @@ Quantile quantile(Index n, const T* S, double fraction, bool diagonal, int threa
       high = std::numeric_limits<T>::max();
       continue;
     }
-    const auto at = [&](Index r) {
-      const auto it = values.begin() + (r - below);
-      std::nth_element(values.begin(), it, values.end());
-      return static_cast<double>(*it);
-    };
-    const double first = at(rank);
-    return {first, at(next), position - static_cast<double>(rank), false};
+    const auto [lower, upper] =
+        select_both(values.data(), static_cast<Index>(values.size()), rank - below, next - below);
+    return {static_cast<double>(lower), static_cast<double>(upper),
+            position - static_cast<double>(rank), false};
   }
 }
 

@@ -176,6 +176,37 @@ EPRUNER_INLINE Index collect_between_impl(Index n, const T* __restrict x, T low,
   return found;
 }
 
+// As above, with the other counts from the same look at x.
+template <class T>
+EPRUNER_INLINE Parted part_impl(Index n, const T* __restrict x, T low, T above,
+                                Column* __restrict out) {
+  using V = Vector<T>;
+  constexpr Index w = V::width;
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  const typename V::type lows = V::fill(low), aboves = V::fill(above), least = V::fill(-infinity),
+                         most = V::fill(infinity);
+  typename V::mask finite{}, below{};  // minus the counts of each lane
+  Parted found{0, 0, 0};
+  Index k = 0;
+  for (; k + w <= n; k += w) {
+    const auto v = V::load(x + k);
+    finite += (v > least) & (v < most);
+    below += (v > least) & (v < lows);
+    const auto hit = (v < aboves) & (v >= lows);
+    if (V::any(hit)) found.inside = append_hits(k, hit, w, out, found.inside);
+  }
+  for (Index j = 0; j < w; ++j) {
+    found.finite -= finite[j];
+    found.below -= below[j];
+  }
+  for (; k < n; ++k) {
+    found.finite += x[k] > -infinity && x[k] < infinity;
+    found.below += x[k] > -infinity && x[k] < low;
+    if (x[k] >= low && x[k] < above) out[found.inside++] = static_cast<Column>(k);
+  }
+  return found;
+}
+
 template <class T>
 EPRUNER_INLINE void similarities_from_dots_impl(Index n, const T* __restrict dots, T norm,
                                                 const T* __restrict norms, T* __restrict s) {
@@ -464,6 +495,13 @@ EPRUNER_CLONES Index collect_between(Index n, const float* x, float low, float b
 EPRUNER_CLONES Index collect_between(Index n, const double* x, double low, double below,
                                      Column* out) {
   return collect_between_impl(n, x, low, below, out);
+}
+
+EPRUNER_CLONES Parted part(Index n, const float* x, float low, float above, Column* out) {
+  return part_impl(n, x, low, above, out);
+}
+EPRUNER_CLONES Parted part(Index n, const double* x, double low, double above, Column* out) {
+  return part_impl(n, x, low, above, out);
 }
 
 EPRUNER_CLONES Index count_between(Index n, const float* x, float low, float below) {

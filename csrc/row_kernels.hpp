@@ -221,6 +221,14 @@ Index count_between(Index n, const double* x, double low, double below);
 Index collect_between(Index n, const float* x, float low, float below, Column* out);
 Index collect_between(Index n, const double* x, double low, double below, Column* out);
 
+// How many entries of x are finite, how many of those are below `low`, and how many in
+// [low, above), whose places go to `out`.
+struct Parted {
+  Index finite, below, inside;
+};
+Parted part(Index n, const float* x, float low, float above, Column* out);
+Parted part(Index n, const double* x, double low, double above, Column* out);
+
 // ---- Whole rows of closed forms -----------------------------------------------------------------
 
 // support[k] += max(0, R[k]) of row `row`, R = grown s - mu of the similarities x with their

@@ -199,7 +199,7 @@ def test_verbose_says_how_a_run_ended(backend: str, capsys: pytest.CaptureFixtur
         ({"beta": np.nan}, ValueError, r"beta=nan must be positive"),
         ({"preference_quantile": "a"}, TypeError, r"preference_quantile='a' must be a number"),
         ({"preference_quantile": True}, TypeError, r"preference_quantile=True must be a number"),
-        ({"ties": "noise"}, ValueError, r"ties='noise' is not one of jitter, scikit-learn"),
+        ({"ties": "noise"}, ValueError, r"ties='noise' is not one of fast, scikit-learn"),
     ],
 )
 def test_wrong_values_are_named(

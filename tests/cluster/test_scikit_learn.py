@@ -153,7 +153,7 @@ def test_what_has_no_dense_matrix_is_refused() -> None:
         affinity_propagation(S.toarray(), ties="scikit-learn", backend="cupy")
     with pytest.raises(ValueError, match=r"ties='scikit-learn' needs a matrix, not memory='tiles'"):
         AffinityPropagation(ties="scikit-learn", memory="tiles").fit(X)
-    with pytest.raises(ValueError, match=r"ties='noise' is not one of jitter, scikit-learn"):
+    with pytest.raises(ValueError, match=r"ties='noise' is not one of fast, scikit-learn"):
         affinity_propagation(S.toarray(), ties="noise")
 
 
