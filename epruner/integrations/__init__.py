@@ -1,0 +1,1 @@
+"""Parts of epruner in the clothes of other libraries, a module each."""
