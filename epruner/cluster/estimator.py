@@ -90,14 +90,16 @@ def affinity_propagation(
         ties=ties,
     )
     problem = None
-    if not _on_device([S], backend, ties):
-        problem = _from_similarities(S, backend, ties, random_state)
-    if problem is None:
-        (clustering,) = cuda.cluster_many([S], [preference], options)
-    else:
-        clustering, _, preferences = problem.solve(PreferenceRule(preference), options)
-        if not copy and _is_writeable(S):
-            np.fill_diagonal(S, preferences)
+    with options.progress as progress:
+        if not _on_device([S], backend, ties):
+            problem = _from_similarities(S, backend, ties, random_state)
+        if problem is None:
+            (clustering,) = cuda.cluster_many([S], [preference], options)
+        else:
+            clustering, _, preferences = problem.solve(PreferenceRule(preference), options)
+            if not copy and _is_writeable(S):
+                np.fill_diagonal(S, preferences)
+        progress.finish(clustering)
     _warn(clustering)
     if return_n_iter:
         return clustering.exemplars, clustering.labels, clustering.n_iter
@@ -359,8 +361,11 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         )
         rule = PreferenceRule(self.preference, self.preference_quantile, self.beta, self.n_clusters)
         given = X
-        X, problem = self._problem(X)
-        clustering, self.damping_, self.preference_ = problem.solve(rule, options)
+        with options.progress as progress:
+            progress.stage("similarities")
+            X, problem = self._problem(X)
+            clustering, self.damping_, self.preference_ = problem.solve(rule, options)
+            progress.finish(clustering)
         _warn(clustering)
         self.cluster_centers_indices_ = clustering.exemplars
         self.labels_ = clustering.labels
