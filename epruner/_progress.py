@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -58,14 +57,12 @@ class Row:
         return f", {_clock(so_far / self.done * (self.total - self.done))} left"
 
 
-class Display(ABC):
-    """Shows rows, of which the last calls hold. All calls come from one thread."""
+class Display:
+    """Shows nothing; the others show the rows of the last call. All calls come from one thread."""
 
-    @abstractmethod
     def show(self, rows: Sequence[Row], part: Row | None = None) -> None:
         """Show what goes on; `part`, of the last row, only where it takes long."""
 
-    @abstractmethod
     def close(self, summary: str = "") -> None:
         """Put away what should not stay, and say how it ended."""
 
@@ -84,7 +81,8 @@ class Bar(Display):
             get_renderable=self._drawn,
             refresh_per_second=_FRAMES_PER_SECOND,
             transient=True,
-            redirect_stdout=sys.stdout.isatty(),  # a file should get what is printed meanwhile
+            # What is printed meanwhile goes above the bar, but where standard output is a file.
+            redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
         )
         self._live.start()
 
@@ -157,11 +155,13 @@ class Lines(Display):
         print(line, file=sys.stderr, flush=True)
 
 
-def open_display() -> Display:
-    """Return a bar if standard error is a terminal or a notebook with nothing live in it.
+def open_display(show: bool = True) -> Display:
+    """Return a bar if standard error is a terminal, or a notebook, without one, else lines.
 
-    Else, and without rich, return lines. Above somebody else's bar of rich they are readable.
+    Lines it is without rich, too. With `show` false, nothing is shown.
     """
+    if not show:
+        return Display()
     with _starting:
         console = _console()
         return Lines() if console is None else Bar(console)

@@ -111,10 +111,12 @@ class _Shown(Progress):
         self._changed = 1
 
     def iteration(self, t: int, is_exemplar: NDArray[np.bool_], candidates: int = 0) -> None:
-        if t <= self._t:
+        if t < self._t:
             self._restart()
         now = monotonic()
         since = now - self._then
+        if t == self._t:
+            return
         if since < _REPORT_EVERY / 2:
             self._batch = min(2 * self._batch, self._max_iter)
             return

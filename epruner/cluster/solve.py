@@ -121,12 +121,9 @@ def _pass_messages(
         status = source.iterate(active_set, progress.batch(options.max_iter))
         if status == "needs candidates":
             source.refill(active_set, progress)
-        elif status == "running":
-            progress.iteration(
-                active_set.iteration, active_set.is_exemplar, active_set.n_candidates
-            )
-        else:
+        elif status != "running":
             return Messages(active_set.is_exemplar, active_set.iteration, status == "converged")
+        progress.iteration(active_set.iteration, active_set.is_exemplar, active_set.n_candidates)
 
 
 def with_rising_damping(solve: Solve, options: Options) -> tuple[Clustering, float]:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from itertools import product
+from time import sleep
 from typing import Any
 
 import networks
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from networks import stirred
+from terminal import terminal
 from torch import Tensor, nn
 
 import epruner
@@ -615,13 +617,16 @@ class TestRefusals:
     def test_a_bar_is_put_away_after_a_refusal(self, capsys: pytest.CaptureFixture[str]) -> None:
         model = vgg()
         before = threading.active_count()
-        with pytest.raises(ValueError, match="nothing in this model"):
-            epruner.prune(model, IMAGE, macs=0.5, ignore=["*"], progress=True)
-        with pytest.raises(TypeError, match="model must be"):
-            epruner.analyse("vgg", IMAGE, progress=True)  # type: ignore[arg-type]
-        epruner.analyse(model, IMAGE, progress=True)
-        epruner.prune(model, IMAGE, macs=0.5, progress=True)
-        assert threading.active_count() == before
+        with terminal() as sent:
+            with pytest.raises(ValueError, match="nothing in this model"):
+                epruner.prune(model, IMAGE, macs=0.5, ignore=["*"], progress=True)
+            with pytest.raises(TypeError, match="model must be"):
+                epruner.analyse("vgg", IMAGE, progress=True)  # type: ignore[arg-type]
+            epruner.analyse(model, IMAGE, progress=True)
+            epruner.prune(model, IMAGE, macs=0.5, progress=True)
+        while threading.active_count() > before:  # it is told to end, and does
+            sleep(0.01)
+        assert sent.getvalue().endswith("\x1b[?25h\r\x1b[1A\x1b[2K")  # cursor on, row gone
         assert not capsys.readouterr().out
 
 
