@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from epruner.cluster.types import Clustering
 
 _REPORT_EVERY = 0.1  # seconds
+_AT_FIRST = 100_000  # points times iterations that take about as long
 
 
 class Progress:
@@ -43,11 +44,14 @@ class Progress:
     def trial(self, preference: float, damping: float, wanted: int, closest: int | None) -> None:
         """A trial for a number of clusters begins; the closest number so far."""
 
+    def messages(self) -> None:
+        """The stage begins in which messages are passed, from the first iteration."""
+
     def iteration(self, t: int, is_exemplar: NDArray[np.bool_], candidates: int = 0) -> None:
         """Iteration `t` left these exemplars (n,) and so many listed candidates in all."""
 
-    def batch(self, most: int) -> int:
-        """Return after how many iterations, at most `most`, the next report is welcome."""
+    def batch(self, n: int, most: int) -> int:
+        """Return after how many iterations on n points, at most `most`, a report is welcome."""
         return most
 
     def finish(self, clustering: Clustering) -> None:
@@ -76,7 +80,6 @@ class _Shown(Progress):
         self._stage: Row | None = None
         self._part: Row | None = None
         self._trials = 0
-        self._restart()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -105,22 +108,20 @@ class _Shown(Progress):
         self._run = Row(f"trial {self._trials}", facts=(*facts, f"damping {damping:g}"))
         self._show()
 
-    def _restart(self) -> None:
-        self._t, self._then, self._batch = 0, monotonic(), 1
+    def messages(self) -> None:
+        self._t, self._then, self._batch = 0, monotonic(), 0
         self._was: NDArray[np.bool_] | None = None
         self._changed = 1
+        self.stage("messages")
 
     def iteration(self, t: int, is_exemplar: NDArray[np.bool_], candidates: int = 0) -> None:
-        if t < self._t:
-            self._restart()
         now = monotonic()
-        since = now - self._then
-        if t == self._t:
+        done, since = t - self._t, now - self._then
+        if done == 0:  # candidates were missing
             return
+        self._batch = max(1, int(done * _REPORT_EVERY / max(since, _REPORT_EVERY / 4)))
         if since < _REPORT_EVERY / 2:
-            self._batch = min(2 * self._batch, self._max_iter)
             return
-        self._batch = max(1, int((t - self._t) * _REPORT_EVERY / since))
         if self._was is None or (is_exemplar != self._was).any():
             self._was, self._changed = is_exemplar.copy(), t
         self._t, self._then = t, now
@@ -132,8 +133,8 @@ class _Shown(Progress):
         self._stage, self._part = replace(row, at_most=True, facts=tuple(facts)), None
         self._show()
 
-    def batch(self, most: int) -> int:
-        return min(self._batch, most)
+    def batch(self, n: int, most: int) -> int:
+        return min(self._batch or max(1, _AT_FIRST // n), most)
 
     def finish(self, clustering: Clustering) -> None:
         self._display.close(

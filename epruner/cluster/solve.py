@@ -33,7 +33,7 @@ def cluster_similarities(
     """
     if all_equal(S, preference):
         return degenerate(preference, float(S.flat[S.shape[0] - 1]))
-    options.progress.stage("messages")
+    options.progress.messages()
     messages = backends.get(backend)(S, preference, options)
     options.progress.part("decoding")
 
@@ -57,7 +57,7 @@ def cluster_noisy(
     S: Floats, noisy: Floats, preference: Floats, options: Options, backend: str
 ) -> Clustering:
     """Cluster similarities `S` (n, n) by a copy with noise, which has noisy preferences, too."""
-    options.progress.stage("messages")
+    options.progress.messages()
     messages = backends.get(backend)(noisy, noisy.diagonal().copy(), options)
     options.progress.part("decoding")
     return _finished(messages, preference, _links(S), lambda found: decode_noisy(noisy, found))
@@ -115,10 +115,10 @@ def _pass_messages(
 ) -> Messages:
     """Pass messages from the start with these preferences."""
     progress = options.progress
-    progress.stage("messages")
+    progress.messages()
     active_set.restart(preference.astype(np.float64), options.damping)
     while True:
-        status = source.iterate(active_set, progress.batch(options.max_iter))
+        status = source.iterate(active_set, progress.batch(source.n, options.max_iter))
         if status == "needs candidates":
             source.refill(active_set, progress)
         elif status != "running":
@@ -201,7 +201,7 @@ class CandidateTrials(Trials):
         begin = active_set.continue_with if onwards else active_set.restart
         begin(preference.astype(np.float64), damping)
         progress = self._options.progress
-        progress.stage("messages")
+        progress.messages()
         self._status = "running"
         while self._status == "running":
             while (status := self._source.iterate(active_set, 1)) == "needs candidates":

@@ -264,7 +264,5 @@ def test_quick_iterations_are_reported_together(monkeypatch: pytest.MonkeyPatch)
         return iterate(self, active_set, iterations)
 
     monkeypatch.setattr(MatrixSource, "iterate", counting)
-    fit = AffinityPropagation(damping=0.95, max_iter=2000, verbose=True).fit(DIGITS[:50])
-    assert fit.n_iter_ > 60
-    assert asked[0] == 1
-    assert max(asked) >= 16
+    AffinityPropagation(damping=0.7, verbose=True).fit(DIGITS)
+    assert asked == [200]
