@@ -17,7 +17,8 @@ class Terminal(io.StringIO):
 
 @contextmanager
 def terminal(**environment: str) -> Iterator[Terminal]:
-    """Let standard error be a terminal; pytest puts its own there before every test."""
+    """Let standard error be one. No fixture: pytest puts its own there before every test."""
+    pytest.importorskip("rich", reason="a bar needs its extra")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
             patch.delenv(name, raising=False)

@@ -234,8 +234,8 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         'euclidean' is the negative squared distance. 'precomputed' takes similarities (n, n),
         dense or sparse. A callable gets the features and returns similarities (n, n).
     verbose : bool, default=False
-        Whether to print progress: iteration, clusters, length of the lists; with `n_clusters`,
-        a line for each trial. Solvers without lists say what runs and how it ended.
+        Whether to show progress on standard error, and at the end clusters, iterations and
+        seconds: a bar on terminals and in notebooks (extra ``progress``), lines elsewhere.
     random_state : int, RandomState or None, default=None
         Key of the tie-breaking jitter. None is 0: the same input gives the same answer. With
         ``ties='scikit-learn'`` the generator of the noise; None is then NumPy's global one.
