@@ -156,9 +156,9 @@ class Lines(Display):
 
 
 def open_display(show: bool = True) -> Display:
-    """Return a bar if standard error is a terminal, or a notebook, without one, else lines.
+    """Return a bar for a terminal or notebook that has none yet; else, and without rich, lines.
 
-    Lines it is without rich, too. With `show` false, nothing is shown.
+    With `show` false return what shows nothing.
     """
     if not show:
         return Display()

@@ -162,12 +162,6 @@ class Trials:
         yield self._last.exemplars.size
 
     @property
-    def iterations(self) -> int:
-        """Iterations of the last run so far."""
-        assert self._last is not None
-        return self._last.n_iter
-
-    @property
     def converged(self) -> bool:
         """Whether the last run converged, once it is at its end."""
         assert self._last is not None
@@ -210,10 +204,6 @@ class CandidateTrials(Trials):
             is_exemplar = active_set.is_exemplar
             progress.iteration(active_set.iteration, is_exemplar)
             yield int(np.count_nonzero(is_exemplar))
-
-    @property
-    def iterations(self) -> int:
-        return self._active_set.iteration
 
     @property
     def converged(self) -> bool:

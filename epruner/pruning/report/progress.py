@@ -24,7 +24,8 @@ class Stages:
 
     @contextmanager
     def run(self, stage: str) -> Iterator[None]:
-        self._row = Row(stage, facts=(f"stage {self._done + 1} of {self._count}",))
+        place = (f"stage {self._done + 1} of {self._count}",) if self._count > 1 else ()
+        self._row = Row(stage, facts=place)
         self._display.show([self._row])
         start = time.perf_counter()
         try:
