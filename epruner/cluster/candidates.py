@@ -14,6 +14,7 @@ from epruner.cluster._native import ActiveSet
 from epruner.cluster.backends.native import new_active_set
 from epruner.cluster.decode import sorted_by_index
 from epruner.cluster.products import products
+from epruner.cluster.progress import SILENT, Progress
 from epruner.cluster.sweep import Sweep
 from epruner.cluster.types import Floats, Indices, Options
 
@@ -43,7 +44,7 @@ class CandidateSource(ABC):
         """Go on for at most so many iterations; return how that ended."""
         return active_set.iterate(iterations)
 
-    def refill(self, active_set: ActiveSet) -> None:
+    def refill(self, active_set: ActiveSet, progress: Progress = SILENT) -> None:
         """Give more candidates to the rows that need them."""
         rows = active_set.rows_needing_candidates()
         resources.require_memory(
@@ -51,10 +52,12 @@ class CandidateSource(ABC):
             f"the lists of {self.n} points at iteration {active_set.iteration}",
             "raise the preference (fewer clusters need longer lists) or cluster a sample",
         )
-        self._refill(active_set, rows)
+        progress.part("candidates")
+        self._refill(active_set, rows, progress)
+        progress.over()
 
     @abstractmethod
-    def _refill(self, active_set: ActiveSet, rows: Indices) -> None:
+    def _refill(self, active_set: ActiveSet, rows: Indices, progress: Progress) -> None:
         """Give these rows more candidates."""
 
     @abstractmethod
@@ -87,7 +90,7 @@ class MatrixSource(CandidateSource):
     def iterate(self, active_set: ActiveSet, iterations: int) -> str:
         return active_set.iterate(iterations, self.S)
 
-    def _refill(self, active_set: ActiveSet, rows: Indices) -> None:
+    def _refill(self, active_set: ActiveSet, rows: Indices, progress: Progress) -> None:
         active_set.refill(rows, self.S)
 
     def decode(
@@ -123,7 +126,7 @@ class SparseSource(CandidateSource):
         )
         return active_set
 
-    def _refill(self, active_set: ActiveSet, rows: Indices) -> None:
+    def _refill(self, active_set: ActiveSet, rows: Indices, progress: Progress) -> None:
         raise AssertionError("a sparse matrix lists everything from the start")
 
     def decode(
@@ -211,7 +214,7 @@ class FeatureSource(CandidateSource):
         else:
             medians = np.full(self.n, np.nan, dtype=self.dtype)
             active_set = self._empty(options)
-        for rows, dots in self._strips(np.flatnonzero(np.isnan(medians))):
+        for rows, dots in self._strips(np.flatnonzero(np.isnan(medians)), options.progress):
             medians[rows] = active_set.refill_from_dots(rows, dots, self._features, True)
         return active_set, medians
 
@@ -232,6 +235,7 @@ class FeatureSource(CandidateSource):
         return sweep + self.n * (want + want // 2 + _SPARE_PLACES) * _BYTES_PER_LISTED
 
     def _started(self, sweep: Sweep, options: Options) -> ActiveSet:
+        options.progress.part("candidates")
         active_set = self._empty(options)
         active_set.fill_from_nearest(sweep.nearest, self._features)
         return active_set
@@ -239,8 +243,8 @@ class FeatureSource(CandidateSource):
     def iterate(self, active_set: ActiveSet, iterations: int) -> str:
         return active_set.iterate(iterations, self._features)
 
-    def _refill(self, active_set: ActiveSet, rows: Indices) -> None:
-        for some, dots in self._strips(rows):
+    def _refill(self, active_set: ActiveSet, rows: Indices, progress: Progress) -> None:
+        for some, dots in self._strips(rows, progress):
             active_set.refill_from_dots(some, dots, self._features, False)
 
     def decode(
@@ -255,11 +259,12 @@ class FeatureSource(CandidateSource):
         similarities: Floats = self._features.similarities(rows, columns)
         return similarities
 
-    def _strips(self, rows: Indices) -> Iterator[tuple[Indices, Floats]]:
+    def _strips(self, rows: Indices, progress: Progress) -> Iterator[tuple[Indices, Floats]]:
         """Inner products of these rows with all, some rows at a time, in memory used again."""
         height = min(rows.size, max(_LEAST_STRIP, _STRIP_ENTRIES // self.n))
         room = np.empty((height, self.n), dtype=self.dtype)
         for first in range(0, rows.size, max(1, height)):
+            progress.part("candidates", first, rows.size)
             some = rows[first : first + height]
             dots = room[: some.size]
             yield some, products(self._factor[some], self._factor, self._n_threads, out=dots)

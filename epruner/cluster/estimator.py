@@ -94,14 +94,16 @@ def affinity_propagation(
         ties=ties,
     )
     problem = None
-    if not _on_device([S], backend, ties):
-        problem = _from_similarities(S, backend, ties, random_state)
-    if problem is None:
-        (clustering,) = cuda.cluster_many([S], [preference], options)
-    else:
-        clustering, _, preferences = problem.solve(PreferenceRule(preference), options)
-        if not copy and _is_writeable(S):
-            np.fill_diagonal(S, preferences)
+    with options.progress as progress:
+        if not _on_device([S], backend, ties):
+            problem = _from_similarities(S, backend, ties, random_state)
+        if problem is None:
+            (clustering,) = cuda.cluster_many([S], [preference], options)
+        else:
+            clustering, _, preferences = problem.solve(PreferenceRule(preference), options)
+            if not copy and _is_writeable(S):
+                np.fill_diagonal(S, preferences)
+        progress.finish(clustering)
     _warn(clustering)
     if return_n_iter:
         return clustering.exemplars, clustering.labels, clustering.n_iter
@@ -236,8 +238,8 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         'euclidean' is the negative squared distance. 'precomputed' takes similarities (n, n),
         dense or sparse. A callable gets the features and returns similarities (n, n).
     verbose : bool, default=False
-        Whether to print progress: iteration, clusters, length of the lists; with `n_clusters`,
-        a line for each trial. Solvers without lists say what runs and how it ended.
+        Whether to show progress on standard error, and at the end clusters, iterations and
+        seconds: a bar on terminals and in notebooks (extra ``progress``), lines elsewhere.
     random_state : int, RandomState or None, default=None
         Key of the tie-breaking jitter. None is 0: the same input gives the same answer. With
         ``ties='scikit-learn'`` the generator of the noise; None is then NumPy's global one.
@@ -363,8 +365,11 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         )
         rule = PreferenceRule(self.preference, self.preference_quantile, self.beta, self.n_clusters)
         given = X
-        X, problem = self._problem(X)
-        clustering, self.damping_, self.preference_ = problem.solve(rule, options)
+        with options.progress as progress:
+            progress.stage("similarities")
+            X, problem = self._problem(X)
+            clustering, self.damping_, self.preference_ = problem.solve(rule, options)
+            progress.finish(clustering)
         _warn(clustering)
         self.cluster_centers_indices_ = clustering.exemplars
         self.labels_ = clustering.labels

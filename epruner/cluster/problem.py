@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -125,11 +124,10 @@ class Problem(ABC):
                     stacklevel=4,
                 )
             return clustering, options.damping, preference
-        silent = replace(options, verbose=False)
         if prepared.lists is None:
-            trials = Trials(self.n, self.dtype, prepared.run, silent)
+            trials = Trials(self.n, self.dtype, prepared.run, options)
         else:
-            trials = CandidateTrials(*prepared.lists, silent)
+            trials = CandidateTrials(*prepared.lists, options)
         search = Search(
             trials,
             wanted,
@@ -137,7 +135,7 @@ class Problem(ABC):
             top=top,
             damping=options.damping,
             guess=rule.preference is None,
-            verbose=options.verbose,
+            progress=options.progress,
         )
         clustering, preference, used = search.run()
         if clustering.exemplars.size != wanted:
@@ -186,16 +184,15 @@ class MatrixProblem(Problem):
             validate.require_finite(self.similarity_matrix)
 
     def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
+        options.progress.stage("preferences")
         preference = self._checked(self._preference(rule, options))
         S = self.similarity_matrix
-        once = rule.n_clusters is None and not options.rising_damping and not options.verbose
+        once = rule.n_clusters is None and not options.rising_damping and options.progress.silent
         if once or self.n == 1 or not self.compiled:
-            return Prepared(
-                preference,
-                self._announced(lambda p, o: cluster_similarities(S, p, o, self.backend)),
-            )
+            return Prepared(preference, lambda p, o: cluster_similarities(S, p, o, self.backend))
         from epruner.cluster.candidates import MatrixSource
 
+        options.progress.stage("candidates")
         source = MatrixSource(S)
         active_set = source.start(options)
 
@@ -218,25 +215,6 @@ class MatrixProblem(Problem):
             q = rule.preference_quantile
             return quantile(S, q, diagonal=False, n_threads=options.n_threads)
         return median(S, options.n_threads)
-
-    def _announced(self, run: Run) -> Run:
-        """Where a solver shows no progress: say what runs, and how it ended."""
-
-        def announced(p: Floats, options: Options) -> Clustering:
-            if not options.verbose:
-                return run(p, options)
-            print(f"{self.backend}: {self.n} points, damping {options.damping}", flush=True)
-            begin = perf_counter()
-            clustering = run(p, options)
-            print(
-                f"iteration {clustering.n_iter}: {clustering.exemplars.size} clusters, "
-                f"{'converged' if clustering.converged else 'not converged'} "
-                f"after {perf_counter() - begin:.2f} s",
-                flush=True,
-            )
-            return clustering
-
-        return announced
 
     def top(self, options: Options) -> float:
         return quantile(self.similarity_matrix, 1.0, diagonal=False, n_threads=options.n_threads)
@@ -277,7 +255,8 @@ class NoisyProblem(MatrixProblem):
                 return degenerate(p, float(S[0, -1]))
             return cluster_noisy(S, self._with_noise(p), p, o, self.backend)
 
-        return Prepared(self._checked(self._preference(rule, options)), self._announced(run))
+        options.progress.stage("preferences")
+        return Prepared(self._checked(self._preference(rule, options)), run)
 
     def _with_noise(self, preference: Floats) -> Floats:
         """Return the similarities, and preferences on their diagonal, with noise."""

@@ -14,6 +14,7 @@ from math import ceil, exp, log, sqrt
 
 import numpy as np
 
+from epruner.cluster.progress import Progress
 from epruner.cluster.solve import Trials
 from epruner.cluster.types import Clustering, Floats
 
@@ -74,8 +75,8 @@ class Search:
         oscillate.
     guess : bool
         Whether to guess from `n_clusters` where to begin, rather than to begin at `start`.
-    verbose : bool
-        Whether to print a line for each trial.
+    progress : Progress
+        Gets a report when a trial begins.
     """
 
     def __init__(
@@ -87,13 +88,13 @@ class Search:
         top: float,
         damping: float,
         guess: bool,
-        verbose: bool,
+        progress: Progress,
     ) -> None:
         self._trials = trials
         self._n = trials.n
         self._k = n_clusters
         self._top = top
-        self._verbose = verbose
+        self._progress = progress
         scale = top - start if start < top else max(1.0, abs(top))
         self._least = log(1e-7 * max(scale, abs(top)))
         self._most = (
@@ -108,6 +109,7 @@ class Search:
         self._swinging = n_clusters > _SWINGING * self._n
         self._best: tuple[tuple[int, bool], Clustering, Floats, float] | None = None
         self._numbers: dict[int, float] = {}  # a preference for each that a whole run gave
+        self._closest: int | None = None  # number of clusters of any trial
 
     def run(self) -> tuple[Clustering, Floats, float]:
         """Return the clustering, its preferences (n,) and its damping.
@@ -115,7 +117,9 @@ class Search:
         Where no trial gives the number asked for, they are those of the closest number found;
         converged ones are preferred.
         """
-        for _ in self._steps():
+        for trial in self._steps():
+            counts = [c for c in (trial.count, self._closest) if c]
+            self._closest = min(counts, key=lambda c: abs(c - self._k), default=None)
             if self._best is not None and self._best[0] == (0, False):
                 break
         if self._best is None:
@@ -314,6 +318,7 @@ class Search:
         self, p: float, x: float, damping: float, *, whole: bool = False, onwards: bool = False
     ) -> _Trial:
         preference = self._trials.common(p)
+        self._progress.trial(float(preference[0]), damping, self._k, self._closest)
         history: list[int] = []
         verdict: int | None = None
         for count in self._trials.counts(preference, damping, onwards=onwards):
@@ -323,18 +328,8 @@ class Search:
                 if verdict is not None:
                     break
         if verdict is None:
-            trial = self._finished(x, preference, damping, history[-1], onwards)
-        else:
-            trial = _Trial(x, verdict, False)
-        if self._verbose:
-            print(
-                f"preference {preference[0]:.6g}, damping {damping:g}"
-                f"{' (warm)' if onwards else ''}: {history[-1]} clusters after "
-                f"{self._trials.iterations} iterations"
-                f"{'' if trial.certain else ', stopped' if trial.count else ', oscillates'}",
-                flush=True,
-            )
-        return trial
+            return self._finished(x, preference, damping, history[-1], onwards)
+        return _Trial(x, verdict, False)
 
     def _finished(
         self, x: float, preference: Floats, damping: float, count: int, onwards: bool

@@ -21,7 +21,6 @@ Run = Callable[[Floats, Options], Clustering]  # with these preferences
 Solve = Callable[[Options], Clustering]
 
 _RISING = (0.7, 0.8, 0.9, 0.95)
-_REPORT_EVERY = 10  # iterations
 
 
 def cluster_similarities(
@@ -34,7 +33,9 @@ def cluster_similarities(
     """
     if all_equal(S, preference):
         return degenerate(preference, float(S.flat[S.shape[0] - 1]))
+    options.progress.messages()
     messages = backends.get(backend)(S, preference, options)
+    options.progress.part("decoding")
 
     def decoded(exemplars: Indices) -> tuple[Indices, Indices]:
         if native is None:
@@ -56,7 +57,9 @@ def cluster_noisy(
     S: Floats, noisy: Floats, preference: Floats, options: Options, backend: str
 ) -> Clustering:
     """Cluster similarities `S` (n, n) by a copy with noise, which has noisy preferences, too."""
+    options.progress.messages()
     messages = backends.get(backend)(noisy, noisy.diagonal().copy(), options)
+    options.progress.part("decoding")
     return _finished(messages, preference, _links(S), lambda found: decode_noisy(noisy, found))
 
 
@@ -98,6 +101,7 @@ def _decoded(
     options: Options,
 ) -> Clustering:
     """Return the clustering that the messages of the active set give."""
+    options.progress.part("decoding")
     return _finished(
         messages,
         preference,
@@ -110,31 +114,26 @@ def _pass_messages(
     source: "CandidateSource", active_set: "_native.ActiveSet", preference: Floats, options: Options
 ) -> Messages:
     """Pass messages from the start with these preferences."""
+    progress = options.progress
+    progress.messages()
     active_set.restart(preference.astype(np.float64), options.damping)
     while True:
-        status = source.iterate(active_set, _REPORT_EVERY if options.verbose else options.max_iter)
+        status = source.iterate(active_set, progress.batch(source.n, options.max_iter))
         if status == "needs candidates":
-            source.refill(active_set)
-            continue
-        if options.verbose:
-            print(
-                f"iteration {active_set.iteration}: {int(active_set.is_exemplar.sum())} clusters, "
-                f"lists of {active_set.n_candidates / source.n:.1f} on average, "
-                f"{active_set.longest_list} at most",
-                flush=True,
-            )
-        if status != "running":
+            source.refill(active_set, progress)
+        elif status != "running":
             return Messages(active_set.is_exemplar, active_set.iteration, status == "converged")
+        progress.iteration(active_set.iteration, active_set.is_exemplar, active_set.n_candidates)
 
 
 def with_rising_damping(solve: Solve, options: Options) -> tuple[Clustering, float]:
     """Solve with the least damping that converges; return the clustering and that damping."""
-    for damping in sorted({options.damping, *(d for d in _RISING if d > options.damping)}):
+    dampings = sorted({options.damping, *(d for d in _RISING if d > options.damping)})
+    for number, damping in enumerate(dampings, 1):
+        options.progress.attempt(damping, number, len(dampings))
         clustering = solve(replace(options, damping=damping))
         if clustering.converged:
             break
-        if options.verbose:
-            print(f"damping {damping}: oscillates, no convergence", flush=True)
     return clustering, damping
 
 
@@ -161,12 +160,6 @@ class Trials:
         """
         self._last = self._run(preference, replace(self._options, damping=damping))
         yield self._last.exemplars.size
-
-    @property
-    def iterations(self) -> int:
-        """Iterations of the last run so far."""
-        assert self._last is not None
-        return self._last.n_iter
 
     @property
     def converged(self) -> bool:
@@ -201,16 +194,16 @@ class CandidateTrials(Trials):
         self._preference = preference
         begin = active_set.continue_with if onwards else active_set.restart
         begin(preference.astype(np.float64), damping)
+        progress = self._options.progress
+        progress.messages()
         self._status = "running"
         while self._status == "running":
             while (status := self._source.iterate(active_set, 1)) == "needs candidates":
-                self._source.refill(active_set)
+                self._source.refill(active_set, progress)
             self._status = status
-            yield int(np.count_nonzero(active_set.is_exemplar))
-
-    @property
-    def iterations(self) -> int:
-        return self._active_set.iteration
+            is_exemplar = active_set.is_exemplar
+            progress.iteration(active_set.iteration, is_exemplar)
+            yield int(np.count_nonzero(is_exemplar))
 
     @property
     def converged(self) -> bool:

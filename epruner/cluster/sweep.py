@@ -71,20 +71,17 @@ class Sweep:
                 self.nearest.offer(dots(left, right), row, column)
 
         rounds = list(tournament(-(-n // TILE)))
+        options.progress.stage("similarities", 0, len(rounds))
         with one_thread_blas(), pool(options.n_threads) as threads:
             try:
                 if size >= _LEAST_SAMPLE:
                     list(threads.map(sample, range(0, n, _TILE_ROWS)))
                 for played, pairs in enumerate(rounds, 1):
                     list(threads.map(offer, pairs))
-                    if options.verbose:
-                        share = 100 * played // len(rounds)
-                        print(f"similarities: {share} %", end="\r", flush=True)
+                    options.progress.stage("similarities", played, len(rounds))
             except BaseException:
                 threads.shutdown(cancel_futures=True)
                 raise
-        if options.verbose:
-            print()
 
     def _parts(self, first: int, second: int) -> Iterator[tuple[int, int, Floats, Floats]]:
         """The tile of the points from `first` and those from `second` on, some rows at a time."""

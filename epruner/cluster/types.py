@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from epruner.cluster.progress import SILENT, Progress
+
 if TYPE_CHECKING:
     from epruner.cluster import _native
 
@@ -17,8 +19,8 @@ Indices = NDArray[np.intp]
 class Options:
     """How to iterate: the same for every solver, validated before it gets here.
 
-    `seed` keys the tie-breaking jitter; None is without. `verbose` asks for progress on standard
-    output, `rising_damping` for runs with more and more damping until one converges.
+    `seed` keys the tie-breaking jitter; None is without. `progress` takes what there is to report,
+    `rising_damping` asks for runs with more and more damping until one converges.
     """
 
     damping: float = 0.5
@@ -26,7 +28,7 @@ class Options:
     convergence_iter: int = 15
     seed: int | None = 0
     n_threads: int = 1
-    verbose: bool = False
+    progress: Progress = SILENT
     rising_damping: bool = False
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 
+from epruner.cluster.progress import reporter
 from epruner.cluster.resources import effective_n_threads
 from epruner.cluster.types import Floats, Options
 
@@ -137,7 +138,7 @@ def options(
         convergence_iter=int(convergence_iter),
         seed=_seed(random_state) if ties == "fast" else None,
         n_threads=effective_n_threads(n_threads),
-        verbose=bool(verbose),
+        progress=reporter(bool(verbose), int(max_iter), int(convergence_iter)),
         rising_damping=rising_damping,
     )
 

@@ -178,18 +178,6 @@ def test_no_quantile_of_similarities_exceeds_the_largest_possible(affinity: str)
     assert fit.preference_.max() <= (1 if affinity == "cosine" else 0)
 
 
-@pytest.mark.parametrize("backend", ["native", "dense", "numba", "reference"])
-def test_verbose_says_how_a_run_ended(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
-    if backend == "numba":
-        pytest.importorskip("numba", reason="the numba solver needs its extra")
-    n_iter = affinity_propagation(
-        similarities(), damping=0.7, backend=backend, verbose=True, return_n_iter=True
-    )[-1]
-    assert f"iteration {n_iter}: " in capsys.readouterr().out
-    affinity_propagation(similarities(), damping=0.7, backend=backend)
-    assert capsys.readouterr().out == ""
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

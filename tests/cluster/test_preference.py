@@ -117,9 +117,3 @@ def test_a_callable_gets_the_features() -> None:
     fit = AffinityPropagation(affinity=negative_squared_distances).fit(DIGITS)
     plain = AffinityPropagation().fit(DIGITS)
     np.testing.assert_array_equal(fit.labels_, plain.labels_)
-
-
-def test_verbose_shows_progress(capsys: pytest.CaptureFixture[str]) -> None:
-    AffinityPropagation(verbose=True).fit(DIGITS)
-    shown = capsys.readouterr().out
-    assert "clusters, lists of" in shown

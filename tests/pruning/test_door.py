@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from networks import stirred
+from terminal import terminal
 from torch import Tensor, nn
 
 import epruner
@@ -621,15 +622,17 @@ class TestRefusals:
     def test_a_bar_is_put_away_after_a_refusal(self, capsys: pytest.CaptureFixture[str]) -> None:
         model = vgg()
         before = set(threading.enumerate())
-        with pytest.raises(ValueError, match="nothing in this model"):
-            epruner.prune(model, IMAGE, macs=0.5, ignore=["*"], progress=True)
-        with pytest.raises(TypeError, match="model must be"):
-            epruner.analyse("vgg", IMAGE, progress=True)  # type: ignore[arg-type]
-        epruner.analyse(model, IMAGE, progress=True)
-        epruner.prune(model, IMAGE, macs=0.5, progress=True)
+        with terminal() as sent:
+            with pytest.raises(ValueError, match="nothing in this model"):
+                epruner.prune(model, IMAGE, macs=0.5, ignore=["*"], progress=True)
+            with pytest.raises(TypeError, match="model must be"):
+                epruner.analyse("vgg", IMAGE, progress=True)  # type: ignore[arg-type]
+            epruner.analyse(model, IMAGE, progress=True)
+            epruner.prune(model, IMAGE, macs=0.5, progress=True)
         for thread in set(threading.enumerate()) - before:
             thread.join(5)  # it has been told to end
         assert set(threading.enumerate()) <= before
+        assert sent.getvalue().endswith("\x1b[?25h\r\x1b[1A\x1b[2K")  # cursor on, row gone
         assert not capsys.readouterr().out
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from networks import BertLayer, ConvNext, TwoInputs, Vgg
+from terminal import terminal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -274,18 +275,15 @@ def test_activations_that_overflow_are_an_error() -> None:
         epruner.synthesise(net, (1, 3, 12, 16), n=4)
 
 
-def test_progress_goes_to_standard_error(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     net = trained(1)
-    quiet = epruner.synthesise(net, (1, 3, 40), n=4)
-    assert capsys.readouterr() == ("", "")
-    shown = epruner.synthesise(net, (1, 3, 40), n=4, progress=True)
+    with terminal() as sent:
+        quiet = epruner.synthesise(net, (1, 3, 40), n=4)
+        assert sent.getvalue() == ""
+        shown = epruner.synthesise(net, (1, 3, 40), n=4, progress=True)
     assert torch.equal(shown, quiet)  # type: ignore[arg-type]
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "synthetic inputs" in err
+    assert capsys.readouterr() == ("", "")
+    assert "synthetic inputs" in sent.getvalue()
 
 
 def test_prune_makes_its_own_and_says_so() -> None:

@@ -512,6 +512,7 @@ class _ActiveSet:
             self.decay *= damping
             self._list(np.flatnonzero(points.bursting), partial(self._positives, False))
             some, shortest = _finish_iteration(damping, self.support, points)
+            options.progress.iteration(t + 1, points.is_exemplar)
             if some and min(t, shortest) >= options.convergence_iter:
                 return Messages(points.is_exemplar, t + 1, converged=True)
         return Messages(points.is_exemplar, options.max_iter, converged=False)

@@ -44,6 +44,7 @@ def solve(S: Floats, preference: Floats, options: Options) -> Messages:
         is_exemplar = A[diagonal, diagonal] + R[diagonal, diagonal] > 0
         streak = np.where(is_exemplar == was_exemplar, streak + 1, 1)
         was_exemplar = is_exemplar
+        options.progress.iteration(t + 1, is_exemplar)
         stable = bool((streak >= options.convergence_iter).all())
         if t >= options.convergence_iter and stable and is_exemplar.any():
             return Messages(is_exemplar, t + 1, converged=True)

@@ -1,11 +1,13 @@
-"""Timing of the stages of a run, with a progress bar on request."""
+"""Timing of the stages of a run, and its progress on request."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+
+from epruner._progress import Row, open_display
 
 # What a run goes through, whatever its options.
 STAGES = ("analysis", "trial", "inputs", "ranking", "selection", "surgery", "repair")
@@ -16,20 +18,15 @@ class Stages:
 
     def __init__(self, show: bool, stages: Sequence[str] = STAGES) -> None:
         self.seconds: dict[str, float] = {}
-        self._bar = None
-        self._part: Any = None  # of the stage that runs
-        if show:
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task("pruning", total=len(stages))
-            self._bar.start()
+        self._display = open_display(show)
+        self._count = len(stages)
+        self._done = 0
 
     @contextmanager
     def run(self, stage: str) -> Iterator[None]:
-        if self._bar:
-            self._bar.update(self._task, description=stage)
+        place = (f"stage {self._done + 1} of {self._count}",) if self._count > 1 else ()
+        self._row = Row(stage, facts=place)
+        self._display.show([self._row])
         start = time.perf_counter()
         try:
             yield
@@ -37,19 +34,11 @@ class Stages:
             self.close()
             raise
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-        if self._bar:
-            self._bar.advance(self._task)
-            if self._part is not None:
-                self._bar.remove_task(self._part)
-                self._part = None
+        self._done += 1
 
     def advance(self, done: int, total: int) -> None:
-        """Show how far a long stage is; its first call tells how long it will take."""
-        if self._bar:
-            self._part = self._part or self._bar.add_task("", total=total)
-            stage = self._bar.tasks[self._task].description
-            self._bar.update(self._part, completed=done, total=total, description=f"  {stage}")
+        """Show how far a long stage is, and how long it will take."""
+        self._display.show([replace(self._row, done=done, total=total)])
 
     def close(self) -> None:
-        if self._bar:
-            self._bar.stop()
+        self._display.close()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sized
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epruner._files import check_target
+from epruner._progress import Row, open_display
 from epruner.pruning.training.descent import Descent
 from epruner.pruning.training.distill import divergence
 
@@ -153,7 +155,8 @@ def finetune(
         return (1 - distill) * loss + distill * divergence(scores, wanted, temperature)
 
     was_training = model.training
-    with _bar(progress, steps, len(history) * len(train_loader)) as advance:
+    done, left, begun = 0, steps - len(history) * len(train_loader), monotonic()
+    with closing(open_display(progress)) as display:
         for epoch in range(len(history) + 1, epochs + 1):
             model.train()
             total, seen = 0.0, 0
@@ -164,7 +167,9 @@ def finetune(
                 except FloatingPointError as error:
                     raise FloatingPointError(f"epoch {epoch}: {error}") from None
                 total, seen = total + value * len(labels), seen + len(labels)
-                advance(epoch, value)
+                done += 1
+                facts = (f"epoch {epoch}", f"loss {value:.3f}")
+                display.show([Row("fine-tuning", done, left, facts=facts, begun=begun)])
             accuracy = None if eval_loader is None else evaluate(model, eval_loader)
             history.append(Epoch(epoch, total / max(seen, 1), accuracy))
             if path is not None:
@@ -259,24 +264,3 @@ def _resume(path: Path, parts: dict[str, Any], recipe: dict[str, Any]) -> list[E
         raise ValueError(f"{path} is from a run of another network ({first})") from error
     torch.set_rng_state(record["rng"])
     return [Epoch(**entry) for entry in record["history"]]
-
-
-def _bar(show: bool, total: int, done: int) -> AbstractContextManager[Any]:
-    if not show:
-        return nullcontext(lambda epoch, loss: None)
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import Progress
-
-    @contextmanager
-    def shown() -> Any:
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("fine-tuning", total=total, completed=done)
-
-            def advance(epoch: int, loss: float) -> None:
-                bar.update(task, advance=1, description=f"epoch {epoch}, loss {loss:.3f}")
-
-            yield advance
-
-    return shown()

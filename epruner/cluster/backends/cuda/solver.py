@@ -89,6 +89,7 @@ def pass_messages(
     regime : {"auto", "small", "active_set", "dense"}
         Anything but "auto" is for tests and measurements.
     """
+    options.progress.messages()
     engine, sizes = problems.engine, problems.sizes
     batch = Batch(problems, preference, options)
     everyone = np.arange(len(sizes))
