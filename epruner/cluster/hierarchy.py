@@ -275,7 +275,8 @@ class _Forest:
         self._to_the_end(a, b)
         self._reach[:, a] = np.maximum(self._reach[:, a], self._reach[:, b])
         self._reach[a, self._list], _ = self._first_largest(self.to[a], self._list.size)
-        for place in np.flatnonzero(np.isin(self._partner[self._list[:-1]], (a, b))):
+        orphans = np.isin(self._partner[self._list[:-1]], (a, b))
+        for place in np.flatnonzero(orphans).tolist():
             self._choose(place)
         self._meet(self._list.size - 1)
         return int(members[self._own[members].argmax()])

@@ -66,6 +66,10 @@ class Sums(ABC):
     def between(self, groups: Groups) -> Floats:
         """Return the sums (K, K) of the similarities of a group's members to another's."""
 
+    @abstractmethod
+    def links(self, rows: Indices, columns: Indices) -> Floats:
+        """Return the similarities of pairs of points."""
+
 
 class FeatureSums(Sums):
     """Similarities that are inner products: S = left @ right.T, so sums of rows give sums of S."""
@@ -100,6 +104,10 @@ class FeatureSums(Sums):
         )
         return products(left, right, self._n_threads, np.empty((left.shape[0], right.shape[0])))
 
+    def links(self, rows: Indices, columns: Indices) -> Floats:
+        similarities: Floats = np.einsum("ij,ij->i", self._left[rows], self._right[columns])
+        return similarities
+
 
 class MatrixSums(Sums):
     """Similarities (n, n) in memory; `own` replaces their diagonal where it is given."""
@@ -119,6 +127,9 @@ class MatrixSums(Sums):
     def between(self, groups: Groups) -> Floats:
         sums: Floats = np.add.reduceat(self._with_points(self._S, groups), groups.starts, axis=1)
         return sums
+
+    def links(self, rows: Indices, columns: Indices) -> Floats:
+        return np.where(rows == columns, self.own[rows], self._S[rows, columns])
 
     def _with_points(self, S: Floats, groups: Groups) -> Floats:
         m = groups.order.size
