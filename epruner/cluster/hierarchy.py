@@ -178,7 +178,7 @@ def merge_exemplars(model: Any, X: ArrayLike | None = None) -> ExemplarHierarchy
             "the model has no clusters to merge: raise its damping or max_iter, or the preference"
         )
     require_memory(
-        8 * K * (labels.size + 3 * K),
+        8 * K * (labels.size + 7 * K),
         f"sums of similarities between {labels.size} points and {K} clusters",
         "fit with smaller preferences, for fewer clusters",
     )
@@ -250,11 +250,28 @@ class _Forest:
         self._leaves = np.arange(K)  # of the clusters of the list, ...
         self._counts = np.ones(K, np.intp)  # ... each of which has so many
         # Of each cluster with those before it in the list: objectives, the best, and whose it is
-        self._objective = np.full((K, K), -np.inf)
+        self._objective = self._of_leaves()
         self._best = np.full(K, -np.inf)
         self._partner = np.full(K, -1)
-        for place in range(1, K):
-            self._meet(place)
+        for place in range(K):
+            self._choose(place)
+
+    def _of_leaves(self) -> Floats:
+        """The objectives (K, K) of each leaf, a row, and those before it."""
+        K = self._list.size
+        support, serving = np.empty((K, K)), np.empty((K, K), np.intp)
+        for c, members in enumerate(self._members):  # which of its members would serve with another
+            own = slice(members[0], members[-1] + 1)
+            supports = self.to[:, own] + self._own[own]
+            serving[c] = supports.argmax(axis=1)
+            support[c] = supports[self._list, serving[c]]
+            serving[c] += members[0]
+        exemplars = np.where(support <= support.T, serving.T, serving)
+        rows, columns = self._list[:, None], self._list
+        objectives: Floats = self._from[columns, exemplars] / self._sizes
+        objectives += self._from[rows, exemplars] / self._sizes[:, None]
+        objectives[np.maximum(support, support.T) == -np.inf] = -np.inf
+        return 0.5 * objectives
 
     def best(self) -> tuple[int, int, float] | None:
         """Return the pair to merge, the earlier first, and its objective; None if there is none."""
@@ -274,11 +291,12 @@ class _Forest:
         self._members[a] = members
         self._to_the_end(a, b)
         self._reach[:, a] = np.maximum(self._reach[:, a], self._reach[:, b])
-        self._reach[a, self._list], _ = self._first_largest(self.to[a], self._list.size)
+        of_leaf = np.maximum.reduceat(self.to[a], self._starts)[self._leaves]
+        self._reach[a, self._list] = np.maximum.reduceat(of_leaf, self._first_leaves())
+        self._meet_last()
         orphans = np.isin(self._partner[self._list[:-1]], (a, b))
-        for place in np.flatnonzero(orphans).tolist():
+        for place in [*np.flatnonzero(orphans).tolist(), self._list.size - 1]:
             self._choose(place)
-        self._meet(self._list.size - 1)
         return int(members[self._own[members].argmax()])
 
     def _to_the_end(self, a: int, b: int) -> None:
@@ -290,25 +308,26 @@ class _Forest:
         self._list = np.append(self._list[stays], a)
         self._counts = np.append(self._counts[stays], parts[1].size + parts[2].size)
 
-    def _meet(self, place: int) -> None:
-        """Find the objectives of the cluster at a place of the list and each before it."""
-        c, others = self._list[place], self._list[:place]
+    def _meet_last(self) -> None:
+        """Find the objectives of the last cluster of the list and each before it."""
+        c, others = self._list[-1], self._list[:-1]
+        if others.size == 0:
+            return
         members = self._members[c]
         # A member of c whose own sum is far below the largest is no joint exemplar with anyone.
         sums = self.to[c, members]
         with np.errstate(invalid="ignore"):
             slack = self._reach[others, c] - self.to[others, members[sums.argmax()]]
         able = members[sums >= sums.max() - np.fmax.reduce(slack, initial=0)]
-        support = self.to[np.ix_(others, able)] + self.to[c, able]
-        chosen = support.argmax(axis=1)
-        largest, exemplars = self._first_largest(self._own + self.to[c], place)
-        in_c = support[np.arange(place), chosen] > largest
-        exemplars[in_c] = able[chosen[in_c]]
-        self._objective[c, others] = 0.5 * (
-            self._from[others, exemplars] / self._sizes[others]
-            + self._from[c, exemplars] / self._sizes[c]
-        )
-        self._choose(place)
+        supports = self.to[np.ix_(others, able)] + self.to[c, able]
+        serving = supports.argmax(axis=1)
+        support = supports[np.arange(others.size), serving]
+        theirs, exemplars = self._first_largest(self._own + self.to[c])
+        exemplars = np.where(support > theirs, able[serving], exemplars)
+        objectives = self._from[others, exemplars] / self._sizes[others]
+        objectives += self._from[c, exemplars] / self._sizes[c]
+        objectives[np.maximum(support, theirs) == -np.inf] = -np.inf
+        self._objective[c, others] = 0.5 * objectives
 
     def _choose(self, place: int) -> None:
         """Find the best partner of the cluster at a place of the list among those before it."""
@@ -319,12 +338,16 @@ class _Forest:
         first = self._objective[c, others].argmax()
         self._best[c], self._partner[c] = self._objective[c, others[first]], others[first]
 
-    def _first_largest(self, values: Floats, count: int) -> tuple[Floats, Indices]:
-        """Largest of the values (m,) in each of the first clusters of the list, and where first."""
+    def _first_leaves(self) -> Indices:
+        """Where in the list of leaves those of each cluster begin."""
+        starts: Indices = np.cumsum(self._counts) - self._counts
+        return starts
+
+    def _first_largest(self, values: Floats) -> tuple[Floats, Indices]:
+        """Largest of the values (m,) in each cluster but the last, and where it is first."""
         of_leaf, at = _first_largest(values, self._starts)
-        counts = self._counts[:count]
-        leaves = self._leaves[: counts.sum()]
-        largest, first = _first_largest(of_leaf[leaves], np.cumsum(counts) - counts)
+        leaves = self._leaves[: self._leaves.size - self._counts[-1]]
+        largest, first = _first_largest(of_leaf[leaves], self._first_leaves()[:-1])
         return largest, at[leaves[first]]
 
 
