@@ -178,7 +178,7 @@ def test_pairs_that_must_not_be_linked_are_left_white() -> None:
     S = np.where(y[:, None] == y, -((X[:, None] - X) ** 2).sum(-1), -np.inf)
     model = AffinityPropagation(affinity="precomputed", preference=-2, damping=0.8).fit(S)
     ax = plots.plot_heatmap(model, S)
-    assert np.ma.getmaskarray(ax.images[0].get_array()).sum() == 2 * 15 * 15
+    assert np.ma.getmaskarray(np.ma.asarray(ax.images[0].get_array())).sum() == 2 * 15 * 15
     drawn(ax)
 
 
