@@ -72,7 +72,7 @@ def test_points_are_tied_to_their_exemplars(blobs: tuple[Floats, AffinityPropaga
         members.get_facecolors(),  # type: ignore[attr-defined]
         shown.get_facecolors()[labels[points]],  # type: ignore[attr-defined]
     )
-    assert ax.get_title("right") == f"60 points, {len(exemplars)} clusters"
+    assert ax.get_title("left") == f"60 points, {len(exemplars)} clusters"
     drawn(ax)
 
 
@@ -120,7 +120,7 @@ def test_points_without_an_exemplar(blobs: tuple[Floats, AffinityPropagation]) -
         warnings.simplefilter("ignore", ConvergenceWarning)
         nothing = AffinityPropagation(max_iter=1, preference=-1e9).fit(X)
     ax = plots.plot_clusters(nothing, X)
-    assert ax.get_title("right") == "60 points, 0 clusters, not converged"
+    assert ax.get_title("left") == "60 points, 0 clusters, not converged"
     assert len(ax.collections) == 1
     drawn(ax)
 
