@@ -134,7 +134,7 @@ def plot_heatmap(
     model : AffinityPropagation
         Fitted; scikit-learn's will do.
     X : array-like of shape (n, d) or (n, n), optional
-        What the model was fitted on, dense. Needed where it kept no ``affinity_matrix_``.
+        What the model was fitted on. Needed where it kept no ``affinity_matrix_``.
     hierarchy : ExemplarHierarchy, optional
         Of this model. None calls ``merge_exemplars(model, X)``.
     ax : matplotlib Axes, optional
@@ -152,7 +152,7 @@ def plot_heatmap(
     NotFittedError
         If the model is not fitted.
     TypeError
-        If `X` or the model's matrix is sparse.
+        If the similarities are sparse.
     ValueError
         If the model has no clusters, `X` is missing or not what it was fitted on, or the hierarchy
         is another model's.

@@ -133,9 +133,9 @@ def merge_exemplars(model: Any, X: ArrayLike | None = None) -> ExemplarHierarchy
     For each pair of clusters the joint exemplar is the member of their union to which all members
     are most similar in sum. The objective is the mean over the two clusters of its mean similarity
     to their members, its own included. The pair with the largest objective is merged. This is
-    ``aggExCluster`` of R's apcluster, ties included, for similarities that are not symmetric, too:
-    those of the members to a point choose the exemplar, those of the exemplar to the members make
-    the objective.
+    ``aggExCluster`` of R's apcluster, for similarities that are not symmetric, too: those of the
+    members to a point choose the exemplar, those of the exemplar to the members make the objective.
+    Ties fall as there, where they are not broken by rounding.
 
     Takes O(n) memory and time a cluster: sums of similarities between points and clusters, from
     features without a matrix of similarities.
@@ -146,8 +146,8 @@ def merge_exemplars(model: Any, X: ArrayLike | None = None) -> ExemplarHierarchy
         Fitted; scikit-learn's will do. Clusters of a run that did not converge are taken as they
         are.
     X : array-like of shape (n, d) or (n, n), optional
-        What the model was fitted on, dense. Needed where the model kept no ``affinity_matrix_``.
-        Without it, precomputed similarities and those of a callable have the preferences on their
+        What the model was fitted on. Needed where the model kept no ``affinity_matrix_``. Without
+        it, precomputed similarities and those of a callable have the preferences on their
         diagonal, as in ``aggExCluster(x=)``; with it their own, as in ``aggExCluster(s, x)``.
 
     Returns
@@ -159,7 +159,7 @@ def merge_exemplars(model: Any, X: ArrayLike | None = None) -> ExemplarHierarchy
     NotFittedError
         If the model is not fitted.
     TypeError
-        If `X` or the model's matrix is sparse.
+        If the similarities are sparse.
     ValueError
         If the model has no clusters, or `X` is missing or not what it was fitted on.
     MemoryError
@@ -189,7 +189,8 @@ def merge_exemplars(model: Any, X: ArrayLike | None = None) -> ExemplarHierarchy
         preference = model.affinity_matrix_.diagonal()
     raised = preference - sums.own  # by which being an exemplar differs from being a member
 
-    place = np.argsort(groups.order)
+    place = np.empty(labels.size, dtype=np.intp)
+    place[groups.order] = np.arange(groups.order.size)
     gains = [float(forest.to[c, place[e]] + raised[e]) for c, e in enumerate(exemplars)]
     nets = [sum(gains)]
     merges, joint, heights = [], [], []
