@@ -347,7 +347,7 @@ def _check_pictures(args: argparse.Namespace, *paths: str | None) -> None:
     """Raise before the work what writing the pictures would raise after it."""
     for path in filter(None, paths):
         from epruner._files import check_target
-        from epruner.pruning.report.plots import check_format
+        from epruner._pictures import check_format
 
         check_target(path, overwrite=args.force)
         check_format(path)
