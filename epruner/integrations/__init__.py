@@ -1,1 +1,0 @@
-"""Parts of epruner in the clothes of other libraries, a module each."""
