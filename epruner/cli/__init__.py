@@ -1,6 +1,6 @@
 """The command line ``epruner``, a thin layer over the public functions; one command each.
 
-``prune``, ``compare``, ``inspect``, ``export``, ``finetune`` and ``demo``: see
+``cluster``, ``prune``, ``compare``, ``inspect``, ``export``, ``finetune`` and ``demo``: see
 `epruner.cli.commands`.
 """
 
@@ -55,11 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            # here, as it takes long; says which extra to install where torch is missing
-            from epruner.pruning.threads import torch_threads
-
-            with torch_threads(getattr(args, "threads", None)):
-                commands.COMMANDS[args.command](args)
+            commands.COMMANDS[args.command](args)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -85,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     """The parser of all commands; importing and building it does not import torch."""
     top = _Parser(
         prog="epruner",
-        description="Make trained networks smaller: keep the filters that matter.",
+        description="Cluster data, and make trained networks smaller: keep what stands for the rest.",
         epilog="exit codes: 0 done, 2 bad arguments or input, 1 any other failure, 130 interrupted",
         allow_abbrev=False,
     )

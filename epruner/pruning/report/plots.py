@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from epruner import _install
 from epruner._files import check_target, write_atomically
+from epruner._tables import amount, change
 from epruner.pruning.graph.costs import Totals
 from epruner.pruning.report.records import LayerReport
-from epruner.pruning.tables import amount, change
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

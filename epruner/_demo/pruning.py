@@ -13,11 +13,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from epruner._tables import Table, amount, change, percent
 from epruner.pruning.graph.costs import Totals
 from epruner.pruning.pipeline import prune, repair
 from epruner.pruning.plan.plan import Plan
 from epruner.pruning.report.report import Report
-from epruner.pruning.tables import Table, amount, change, percent
 from epruner.pruning.threads import torch_threads
 
 _TRAIN_EPOCHS = 12
