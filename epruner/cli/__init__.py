@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     """The parser of all commands; importing and building it does not import torch."""
     top = _Parser(
         prog="epruner",
-        description="Cluster data, and make trained networks smaller: keep what stands for the rest.",
+        description="Cluster data, and make trained networks smaller.",
         epilog="exit codes: 0 done, 2 bad arguments or input, 1 any other failure, 130 interrupted",
         allow_abbrev=False,
     )

@@ -120,7 +120,7 @@ def _parse(
         header = _is_header(first, [cell.strip() for _, row in start[1:] for cell in row])
     if header:
         del start[0]
-    labels = [header and name or str(j) for j, name in enumerate(first, 1)]
+    labels = [(header and name) or str(j) for j, name in enumerate(first, 1)]
     chosen = list(dict.fromkeys(j for text in columns for j in _places(text, labels)))
     own = None
     if id_column is not None:
