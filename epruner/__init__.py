@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from epruner.cluster import (
         AffinityPropagation,
         Clustering,
+        ExemplarHierarchy,
         affinity_propagation,
         affinity_propagation_many,
+        merge_exemplars,
         preference_range,
     )
     from epruner.pruning import (
@@ -48,6 +50,7 @@ _HOME = {
     "BudgetWarning": "epruner.pruning",
     "Clustering": "epruner.cluster",
     "Constraints": "epruner.pruning",
+    "ExemplarHierarchy": "epruner.cluster",
     "Method": "epruner.pruning",
     "Plan": "epruner.pruning",
     "PruningResult": "epruner.pruning",
@@ -62,6 +65,7 @@ _HOME = {
     "finetune": "epruner.pruning.training.finetune",
     "load": "epruner.pruning",
     "load_weights": "epruner.pruning.io.weights",
+    "merge_exemplars": "epruner.cluster",
     "preference_range": "epruner.cluster",
     "prune": "epruner.pruning",
     "recipes": "epruner.pruning",
@@ -76,6 +80,7 @@ __all__ = [
     "BudgetWarning",
     "Clustering",
     "Constraints",
+    "ExemplarHierarchy",
     "Method",
     "Plan",
     "PruningResult",
@@ -90,6 +95,7 @@ __all__ = [
     "finetune",
     "load",
     "load_weights",
+    "merge_exemplars",
     "preference_range",
     "prune",
     "recipes",

@@ -39,6 +39,8 @@ def cluster(args: argparse.Namespace) -> None:
     points = read(
         args.file, key=args.key, columns=args.column, id_column=args.id, header=args.header
     )
+    if args.plot and (args.similarities or not points.drawable):
+        raise ValueError("--plot draws points by their features: two or more, and not sparse")
     table = {**options.SIMILARITY, **options.GRANULARITY, **options.ITERATION}
     found = clusters.fit(
         points,
@@ -50,12 +52,17 @@ def cluster(args: argparse.Namespace) -> None:
         clusters.write_labels(found, targets[args.out])
     if args.exemplars:
         clusters.write_exemplars(found, targets[args.exemplars])
+    if args.plot:
+        from epruner import _pictures
+        from epruner.plots import plot_clusters
+
+        _pictures.save(plot_clusters(found.model, points.values).figure, args.plot)
     if args.json:
-        _print_json(found.to_dict() | {"out": args.out})
+        _print_json(found.to_dict())
         return
     print(found)
-    for path, target in targets.items():
-        print(f"wrote {path} ({_bytes(target.stat().st_size)})")
+    for path in filter(None, (args.out, args.exemplars, args.plot)):
+        print(f"wrote {path} ({_bytes(Path(path).stat().st_size)})")
 
 
 def _on_torch(command: Command) -> Command:
@@ -404,7 +411,7 @@ def _check_pictures(args: argparse.Namespace, *paths: str | None) -> None:
     """Raise before the work what writing the pictures would raise after it."""
     for path in filter(None, paths):
         from epruner._files import check_target
-        from epruner.pruning.report.plots import check_format
+        from epruner._pictures import check_format
 
         check_target(path, overwrite=args.force)
         check_format(path)

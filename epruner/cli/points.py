@@ -40,6 +40,11 @@ class Points:
         """What the rows are called, if anything."""
         return None if self.table is None else self.table.names
 
+    @property
+    def drawable(self) -> bool:
+        """Whether the features give places in a plane."""
+        return not sparse.issparse(self.values) and self.values.shape[1] > 1
+
     def require_finite(self) -> None:
         """Raise a ValueError that names the first NaN or infinity, if there is one."""
         if sparse.issparse(self.values):

@@ -8,13 +8,16 @@ from epruner.cluster.estimator import (
     affinity_propagation,
     affinity_propagation_many,
 )
+from epruner.cluster.hierarchy import ExemplarHierarchy, merge_exemplars
 from epruner.cluster.preference import preference_range
 from epruner.cluster.types import Clustering
 
 __all__ = [
     "AffinityPropagation",
     "Clustering",
+    "ExemplarHierarchy",
     "affinity_propagation",
     "affinity_propagation_many",
+    "merge_exemplars",
     "preference_range",
 ]

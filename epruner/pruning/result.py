@@ -10,6 +10,7 @@ from os import PathLike
 import numpy as np
 from torch import nn
 
+from epruner import _pictures
 from epruner.cluster.similarity import negative_squared_distances
 from epruner.pruning.graph.costs import Costs, Totals
 from epruner.pruning.graph.groups import Group
@@ -96,12 +97,12 @@ class PruningResult:
         ValueError
             When the layer was not clustered or the suffix names no format.
         """
-        from epruner.pruning.report.plots import draw_similarity, write_figure
+        from epruner.pruning.report.plots import draw_similarity
 
         found = self.clusters_of(layer)
         similarities = negative_squared_distances(found.features)
         figure = draw_similarity(similarities, found.labels, found.kept, name=layer)
-        write_figure(figure, path)
+        _pictures.save(figure, path)
 
 
 def totals_of(model: nn.Module, counted: Totals) -> Totals:

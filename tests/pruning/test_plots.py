@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from epruner import _pictures
 from epruner.pruning.graph.costs import Totals
 from epruner.pruning.report.records import LayerReport
 from epruner.pruning.report.report import Report
 
 pytest.importorskip("matplotlib", reason="needs matplotlib (extra plot)")
-from epruner.pruning.report.plots import draw_layers, draw_similarity, write_figure
+from epruner.pruning.report.plots import draw_layers, draw_similarity
 
 
 def report(n: int, beta: float | None = 0.7) -> Report:
@@ -76,4 +77,4 @@ def test_similarity_orders_filters_by_cluster(tmp_path: Path) -> None:
     shown = axes.images[0].get_array()
     assert shown is not None
     np.testing.assert_allclose(shown[0, :3], [0, 0.1, 0.2])
-    write_figure(figure, tmp_path / "s.png")
+    _pictures.save(figure, tmp_path / "s.png")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Sequence
-from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from epruner import _install
-from epruner._files import check_target, write_atomically
+from epruner._pictures import (
+    ABOVE,
+    BLUE,
+    GREY,
+    ORANGE,
+    VERMILLION,
+    new_figure,
+    outline_blocks,
+)
 from epruner._tables import amount, change
 from epruner.pruning.graph.costs import Totals
 from epruner.pruning.report.records import LayerReport
@@ -22,8 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Okabe and Ito's palette: told apart under every common colour-vision deficiency
-_KEPT, _GONE, _MARK, _GREY = "#0072B2", "#E69F00", "#D55E00", "#595959"
+_KEPT, _GONE = BLUE, ORANGE
 _ROW = 0.22  # inches a layer
 _SMALL = 7.5
 
@@ -64,7 +66,7 @@ def draw_layers(layers: Sequence[LayerReport], before: Totals, after: Totals) ->
     filters.set_yticks(rows, [layer.name for layer in layers], fontsize=_SMALL)
     filters.set_xlim(0, had.max() * 1.32)
     filters.set_xlabel("filters")
-    filters.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8)
+    filters.legend(**ABOVE, ncols=2)
 
     total = before.macs or 1
     cut = np.array([layer.macs_before - layer.macs_after for layer in layers]) / total
@@ -84,7 +86,7 @@ def draw_layers(layers: Sequence[LayerReport], before: Totals, after: Totals) ->
         betas = axes[2]
         points = [(layer.preference, row) for row, layer in zip(rows, layers, strict=True)]
         known = [(beta, row) for beta, row in points if beta is not None]
-        betas.plot(*zip(*known, strict=True), "o", color=_MARK, markersize=4)
+        betas.plot(*zip(*known, strict=True), "o", color=VERMILLION, markersize=4)
         low, high = min(known)[0], max(known)[0]
         pad = max(0.05, 0.25 * (high - low))
         betas.set_xlim(low - pad, high + 2 * pad)
@@ -154,19 +156,11 @@ def draw_similarity(
     image = axes.imshow(distances, cmap="cividis_r", interpolation="nearest", vmin=low, vmax=high)
     ordered = labels[order]
     starts = [0, *(np.flatnonzero(np.diff(ordered)) + 1), n]
-    for first, last in pairwise(starts):
-        if last - first > 1:
-            corners = (first - 0.5, last - 0.5)
-            axes.plot(
-                [corners[0], corners[1], corners[1], corners[0], corners[0]],
-                [corners[0], corners[0], corners[1], corners[1], corners[0]],
-                color=_MARK,
-                linewidth=1.2,
-            )
+    outline_blocks(axes, starts, 1.2)
     on_diagonal = np.flatnonzero(stays[order])
     size = float(np.clip(220 / n, 1.2, 5))
     axes.plot(
-        on_diagonal, on_diagonal, "o", color=_MARK, markersize=size, label="filter that stays"
+        on_diagonal, on_diagonal, "o", color=VERMILLION, markersize=size, label="filter that stays"
     )
     if n <= 64:
         small = {"fontsize": float(np.clip(300 / n, 4, 8))}
@@ -174,7 +168,7 @@ def draw_similarity(
         axes.set_yticks(range(n), [str(i) for i in order], **small)
     axes.set_xlabel("filter, ordered by cluster")
     axes.set_ylabel("filter, ordered by cluster")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=8)
+    axes.legend(**ABOVE)
     figure.colorbar(
         image, ax=axes, label="distance between filters (Euclidean)", shrink=0.85, extend="both"
     )
@@ -183,55 +177,11 @@ def draw_similarity(
     return figure
 
 
-def write_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure in the format of the path's suffix, e.g. png, svg or pdf.
-
-    Raises
-    ------
-    OSError
-        When the file cannot be written.
-    ValueError
-        When the suffix names no format.
-    """
-    suffix = check_format(path)
-    target = check_target(path)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=suffix, dpi=150)
-    write_atomically(target, buffer.getvalue())
-
-
-def check_format(path: str | os.PathLike[str]) -> str:
-    """The format that a path's suffix names.
-
-    Raises
-    ------
-    ImportError
-        When matplotlib is absent.
-    ValueError
-        When the suffix names no format.
-    """
-    suffix = Path(path).suffix.removeprefix(".").lower()
-    formats = sorted(_figure_type()().canvas.get_supported_filetypes())
-    if suffix not in formats:
-        message = f"cannot plot to {os.fspath(path)!r}: its suffix must be one of {formats}"
-        raise ValueError(message)
-    return suffix
-
-
-def _figure_type() -> type[Figure]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        message = f"plots need matplotlib: {_install.command('plot')}"
-        raise ImportError(message) from error
-    return Figure
-
-
 def _figure(
     width: float, height: float, ratios: Sequence[float], *, share_rows: bool = False
 ) -> tuple[Figure, list[Any]]:
-    """A figure that no window system or global state knows of, and its axes side by side."""
-    figure = _figure_type()(figsize=(width, height), layout="constrained")
+    """A figure and its axes side by side."""
+    figure = new_figure(width, height)
     axes = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False, sharey=share_rows)[0]
     for each in axes if share_rows else []:
         each.spines[["top", "right"]].set_visible(False)
@@ -242,4 +192,4 @@ def _figure(
 
 
 def _text() -> dict[str, Any]:
-    return {"va": "center", "fontsize": _SMALL, "color": _GREY, "clip_on": False}
+    return {"va": "center", "fontsize": _SMALL, "color": GREY, "clip_on": False}

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from epruner import _pictures
 from epruner._tables import Table, amount, change, percent
 from epruner.pruning.graph.costs import Totals
 from epruner.pruning.graph.groups import Skipped
-from epruner.pruning.report.plots import draw_layers, write_figure
+from epruner.pruning.report.plots import draw_layers
 from epruner.pruning.report.records import LayerRepair, LayerReport, Repair
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class Report:
         ValueError
             When no layer was pruned or the suffix names no format.
         """
-        write_figure(draw_layers(self.layers, self.before, self.after), path)
+        _pictures.save(draw_layers(self.layers, self.before, self.after), path)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values only; ``Report.from_dict`` gives an equal report back."""
