@@ -1,4 +1,4 @@
-"""The embedded run behind ``epruner demo``: digits, a small network, pruned and fine-tuned."""
+"""Digits, a small network that reads them, pruned and fine-tuned."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the demo shows; printing it gives two tables."""
+    """What this half of the demo shows; printing it gives two tables."""
 
     model: nn.Module
     plan: Plan
@@ -109,7 +109,7 @@ class DigitsNet(nn.Module):
         return self.head(self.features(x).mean((2, 3)))  # type: ignore[no-any-return]
 
 
-def run_demo(
+def run(
     *, seed: int = 0, n_threads: int | None = None, say: Callable[[str], None] = print
 ) -> Outcome:
     """Train, prune and fine-tune a small network on scikit-learn's digits.

@@ -56,7 +56,9 @@ def cluster(args: argparse.Namespace) -> None:
         from epruner import _pictures
         from epruner.plots import plot_clusters
 
-        _pictures.save(plot_clusters(found.model, points.values).figure, args.plot)
+        figure = _pictures.new_figure(6.4, 5.6)
+        plot_clusters(found.model, points.values, ax=figure.subplots())
+        _pictures.save(figure, args.plot)
     if args.json:
         _print_json(found.to_dict())
         return
@@ -307,22 +309,30 @@ def inspect(args: argparse.Namespace) -> None:
 
 
 def demo(args: argparse.Namespace) -> None:
-    """Train a small network on scikit-learn's digits, prune it, fine-tune it: a minute, offline."""
-    from epruner._demo import run_demo
+    """Cluster scikit-learn's digits, and prune a network that reads them: a minute, offline."""
+    from epruner._demo import clustering
     from epruner._files import check_target
-    from epruner.pruning.io.checkpoint import save
 
-    target = check_target(args.out, overwrite=args.force) if args.out else None
+    target = None
+    if args.out:
+        target = check_target(args.out, overwrite=args.force)
     say: Callable[[str], None] = (lambda _: None) if args.json else _say
-    outcome = run_demo(seed=args.seed, n_threads=args.threads, say=say)
-    if target is not None:
-        save((outcome.model, outcome.plan), target)
-    if args.json:
-        _print_json(outcome.to_dict())
+    clustered = clustering.run(seed=args.seed, n_threads=args.threads, say=say)
+    say(f"\n{clustered}\n")
+    try:
+        from epruner._demo import pruning
+        from epruner.pruning.io.checkpoint import save
+    except ImportError as error:
+        say(f"the other half of the demo prunes a network; {error}")
+        pruned = None
     else:
-        print(f"\n{outcome}")
+        pruned = pruning.run(seed=args.seed, n_threads=args.threads, say=say)
+        say(f"\n{pruned}")
         if target is not None:
-            print(f"\nwrote {args.out} ({_bytes(target.stat().st_size)})")
+            save((pruned.model, pruned.plan), target)
+            say(f"\nwrote {args.out} ({_bytes(target.stat().st_size)})")
+    if args.json:
+        _print_json({"clustering": clustered.to_dict(), "pruning": pruned and pruned.to_dict()})
 
 
 COMMANDS: Mapping[str, Command] = {
