@@ -124,13 +124,16 @@ def fit(
                 f"{points.source} holds {n} rows of {d} numbers; similarities must be square"
             )
         settings = {**settings, "affinity": "precomputed"}
-    else:
-        points.require_finite()
     model = AffinityPropagation(copy=False, verbose=verbose, **settings)
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # it names parameters, not options
-        model.fit(points.values)
+        try:
+            model.fit(points.values)
+        except ValueError:
+            if not similarities:
+                points.require_finite()  # says where
+            raise
     clusters = Clusters(points, model, time.perf_counter() - start)
     if not model.converged_:
         again = "--damping auto" if model.damping != "auto" else "--damping 0.98"

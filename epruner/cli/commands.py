@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,10 +43,12 @@ def cluster(args: argparse.Namespace) -> None:
     if args.plot and (args.similarities or not points.drawable):
         raise ValueError("--plot draws points by their features: two or more, and not sparse")
     table = {**options.SIMILARITY, **options.GRANULARITY, **options.ITERATION}
+    settings = _given(args, table) | {"random_state": args.seed, "n_threads": args.threads}
+    settings["preference_quantile"] = settings.pop("quantile", None)
     found = clusters.fit(
         points,
         similarities=args.similarities,
-        settings=_given(args, table) | {"random_state": args.seed, "n_threads": args.threads},
+        settings=settings,
         verbose=sys.stderr.isatty() and not args.json,
     )
     if args.out:
@@ -313,19 +316,21 @@ def demo(args: argparse.Namespace) -> None:
     from epruner._demo import clustering
     from epruner._files import check_target
 
-    target = None
-    if args.out:
-        target = check_target(args.out, overwrite=args.force)
+    target = check_target(args.out, overwrite=args.force) if args.out else None
+    if target is not None:
+        import_module("epruner.pruning")  # raises where something for it is missing
     say: Callable[[str], None] = (lambda _: None) if args.json else _say
     clustered = clustering.run(seed=args.seed, n_threads=args.threads, say=say)
     say(f"\n{clustered}\n")
     try:
-        from epruner._demo import pruning
-        from epruner.pruning.io.checkpoint import save
+        import_module("epruner.pruning")
     except ImportError as error:
         say(f"the other half of the demo prunes a network; {error}")
         pruned = None
     else:
+        from epruner._demo import pruning
+        from epruner.pruning.io.checkpoint import save
+
         pruned = pruning.run(seed=args.seed, n_threads=args.threads, say=say)
         say(f"\n{pruned}")
         if target is not None:

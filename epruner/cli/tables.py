@@ -84,7 +84,7 @@ def read(
         with path.open(encoding="utf-8-sig", newline="") as file:
             delimiter = _delimiter(file)
             file.seek(0)
-            return _parse(_reader(file, delimiter), columns, id_column, header)
+            return _parse(_reader(file, delimiter, strict=True), columns, id_column, header)
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise ValueError(f"it is not UTF-8 text: there is a byte 0x{byte:02x}") from error
@@ -92,8 +92,8 @@ def read(
         raise ValueError(str(error)) from error
 
 
-def _reader(file: TextIO, delimiter: str) -> Any:
-    return csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+def _reader(file: TextIO, delimiter: str, strict: bool = False) -> Any:
+    return csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=strict)
 
 
 def _delimiter(file: TextIO) -> str:
