@@ -6,12 +6,14 @@ import csv
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from processes import in_a_process
 from scipy import sparse
 from sklearn.cluster import AffinityPropagation as SklearnAffinityPropagation
@@ -420,6 +422,15 @@ def test_clustering_from_a_shell_does_not_import_torch(tmp_path: Path) -> None:
         "print([m for m in ('torch', 'matplotlib') if m in sys.modules])"
     )
     assert in_a_process(program, "cluster", str(tmp_path / "x.npy")).endswith("\n[]")
+
+
+def test_the_documentation_shows_what_is_printed(run: Run) -> None:
+    document = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    exec(re.findall(r"<!-- invisible-code-block: python\n(.*?)-->", document, re.DOTALL)[0], {})
+    command, shown = re.findall(r"```(?:sh)?\n(.*?)```", document, re.DOTALL)[:2]
+    code, out, err = run(*shlex.split(command)[1:])
+    assert (code, err) == (0, "")
+    assert re.sub(r"\d+\.\d+ s\n", "0.01 s\n", out) == shown
 
 
 FEW_DIGITS = """
