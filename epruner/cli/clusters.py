@@ -43,6 +43,7 @@ class Clusters:
 
     @property
     def has_features(self) -> bool:
+        """Whether points were given by features, not by similarities."""
         return self.model.affinity != "precomputed"
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,6 +124,8 @@ def fit(
             raise ValueError(
                 f"{points.source} holds {n} rows of {d} numbers; similarities must be square"
             )
+        if "memory" in settings:
+            raise ValueError("--memory is about similarities of features; these are given")
         settings = {**settings, "affinity": "precomputed"}
     model = AffinityPropagation(copy=False, verbose=verbose, **settings)
     start = time.perf_counter()

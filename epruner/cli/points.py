@@ -130,7 +130,7 @@ def _read_npz(source: Path, key: str | None) -> Any:
         raise ValueError("it is no archive as numpy.savez writes it, or cut short")
     with np.load(source, allow_pickle=False) as archive:
         names = archive.files
-        if {"format", "shape", "data"} <= set(names):
+        if key is None and {"format", "shape", "data"} <= set(names):
             return sparse.load_npz(source)
         if key is None and len(names) != 1:
             raise ValueError(f"it holds {len(names)} arrays; --key names one: {', '.join(names)}")

@@ -21,8 +21,8 @@ from sklearn.datasets import load_digits
 from test_extras import without_extras
 
 from epruner import AffinityPropagation
-from epruner.cli import tables
-from epruner.cluster import problem
+from epruner.cli import options, tables
+from epruner.cluster import estimator, problem, validate
 
 if TYPE_CHECKING:
     from processes import Run
@@ -82,6 +82,12 @@ def test_options_are_the_estimators(run: Run) -> None:
         )
 
 
+def test_options_name_what_there_is() -> None:
+    assert options.ITERATION["ties"]["choices"] == validate.TIES
+    assert options.ITERATION["memory"]["choices"] == estimator._MEMORY
+    assert {*options.SIMILARITY["affinity"]["choices"], "precomputed"} == {*estimator._AFFINITIES}
+
+
 def test_similarities_dense_and_sparse(run: Run) -> None:
     expected = AffinityPropagation(affinity="precomputed", preference=-4).fit(S)
     np.save("s.npy", S)
@@ -115,8 +121,8 @@ def test_an_array_is_mapped_and_not_copied(run: Run, monkeypatch: pytest.MonkeyP
     arrays: list[Any] = []
     open_memmap, init = np.lib.format.open_memmap, problem.FeatureProblem.__init__
 
-    def opened(*arguments: Any, **options: Any) -> Any:
-        arrays.append(open_memmap(*arguments, **options))
+    def opened(*arguments: Any, **how: Any) -> Any:
+        arrays.append(open_memmap(*arguments, **how))
         return arrays[-1]
 
     def clustered(self: Any, X: Any, *more: Any) -> None:
@@ -176,8 +182,9 @@ def test_no_convergence_is_a_warning(run: Run) -> None:
     assert re.fullmatch(
         r"epruner: warning: .* after 3 iterations with damping 0\.6; try --damping auto, .*\n", err
     )
-    code, out, _ = run("cluster", "x.npy", "--max-iter", "1", "--preference", "-1e6")
-    assert (code, "\nnot converged" in out or "not converged" in out) == (0, True)
+    code, out, err = run("cluster", "x.npy", "--max-iter", "3")
+    assert (code, "not converged after 3 iterations" in out) == (0, True)
+    assert "try --damping 0.98, --max-iter 15, or another --preference" in err
 
 
 @pytest.mark.filterwarnings("default::sklearn.exceptions.ConvergenceWarning")
@@ -276,7 +283,7 @@ def write_bad_files() -> None:
     np.save("empty.npy", X[:0])
     np.save("words.npy", np.array([["a", "b"]]))
     np.save("nan.npy", np.array([[0, 1], [2, np.nan]]))
-    np.save("oblong.npy", X)
+    np.save("square.npy", S)
     sparse.save_npz("inf.npz", sparse.csr_matrix([[0, np.inf], [1, 0]]))
     sparse.save_npz("sparse.npz", sparse.csr_matrix(X))
     for name, content in {
@@ -341,7 +348,8 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["x.csv", "--preference", "-inf"], "expected one argument"),
     (["x.csv", "--n-clusters", "2", "--quantile", "0.1"], "not allowed with argument"),
     (["x.csv", "--similarities", "--affinity", "cosine"], "not allowed with argument"),
-    (["oblong.npy", "--similarities"], "holds 60 rows of 3 numbers; similarities must be square"),
+    (["x.npy", "--similarities"], "holds 60 rows of 3 numbers; similarities must be square"),
+    (["square.npy", "--similarities", "--memory", "tiles"], "--memory is about similarities of"),
     (["x.npy", "--ties", "scikit-learn", "--memory", "tiles"], "not memory='tiles'"),
     (["x.csv", "--out", "l.txt"], "cannot write l.txt: its suffix must be one of .csv, .npy"),
     (["x.csv", "--out", "absent/l.csv"], "create it first"),
