@@ -99,9 +99,15 @@ def run_naffprop(S: Floats, p: Floats, damping: float) -> Answer:
 
 
 def run_r(call: str, S: Floats, p: Floats) -> tuple[float, int] | None:
-    """Seconds and number of clusters of a call of R's apcluster; None where R has it not.
+    """Seconds and number of clusters of a call of R's apcluster; None where R has it not."""
+    found = ask_r(call, S, p, "length(r@exemplars)")
+    return None if found is None else (found[0], int(found[1]))
 
-    `call` is R that knows `S` and `p`; it is timed inside R.
+
+def ask_r(call: str, S: Floats, p: Floats, *shown: str) -> list[float] | None:
+    """Seconds of a call of R's apcluster, and numbers of its result; None where R has it not.
+
+    `call` is R that knows `S` and `p`; it is timed inside R. `shown` knows its result `r`, too.
     """
     if shutil.which("Rscript") is None:
         return None
@@ -110,7 +116,8 @@ def run_r(call: str, S: Floats, p: Floats) -> tuple[float, int] | None:
         S <- matrix(readBin(a[1], "double", n * n, size = 4), n, n, byrow = TRUE)
         p <- readBin(a[2], "double", n, size = 4)
         t <- system.time(r <- {call})
-        cat(t[["elapsed"]], length(r@exemplars))
+        options(digits = 15)
+        cat(t[["elapsed"]], {", ".join(shown)})
     """
     with tempfile.TemporaryDirectory() as folder:
         files = [str(Path(folder) / name) for name in ("S", "p")]
@@ -122,10 +129,7 @@ def run_r(call: str, S: Floats, p: Floats) -> tuple[float, int] | None:
             text=True,
             check=False,
         )
-    if done.returncode != 0:
-        return None
-    seconds, clusters = done.stdout.split()
-    return float(seconds), int(clusters)
+    return [float(word) for word in done.stdout.split()] if done.returncode == 0 else None
 
 
 def compare(

@@ -112,7 +112,7 @@ def plot_clusters(model: Any, X: ArrayLike, *, ax: Axes | None = None) -> Axes:
     ax.autoscale_view()
     ax.set_xlabel(names[0])
     ax.set_ylabel(names[1])
-    ax.set_title(_counted(model, n, K), loc="right", fontsize=9)
+    ax.set_title(_counted(model, n, K), loc="left", fontsize=9, pad=20)  # above the legend
     return ax
 
 
@@ -134,7 +134,7 @@ def plot_heatmap(
     model : AffinityPropagation
         Fitted; scikit-learn's will do.
     X : array-like of shape (n, d) or (n, n), optional
-        What the model was fitted on, dense. Needed where it kept no ``affinity_matrix_``.
+        What the model was fitted on. Needed where it kept no ``affinity_matrix_``.
     hierarchy : ExemplarHierarchy, optional
         Of this model. None calls ``merge_exemplars(model, X)``.
     ax : matplotlib Axes, optional
@@ -152,7 +152,7 @@ def plot_heatmap(
     NotFittedError
         If the model is not fitted.
     TypeError
-        If `X` or the model's matrix is sparse.
+        If the similarities are sparse.
     ValueError
         If the model has no clusters, `X` is missing or not what it was fitted on, or the hierarchy
         is another model's.
@@ -396,7 +396,7 @@ def _draw_dendrogram(ax: Axes, hierarchy: ExemplarHierarchy, rows: Floats) -> No
     tree = ax.inset_axes((-0.25, 0, 0.24, 1), sharey=ax)
     tree.spines[["top", "left", "right"]].set_visible(False)
     tree.tick_params(axis="y", length=0, labelleft=False)
-    tree.tick_params(axis="x", labelsize=7.5)
+    tree.tick_params(axis="x", labelsize=7.5, labelrotation=90)
     tree.locator_params(axis="x", nbins=3, prune="both")
     if not len(hierarchy.merges):
         tree.set_axis_off()

@@ -133,9 +133,9 @@ def merge_exemplars(model: Any, X: ArrayLike | None = None) -> ExemplarHierarchy
     For each pair of clusters the joint exemplar is the member of their union to which all members
     are most similar in sum. The objective is the mean over the two clusters of its mean similarity
     to their members, its own included. The pair with the largest objective is merged. This is
-    ``aggExCluster`` of R's apcluster, ties included, for similarities that are not symmetric, too:
-    those of the members to a point choose the exemplar, those of the exemplar to the members make
-    the objective.
+    ``aggExCluster`` of R's apcluster, for similarities that are not symmetric, too: those of the
+    members to a point choose the exemplar, those of the exemplar to the members make the objective.
+    Ties fall as there, where they are not broken by rounding.
 
     Takes O(n) memory and time a cluster: sums of similarities between points and clusters, from
     features without a matrix of similarities.
@@ -146,8 +146,8 @@ def merge_exemplars(model: Any, X: ArrayLike | None = None) -> ExemplarHierarchy
         Fitted; scikit-learn's will do. Clusters of a run that did not converge are taken as they
         are.
     X : array-like of shape (n, d) or (n, n), optional
-        What the model was fitted on, dense. Needed where the model kept no ``affinity_matrix_``.
-        Without it, precomputed similarities and those of a callable have the preferences on their
+        What the model was fitted on. Needed where the model kept no ``affinity_matrix_``. Without
+        it, precomputed similarities and those of a callable have the preferences on their
         diagonal, as in ``aggExCluster(x=)``; with it their own, as in ``aggExCluster(s, x)``.
 
     Returns
@@ -159,7 +159,7 @@ def merge_exemplars(model: Any, X: ArrayLike | None = None) -> ExemplarHierarchy
     NotFittedError
         If the model is not fitted.
     TypeError
-        If `X` or the model's matrix is sparse.
+        If the similarities are sparse.
     ValueError
         If the model has no clusters, or `X` is missing or not what it was fitted on.
     MemoryError
@@ -189,7 +189,8 @@ def merge_exemplars(model: Any, X: ArrayLike | None = None) -> ExemplarHierarchy
         preference = model.affinity_matrix_.diagonal()
     raised = preference - sums.own  # by which being an exemplar differs from being a member
 
-    place = np.argsort(groups.order)
+    place = np.empty(labels.size, dtype=np.intp)
+    place[groups.order] = np.arange(groups.order.size)
     gains = [float(forest.to[c, place[e]] + raised[e]) for c, e in enumerate(exemplars)]
     nets = [sum(gains)]
     merges, joint, heights = [], [], []
@@ -264,12 +265,12 @@ class _Forest:
             own = slice(members[0], members[-1] + 1)
             supports = self.to[:, own] + self._own[own]
             serving[c] = supports.argmax(axis=1)
-            support[c] = supports[self._list, serving[c]]
+            support[c] = _entries(supports, self._list, serving[c])
             serving[c] += members[0]
         exemplars = np.where(support <= support.T, serving.T, serving)
         rows, columns = self._list[:, None], self._list
-        objectives: Floats = self._from[columns, exemplars] / self._sizes
-        objectives += self._from[rows, exemplars] / self._sizes[:, None]
+        objectives: Floats = _entries(self._from, columns, exemplars) / self._sizes
+        objectives += _entries(self._from, rows, exemplars) / self._sizes[:, None]
         objectives[np.maximum(support, support.T) == -np.inf] = -np.inf
         return 0.5 * objectives
 
@@ -294,8 +295,9 @@ class _Forest:
         of_leaf = np.maximum.reduceat(self.to[a], self._starts)[self._leaves]
         self._reach[a, self._list] = np.maximum.reduceat(of_leaf, self._first_leaves())
         self._meet_last()
-        orphans = np.isin(self._partner[self._list[:-1]], (a, b))
-        for place in [*np.flatnonzero(orphans).tolist(), self._list.size - 1]:
+        partners = self._partner[self._list[:-1]]
+        orphans = np.flatnonzero((partners == a) | (partners == b))
+        for place in [*orphans.tolist(), self._list.size - 1]:
             self._choose(place)
         return int(members[self._own[members].argmax()])
 
@@ -319,12 +321,12 @@ class _Forest:
         with np.errstate(invalid="ignore"):
             slack = self._reach[others, c] - self.to[others, members[sums.argmax()]]
         able = members[sums >= sums.max() - np.fmax.reduce(slack, initial=0)]
-        supports = self.to[np.ix_(others, able)] + self.to[c, able]
+        supports = _entries(self.to, others[:, None], able) + self.to[c, able]
         serving = supports.argmax(axis=1)
-        support = supports[np.arange(others.size), serving]
+        support = _entries(supports, np.arange(others.size), serving)
         theirs, exemplars = self._first_largest(self._own + self.to[c])
         exemplars = np.where(support > theirs, able[serving], exemplars)
-        objectives = self._from[others, exemplars] / self._sizes[others]
+        objectives = _entries(self._from, others, exemplars) / self._sizes[others]
         objectives += self._from[c, exemplars] / self._sizes[c]
         objectives[np.maximum(support, theirs) == -np.inf] = -np.inf
         self._objective[c, others] = 0.5 * objectives
@@ -349,6 +351,12 @@ class _Forest:
         leaves = self._leaves[: self._leaves.size - self._counts[-1]]
         largest, first = _first_largest(of_leaf[leaves], self._first_leaves()[:-1])
         return largest, at[leaves[first]]
+
+
+def _entries(matrix: Floats, rows: Indices, columns: Indices) -> Floats:
+    """``matrix[rows, columns]``, faster where the matrix is C-contiguous."""
+    entries: Floats = matrix.take(rows * matrix.shape[1] + columns)
+    return entries
 
 
 def _first_largest(values: Floats, starts: Indices) -> tuple[Floats, Indices]:

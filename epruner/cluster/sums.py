@@ -157,7 +157,7 @@ def sums_of(model: Any, X: ArrayLike | None) -> Sums:
     NotFittedError
         If the model is not fitted.
     TypeError
-        If the similarities or features are sparse.
+        If the similarities are sparse.
     ValueError
         If `X` is missing or not what the model was fitted on.
     """
@@ -165,18 +165,18 @@ def sums_of(model: Any, X: ArrayLike | None) -> Sums:
     affinity = model.affinity
     n = model.labels_.size
     known = isinstance(affinity, str) and affinity != "precomputed"
-    if X is None:
-        if not hasattr(model, "affinity_matrix_"):
-            raise ValueError(f"the model of {n} points kept no matrix: pass the X it was fitted on")
-        S = model.affinity_matrix_
+    if X is not None and not known:
+        S = affinity(X) if callable(affinity) else X
         _refuse_sparse(S)
-        return MatrixSums(S, float(affinity == "cosine") if known else None)
-    _refuse_sparse(X)
-    if not known:
-        S = validate.similarities(affinity(X) if callable(affinity) else X)
+        S = validate.similarities(S)
         validate.require_similarities(S)
         _require_points(S.shape[0], n)
         return MatrixSums(S, None)
+    if X is None or issparse(X):  # a fit on sparse features keeps their matrix
+        if not hasattr(model, "affinity_matrix_"):
+            raise ValueError(f"the model of {n} points kept no matrix: pass the X it was fitted on")
+        _refuse_sparse(model.affinity_matrix_)
+        return MatrixSums(model.affinity_matrix_, float(affinity == "cosine") if known else None)
     features = check_array(X, dtype=[np.float64, np.float32])
     _require_points(features.shape[0], n)
     if not np.array_equal(features[model.cluster_centers_indices_], model.cluster_centers_):
@@ -185,11 +185,11 @@ def sums_of(model: Any, X: ArrayLike | None) -> Sums:
     return FeatureSums(features, cosine=affinity == "cosine", n_threads=threads)
 
 
-def _refuse_sparse(X: object) -> None:
-    if issparse(X):
+def _refuse_sparse(S: object) -> None:
+    if issparse(S):
         raise TypeError(
-            "sparse similarities have no sums over whole clusters, as most pairs are not stored, "
-            "and sparse features none without a matrix: pass dense ones to fit"
+            "sparse similarities have no sums over whole clusters, as most pairs are not stored: "
+            "fit and pass dense ones"
         )
 
 

@@ -231,6 +231,22 @@ def rule_rows() -> list[str]:
     ]
 
 
+def merging_lines() -> list[str]:
+    """docs/hierarchy-and-pictures.md: times of merging, beside R's."""
+    few, many = results("clustering_hierarchy")["rows"]
+    largest = results("clustering_hierarchy")["scale"][-1]
+    assert few["same_merges"]
+    assert many["same_merges"]
+    return [
+        f"The {few['clusters']} clusters of the {few['n']:,} digits are merged in "
+        f"{few['epruner_s']:.2f} s, by R in {few['apcluster_s']:.1f} s; with a preference that "
+        f"gives {many['clusters']:,} clusters in {many['epruner_s']:.1f} s and "
+        f"{many['apcluster_s']:.0f} s, to the same merges",
+        f"{largest['clusters']:,} clusters of {largest['n']:,} points of 64 features take "
+        f"{largest['merge_s']:.0f} s and {largest['grown_gb']:.1f} GB",
+    ]
+
+
 def claims() -> dict[str, list[str]]:
     """Lines and phrases with measured figures, as the results say them, by document."""
     rows = [row for row in results("clustering")["rows"] if row["n"] >= 512]
@@ -283,6 +299,7 @@ def claims() -> dict[str, list[str]]:
             f"{recipe['test_images']:,} JPEG test images, one thread, one seed",
         ],
         "docs/affinity-propagation.md": rule_rows(),
+        "docs/hierarchy-and-pictures.md": merging_lines(),
         "docs/repair.md": [
             *ways_rows(),
             *repair_rows(),
@@ -346,9 +363,11 @@ def test_tables_of_results_are_what_the_benchmark_writes() -> None:
     clustering = pytest.importorskip("benchmarks.clustering", reason="needs the checkout")
     text = (RESULTS / "clustering.md").read_text()
     assert text.startswith(clustering.comparison_table(results("clustering")["rows"]))
-    from benchmarks import from_features, storage_rule
+    from benchmarks import from_features, hierarchy, storage_rule
 
     scale = from_features.scale_table(results("clustering_scale")["rows"])
     assert (RESULTS / "clustering_scale.md").read_text().startswith(scale)
+    merging = hierarchy.comparison_table(results("clustering_hierarchy")["rows"])
+    assert (RESULTS / "clustering_hierarchy.md").read_text().startswith(merging)
     rule = storage_rule.rule_table(results("storage_rule")["rows"])
     assert (RESULTS / "storage_rule.md").read_text().strip() == rule

@@ -198,6 +198,14 @@ def test_a_callable() -> None:
     np.testing.assert_allclose(merge_exemplars(model, X).heights, euclidean.heights)
 
 
+def test_sparse_features() -> None:
+    X = load_iris().data
+    model = AffinityPropagation(damping=0.7).fit(csr_array(X))
+    dense = merge_exemplars(AffinityPropagation(damping=0.7).fit(X), X)
+    for given in (None, csr_array(X)):
+        np.testing.assert_array_equal(merge_exemplars(model, given).merges, dense.merges)
+
+
 def test_without_x_precomputed_similarities_have_preferences_on_their_diagonal() -> None:
     S = distances(load_iris().data)
     model = AffinityPropagation(affinity="precomputed", damping=0.7).fit(S)
@@ -306,7 +314,12 @@ def test_points_without_a_cluster_stay_without() -> None:
     assert [tuple(pair) for pair in hierarchy.merges] == merges
     np.testing.assert_allclose(hierarchy.heights, heights)
     assert (hierarchy.cut(3).labels[lost] == -1).all()
-    assert (hierarchy.cut(3).labels >= 0).sum() == 38
+    cut = hierarchy.cut(3)
+    assert (cut.labels >= 0).sum() == 38
+    chosen = cut.exemplars[cut.labels]
+    linked = (cut.labels >= 0) & (chosen != np.arange(40))
+    net = S[linked, chosen[linked]].sum() + S.diagonal()[cut.exemplars].sum()
+    assert cut.net_similarity == pytest.approx(net)
 
 
 def test_one_cluster() -> None:
@@ -345,12 +358,12 @@ def test_inputs_that_are_refused() -> None:
         merge_exemplars(model, X[1:])
     with pytest.raises(ValueError, match="its exemplars are other points"):
         merge_exemplars(model, X + 1)
-    with pytest.raises(TypeError, match="sparse"):
-        merge_exemplars(model, csr_array(X))
     S = distances(X)
     precomputed = AffinityPropagation(affinity="precomputed", damping=0.7)
     with pytest.raises(TypeError, match="sparse similarities have no sums"):
         merge_exemplars(precomputed.fit(csr_array(S)))
+    with pytest.raises(TypeError, match="sparse similarities have no sums"):
+        merge_exemplars(precomputed, csr_array(S))
     precomputed.fit(S)
     S[3, 4] = np.nan
     with pytest.raises(ValueError, match=r"X\[3, 4\] is nan"):
