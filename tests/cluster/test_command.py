@@ -296,7 +296,6 @@ def write_bad_files() -> None:
         "header": "x,y\n",
         "blank": "\n\n",
         "twice": "x,x\n1,2\n",
-        "one": ",\n1,2\n",
         "quote": 'x,y\n1,"2\n',
         "long": 'x,y\n1,"' + 200_000 * "2",
     }.items():
@@ -322,6 +321,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["words.npy"], "holds values of type <U1, not real numbers"),
     (["nan.npy"], "nan.npy: [1, 1] is nan"),
     (["inf.npz"], "inf.npz: [0, 1] is inf"),
+    (["sparse.npz", "--affinity", "cosine"], "takes dense features"),
     (["two.npz"], "it holds 2 arrays; --key names one: a, b"),
     (["two.npz", "--key", "c"], "it holds no array 'c'; there are a, b"),
     (["x.npy", "--key", "a"], "--key names an array of an .npz file, and x.npy is none"),
