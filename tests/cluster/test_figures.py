@@ -33,6 +33,7 @@ DEFINED = {
         "Above 4,096 points",
         "from 20,000 points on 48",
     ],
+    "docs/hierarchy-and-pictures.md": ["More than 800 points are averaged"],
     "docs/gpu.md": ["under eight minutes", "may have 227 KB"],
     "docs/pruning.md": [
         "from below within 1 %",
