@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def check_source(path: str | os.PathLike[str]) -> Path:
@@ -60,10 +63,24 @@ def write_atomically(target: Path, data: bytes) -> None:
     OSError
         When writing fails; the temporary file is gone and an older target untouched.
     """
+    with open_atomically(target) as file:
+        file.write(data)
+
+
+@contextmanager
+def open_atomically(target: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside ``target`` that is renamed once all is written.
+
+    Raises
+    ------
+    OSError
+        When writing fails. As after any other exception, the temporary file is gone and an older
+        target untouched.
+    """
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)

@@ -15,6 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from cuda_shim import Make
     from digits import Digits
+    from processes import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -68,6 +69,24 @@ def _alone() -> Iterator[None]:
     left = torch.get_num_threads()
     torch.set_num_threads(threads)
     assert left == threads, f"the test left torch on {left} threads instead of {threads}"
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in an empty folder: exit code, standard output, standard error."""
+    from epruner.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def runner(*arguments: str) -> tuple[int, str, str]:
+        try:
+            code = main(arguments)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return runner
 
 
 @pytest.fixture(scope="session")

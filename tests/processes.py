@@ -1,11 +1,14 @@
-"""Code that is run in an interpreter of its own."""
+"""Code that is run in an interpreter of its own, and commands that are run in this one."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+Run = Callable[..., tuple[int, str, str]]  # a command: exit code, standard output, standard error
 
 # Waits for the process `child` and exits with its status, or says that it hangs.
 AWAIT_CHILD = """

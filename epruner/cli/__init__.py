@@ -1,6 +1,6 @@
 """The command line ``epruner``, a thin layer over the public functions; one command each.
 
-``prune``, ``compare``, ``inspect``, ``export``, ``finetune`` and ``demo``: see
+``cluster``, ``prune``, ``compare``, ``inspect``, ``export``, ``finetune`` and ``demo``: see
 `epruner.cli.commands`.
 """
 
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import epruner
 from epruner.cli import commands, options
@@ -55,11 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            # here, as it takes long; says which extra to install where torch is missing
-            from epruner.pruning.threads import torch_threads
-
-            with torch_threads(getattr(args, "threads", None)):
-                commands.COMMANDS[args.command](args)
+            commands.COMMANDS[args.command](args)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -76,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        # as from Python 3.14 on; before, -1e3 was no number but an unknown option
+        self._negative_number_matcher = re.compile(r"-\.?\d")
+
     def error(self, message: str) -> NoReturn:
         """One line instead of the whole usage."""
         self.exit(BAD_INPUT, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -85,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     """The parser of all commands; importing and building it does not import torch."""
     top = _Parser(
         prog="epruner",
-        description="Make trained networks smaller: keep the filters that matter.",
+        description="Cluster data, and make trained networks smaller.",
         epilog="exit codes: 0 done, 2 bad arguments or input, 1 any other failure, 130 interrupted",
         allow_abbrev=False,
     )
@@ -111,7 +113,9 @@ def _is_input_error(error: Exception) -> bool:
 
 
 def _one_line(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     text = " ".join(text.split())
     return (
         text

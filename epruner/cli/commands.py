@@ -7,6 +7,8 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import wraps
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,68 @@ if TYPE_CHECKING:
     from epruner.pruning.result import PruningResult
 
 
+Command = Callable[[argparse.Namespace], None]
+
+
+def cluster(args: argparse.Namespace) -> None:
+    """Cluster points by affinity propagation; each cluster has an exemplar among them."""
+    from epruner._files import check_target
+    from epruner.cli import clusters
+    from epruner.cli.points import read
+
+    targets = {}
+    for path in filter(None, (args.out, args.exemplars)):  # before the minutes of work
+        clusters.check_format(path)
+        targets[path] = check_target(path, overwrite=args.force)
+    _check_pictures(args, args.plot)
+    _check_apart([args.out, args.exemplars, args.plot], [args.file])
+    points = read(
+        args.file, key=args.key, columns=args.column, id_column=args.id, header=args.header
+    )
+    if args.plot and (args.similarities or not points.drawable):
+        raise ValueError("--plot draws points by their features: two or more, and not sparse")
+    table = {**options.SIMILARITY, **options.GRANULARITY, **options.ITERATION}
+    settings = _given(args, table) | {"random_state": args.seed, "n_threads": args.threads}
+    settings["preference_quantile"] = settings.pop("quantile", None)
+    found = clusters.fit(
+        points,
+        similarities=args.similarities,
+        settings=settings,
+        verbose=sys.stderr.isatty() and not args.json,
+    )
+    if args.out:
+        clusters.write_labels(found, targets[args.out])
+    if args.exemplars:
+        clusters.write_exemplars(found, targets[args.exemplars])
+    if args.plot:
+        from epruner import _pictures
+        from epruner.plots import plot_clusters
+
+        figure = _pictures.new_figure(6.4, 5.6)
+        plot_clusters(found.model, points.values, ax=figure.subplots())
+        _pictures.save(figure, args.plot)
+    if args.json:
+        _print_json(found.to_dict())
+        return
+    print(found)
+    for path in filter(None, (args.out, args.exemplars, args.plot)):
+        print(f"wrote {path} ({_bytes(Path(path).stat().st_size)})")
+
+
+def _on_torch(command: Command) -> Command:
+    """Run a command on as many of torch's threads as it is given; say so where torch is missing."""
+
+    @wraps(command)
+    def run(args: argparse.Namespace) -> None:
+        from epruner.pruning.threads import torch_threads
+
+        with torch_threads(getattr(args, "threads", None)):
+            command(args)
+
+    return run
+
+
+@_on_torch
 def prune(args: argparse.Namespace) -> None:
     """Prune a trained network and write the smaller one."""
     from epruner._files import check_target
@@ -57,12 +121,13 @@ def prune(args: argparse.Namespace) -> None:
         print(f"\nwrote {args.out} ({_bytes(size)})")
 
 
+@_on_torch
 def compare(args: argparse.Namespace) -> None:
     """Prune by several budgets and methods and print them side by side."""
+    from epruner._tables import Table, amount, change, percent
     from epruner.cli.images import InOrder
     from epruner.pruning.analysis import analyse
     from epruner.pruning.errors import TraceError
-    from epruner.pruning.tables import Table, amount, change, percent
     from epruner.pruning.training.finetune import evaluate
 
     budgets = [(name, value) for name in options.COST for value in getattr(args, name)]
@@ -122,6 +187,7 @@ def compare(args: argparse.Namespace) -> None:
             print(f"{budget}, {method}, {repair}: {note}")
 
 
+@_on_torch
 def finetune(args: argparse.Namespace) -> None:
     """Train a pruned network on, on labelled images."""
     from epruner._files import check_target
@@ -173,6 +239,7 @@ def finetune(args: argparse.Namespace) -> None:
     print(f"wrote {args.out} ({_bytes(target.stat().st_size)})")
 
 
+@_on_torch
 def export(args: argparse.Namespace) -> None:
     """Convert a saved file for other run-times: ONNX or torch.export."""
     from epruner._files import check_target
@@ -204,6 +271,7 @@ def export(args: argparse.Namespace) -> None:
         _print_json(written)
 
 
+@_on_torch
 def inspect(args: argparse.Namespace) -> None:
     """Print what a saved file holds, without its network's code."""
     from epruner.pruning.io.checkpoint import read
@@ -244,25 +312,36 @@ def inspect(args: argparse.Namespace) -> None:
 
 
 def demo(args: argparse.Namespace) -> None:
-    """Train a small network on scikit-learn's digits, prune it, fine-tune it: a minute, offline."""
-    from epruner._demo import run_demo
+    """Cluster scikit-learn's digits, and prune a network that reads them: a minute, offline."""
+    from epruner._demo import clustering
     from epruner._files import check_target
-    from epruner.pruning.io.checkpoint import save
 
     target = check_target(args.out, overwrite=args.force) if args.out else None
-    say: Callable[[str], None] = (lambda _: None) if args.json else _say
-    outcome = run_demo(seed=args.seed, n_threads=args.threads, say=say)
     if target is not None:
-        save((outcome.model, outcome.plan), target)
-    if args.json:
-        _print_json(outcome.to_dict())
+        import_module("epruner.pruning")  # raises where something for it is missing
+    say: Callable[[str], None] = (lambda _: None) if args.json else _say
+    clustered = clustering.run(seed=args.seed, n_threads=args.threads, say=say)
+    say(f"\n{clustered}\n")
+    try:
+        import_module("epruner.pruning")
+    except ImportError as error:
+        say(f"the other half of the demo prunes a network; {error}")
+        pruned = None
     else:
-        print(f"\n{outcome}")
+        from epruner._demo import pruning
+        from epruner.pruning.io.checkpoint import save
+
+        pruned = pruning.run(seed=args.seed, n_threads=args.threads, say=say)
+        say(f"\n{pruned}")
         if target is not None:
-            print(f"\nwrote {args.out} ({_bytes(target.stat().st_size)})")
+            save((pruned.model, pruned.plan), target)
+            say(f"\nwrote {args.out} ({_bytes(target.stat().st_size)})")
+    if args.json:
+        _print_json({"clustering": clustered.to_dict(), "pruning": pruned and pruned.to_dict()})
 
 
-COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
+COMMANDS: Mapping[str, Command] = {
+    "cluster": cluster,
     "prune": prune,
     "compare": compare,
     "inspect": inspect,
@@ -371,6 +450,6 @@ def _say(line: str) -> None:
 
 
 def _bytes(size: int) -> str:
-    from epruner.pruning.tables import amount
+    from epruner._tables import amount
 
     return f"{amount(size)}B" if size >= 1000 else f"{size} B"

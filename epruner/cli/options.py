@@ -9,18 +9,72 @@ from typing import Any
 from epruner.cli.values import (
     count_or_share,
     count_or_share_by_pattern,
+    damping,
     input_shape,
     literal_pair,
     number,
     number_or_pattern,
     pair,
     positive,
+    quantile,
     share,
 )
 
+# Options that become parameters of `epruner.AffinityPropagation`. As below, one left out on the
+# command line is not passed, so that each default is written down once, there.
+SIMILARITY: Mapping[str, Mapping[str, Any]] = {
+    "affinity": {
+        "choices": ("euclidean", "cosine"),
+        "help": "similarity of two points: negative squared distance (default), or cosine",
+    },
+}
+
+GRANULARITY: Mapping[str, Mapping[str, Any]] = {
+    "n_clusters": {
+        "type": positive,
+        "metavar": "K",
+        "help": "search a preference that gives so many",
+    },
+    "preference": {
+        "type": number,
+        "metavar": "P",
+        "help": "how much each point wants to be an exemplar: larger gives more clusters "
+        "(default: the median similarity)",
+    },
+    "quantile": {
+        "type": quantile,
+        "metavar": "Q",
+        "help": "the preference is this quantile of the similarities, from 0 (few clusters) to 1",
+    },
+}
+
+ITERATION: Mapping[str, Mapping[str, Any]] = {
+    "damping": {
+        "type": damping,
+        "default": "auto",
+        "metavar": "L",
+        "help": "share of the old messages that is kept, from 0.5 to below 1, or auto (default): "
+        "0.5, and more until the run converges",
+    },
+    "max_iter": {"type": positive, "metavar": "N", "help": "most iterations (default: 200)"},
+    "convergence_iter": {
+        "type": positive,
+        "metavar": "N",
+        "help": "iterations without a change after which to stop (default: 15)",
+    },
+    "memory": {
+        "choices": ("auto", "tiles", "matrix"),
+        "help": "make similarities in tiles and drop them, or keep them all (default: auto, by "
+        "the number of points)",
+    },
+    "ties": {
+        "choices": ("jitter", "scikit-learn"),
+        "help": "what breaks ties: jitter (default), or scikit-learn's noise, for its labels there",
+    },
+}
+
 # Options that become keyword arguments of `epruner.prune`, or fields of `Constraints` and `Method`,
-# under the same name. One left out on the command line is not passed, so each default is written
-# down once, there.
+# under the same name.
 PRUNING: Mapping[str, Mapping[str, Any]] = {
     "layers": {
         "nargs": "+",
@@ -116,6 +170,69 @@ COST: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+def points(sub: argparse.ArgumentParser) -> None:
+    """What to cluster."""
+    sub.add_argument(
+        "file",
+        metavar="FILE",
+        help="points, a row each: array (.npy, .npz; scipy.sparse's, too) or table (.csv, .tsv)",
+    )
+    group = sub.add_argument_group("input")
+    group.add_argument("--key", metavar="NAME", help="array of an .npz file that holds several")
+    group.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="cluster by this column of a table only: a name, a number from 1, or a range of "
+        "numbers such as 2-5; once for every column or range",
+    )
+    group.add_argument(
+        "--id",
+        metavar="NAME",
+        help="column of a table that names the rows (default: the first, if the header has no "
+        "name for it)",
+    )
+    group.add_argument(
+        "--header",
+        action=argparse.BooleanOptionalAction,
+        help="whether the first row of a table names the columns (default: if it looks like it)",
+    )
+    either = group.add_mutually_exclusive_group()
+    _add(either, SIMILARITY)
+    either.add_argument(
+        "--similarities",
+        action="store_true",
+        help="the file holds similarities of points, n x n, larger for closer ones; -inf, or "
+        "nothing in a sparse matrix, where two must not be linked",
+    )
+
+
+def clustering(sub: argparse.ArgumentParser) -> None:
+    """How many clusters, and how to find them."""
+    how_many = sub.add_argument_group("how many clusters, one of")
+    _add(how_many.add_mutually_exclusive_group(), GRANULARITY)
+    _add(sub.add_argument_group("iterations"), ITERATION)
+
+
+def clusters(sub: argparse.ArgumentParser) -> None:
+    """Files of a clustering."""
+    group = sub.add_argument_group("output")
+    group.add_argument(
+        "--out",
+        metavar="FILE",
+        help="labels to write: .csv with index, label and exemplar of each point, or .npy",
+    )
+    group.add_argument(
+        "--exemplars",
+        metavar="FILE",
+        help="exemplars to write: .csv with index, cluster size and features, or .npy (indices)",
+    )
+    group.add_argument(
+        "--plot", metavar="FILE", help="picture of points and exemplars to write (png, svg, pdf)"
+    )
+
+
 def network(sub: argparse.ArgumentParser) -> None:
     """Where the network, its weights and its inputs come from."""
     group = sub.add_argument_group("network")
@@ -181,9 +298,7 @@ def example_inputs(sub: argparse.ArgumentParser) -> None:
 
 def pruning(sub: argparse.ArgumentParser) -> None:
     """What to prune and how, apart from how much."""
-    group = sub.add_argument_group("pruning")
-    for name, settings in {**PRUNING, **CONSTRAINTS, **PARTS}.items():
-        group.add_argument("--" + name.replace("_", "-"), dest=name, **settings)
+    _add(sub.add_argument_group("pruning"), {**PRUNING, **CONSTRAINTS, **PARTS})
 
 
 def calibration(sub: argparse.ArgumentParser) -> None:
@@ -328,7 +443,13 @@ def pictures(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def _add(group: argparse._ActionsContainer, table: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, settings in table.items():
+        group.add_argument("--" + name.replace("_", "-"), dest=name, **settings)
+
+
 GROUPS: Mapping[str, Sequence[Callable[[argparse.ArgumentParser], None]]] = {
+    "cluster": (points, clustering, clusters, run, force, machine),
     "prune": (
         network,
         weights,

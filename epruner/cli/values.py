@@ -87,6 +87,24 @@ def share(text: str) -> float:
     return value
 
 
+def damping(text: str) -> float | str:
+    """Parse a number in [0.5, 1) or ``auto``."""
+    if text == "auto":
+        return text
+    value = number(text)
+    if not 0.5 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not in [0.5, 1), nor auto")
+    return value
+
+
+def quantile(text: str) -> float:
+    """Parse a number in [0, 1]."""
+    value = number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not in [0, 1]")
+    return value
+
+
 def count_or_share_by_pattern(text: str) -> tuple[str, int | float]:
     """Parse ``layer1.*=8``."""
     pattern, value = pair(text)

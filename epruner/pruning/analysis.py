@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from epruner._tables import Table, amount, percent
 from epruner.pruning.data.evidence import Evidence, gather, kind_of
 from epruner.pruning.errors import BudgetWarning, RepairWarning, TraceError
 from epruner.pruning.graph.groups import Group, Skipped, find_groups, plan_of
@@ -51,7 +52,6 @@ from epruner.pruning.select.problems import Layer, make_layers
 from epruner.pruning.select.readers import Reader, measured
 from epruner.pruning.select.recipes import Recipe
 from epruner.pruning.select.substitution import substitution_losses
-from epruner.pruning.tables import Table, amount, percent
 
 
 @dataclass(frozen=True)

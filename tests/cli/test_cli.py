@@ -6,7 +6,6 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ import torch
 from digits import SHAPE, DigitsResNet
 from processes import in_a_process
 
-from epruner.cli import main, options
+from epruner.cli import options
 from epruner.pruning.io.checkpoint import load, read
 from epruner.pruning.io.weights import load_weights
 from epruner.pruning.options import ALLOCATIONS, METHODS, REPAIRS
@@ -28,26 +27,9 @@ from examples.cifar_resnet import CifarResNet, resnet20, resnet56
 
 if TYPE_CHECKING:
     from digits import Digits
-
-Run = Callable[..., tuple[int, str, str]]
+    from processes import Run
 
 RESNET20 = ["--model", "examples.cifar_resnet:resnet20", "--input-shape", "1,3,32,32"]
-
-
-@pytest.fixture
-def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command in an empty folder: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def runner(*arguments: str) -> tuple[int, str, str]:
-        try:
-            code = main(arguments)
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return runner
 
 
 @pytest.mark.parametrize(

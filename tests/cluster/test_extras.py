@@ -59,7 +59,7 @@ def test_pruning_names_its_extra(code: str) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["demo"],
+        ["demo", "--out", "a.safetensors"],
         ["inspect", "a.safetensors"],
         ["prune", "--model", "a:b", "--input-shape", "1,3", "--out", "a.safetensors"],
         ["compare", "--model", "a:b", "--input-shape", "1,3", "--macs", "0.5"],

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from epruner._tables import amount, change
 from epruner.pruning.graph.costs import Totals
 from epruner.pruning.graph.groups import Skipped
 from epruner.pruning.report.records import LayerReport
 from epruner.pruning.report.report import Report
-from epruner.pruning.tables import amount, change
 
 
 @pytest.fixture

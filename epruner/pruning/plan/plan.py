@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import nn
 
+from epruner._tables import Table
 from epruner.pruning.plan.apply import BN_MODES, INITS, initialise, resized
 from epruner.pruning.plan.parts import ModulePlan
-from epruner.pruning.tables import Table
 
 FORMAT = "epruner-plan"
 VERSION = 1

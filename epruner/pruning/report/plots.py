@@ -17,9 +17,9 @@ from epruner._pictures import (
     new_figure,
     outline_blocks,
 )
+from epruner._tables import amount, change
 from epruner.pruning.graph.costs import Totals
 from epruner.pruning.report.records import LayerReport
-from epruner.pruning.tables import amount, change
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

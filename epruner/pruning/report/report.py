@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from epruner import _pictures
+from epruner._tables import Table, amount, change, percent
 from epruner.pruning.graph.costs import Totals
 from epruner.pruning.graph.groups import Skipped
 from epruner.pruning.report.plots import draw_layers
 from epruner.pruning.report.records import LayerRepair, LayerReport, Repair
-from epruner.pruning.tables import Table, amount, change, percent
 
 if TYPE_CHECKING:
     from os import PathLike

@@ -1,4 +1,4 @@
-"""The embedded run behind ``epruner demo``: digits, a small network, pruned and fine-tuned."""
+"""Digits, a small network that reads them, pruned and fine-tuned."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from epruner._tables import Table, amount, change, percent
 from epruner.pruning.graph.costs import Totals
 from epruner.pruning.pipeline import prune, repair
 from epruner.pruning.plan.plan import Plan
 from epruner.pruning.report.report import Report
-from epruner.pruning.tables import Table, amount, change, percent
 from epruner.pruning.threads import torch_threads
 
 _TRAIN_EPOCHS = 12
@@ -38,7 +38,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the demo shows; printing it gives two tables."""
+    """What this half of the demo shows; printing it gives two tables."""
 
     model: nn.Module
     plan: Plan
@@ -109,7 +109,7 @@ class DigitsNet(nn.Module):
         return self.head(self.features(x).mean((2, 3)))  # type: ignore[no-any-return]
 
 
-def run_demo(
+def run(
     *, seed: int = 0, n_threads: int | None = None, say: Callable[[str], None] = print
 ) -> Outcome:
     """Train, prune and fine-tune a small network on scikit-learn's digits.

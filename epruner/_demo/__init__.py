@@ -1,0 +1,1 @@
+"""The embedded runs behind ``epruner demo``, on scikit-learn's digits: clustering, then pruning."""
