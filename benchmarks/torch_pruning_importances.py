@@ -47,7 +47,7 @@ def pruned(name: str, importance: Any, ratio: float, scope: str) -> tuple[nn.Mod
         seconds += spent
         return scores  # type: ignore[no-any-return]
 
-    tp.pruner.BasePruner(
+    tp.pruner.MagnitudePruner(
         model,
         torch.zeros(1, 3, 32, 32),
         clocked,

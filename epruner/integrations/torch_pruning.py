@@ -82,7 +82,7 @@ class ExemplarImportance(tp.importance.Importance):  # type: ignore[misc]
         Returns
         -------
         Tensor of shape (channels of the group's first layer,), float32, or None
-            On the device of the weights. None, which leaves the group whole, where none of its
+            On the device of the weights. None, as Torch-Pruning's own, where none of the group's
             layers is a convolution or linear layer that produces these channels.
         """
         filters = _filters(group)

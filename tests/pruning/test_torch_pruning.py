@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,7 +43,7 @@ def pruner(model: nn.Module, example: Tensor, last: nn.Module, **options: Any) -
         name: {} for name in ("in_channel_groups", "out_channel_groups", "num_heads")
     }
     importance = options.pop("importance", ExemplarImportance())
-    return tp.pruner.BasePruner(
+    return tp.pruner.MagnitudePruner(
         model, example, importance, ignored_layers=[last], **(mine | options)
     )
 
@@ -286,31 +285,17 @@ class Concatenation(nn.Module):
         return self.head(y + self.c(y))  # type: ignore[no-any-return]
 
 
-class Recurrent(nn.Module):
-    """Its first layer has no filters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(8, 16, batch_first=True)
-        self.middle = nn.Linear(16, 12)
-        self.head = nn.Linear(12, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.middle(self.lstm(x)[0]))  # type: ignore[no-any-return]
+def test_a_layer_that_makes_some_of_the_channels() -> None:
+    model: Any = Concatenation().eval()
+    pruner(model, IMAGE, model.head).step()
+    assert model.a.out_channels + model.b.out_channels == model.c.out_channels == 8
+    assert model(IMAGE).shape == (1, 4, 8, 8)
 
 
-@pytest.mark.parametrize("make", [Concatenation, Recurrent])
-def test_other_structures(make: Callable[[], Any]) -> None:
-    model = make()
-    x = torch.randn(1, 3, 8, 8) if make is Concatenation else torch.randn(1, 5, 8)
-    before = model(x).shape
-    pruner(model, x, model.head).step()
-    assert model(x).shape == before
-    if make is Recurrent:
-        assert model.lstm.hidden_size == 16
-        assert model.middle.out_features == 6
-    else:
-        assert model.a.out_channels + model.b.out_channels == model.c.out_channels == 8
+def test_a_group_without_filters_has_no_scores() -> None:
+    graph = tp.DependencyGraph().build_dependency(nn.LSTM(8, 16), torch.zeros(1, 5, 8))
+    (group,) = graph.get_all_groups(root_module_types=[nn.LSTM])
+    assert ExemplarImportance()(group) is None
 
 
 def test_a_group_of_some_channels_has_as_many_scores() -> None:
