@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from epruner.cluster import validate
 from epruner.cluster.backends import cuda
-from epruner.cluster.backends.cuda.device import refuse_gradient
+from epruner.cluster.backends.cuda.device import from_tensor
 from epruner.cluster.preference import PreferenceRule
 from epruner.cluster.problem import (
     FeatureProblem,
@@ -27,6 +27,7 @@ from epruner.cluster.problem import (
 )
 from epruner.cluster.similarity import (
     cosine,
+    filled,
     normalised,
     require_directions,
     scikit_learns_similarities,
@@ -82,8 +83,8 @@ def affinity_propagation(
     TypeError
         If `S`, `preference` or a parameter is of the wrong type.
     """
-    refuse_gradient(S, "S")
-    refuse_gradient(preference, "preference")
+    S = from_tensor(S, "S")
+    preference = from_tensor(preference, "preference")
     options = validate.options(
         damping,
         max_iter,
@@ -197,8 +198,8 @@ def affinity_propagation_many(
     """
     if getattr(problems, "ndim", 3) == 2:
         raise TypeError(f"problems is one matrix, a {type(problems)}; pass a list of matrices: [S]")
-    for q, S in enumerate(problems):
-        refuse_gradient(S, f"problems[{q}]")
+    problems = [from_tensor(S, f"problems[{q}]") for q, S in enumerate(problems)]
+    preference = from_tensor(preference, "preference")
     options = validate.options(
         damping, max_iter, convergence_iter, random_state, n_threads=n_threads, ties=ties
     )
@@ -350,8 +351,8 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         """
         for name in [name for name in vars(self) if name.endswith("_")]:
             delattr(self, name)  # an earlier fit's
-        refuse_gradient(X, "X")
-        refuse_gradient(self.preference, "preference")
+        X = from_tensor(X, "X")
+        preference = from_tensor(self.preference, "preference")
         automatic = self.damping == "auto"
         options = validate.options(
             0.5 if automatic else self.damping,
@@ -363,7 +364,7 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             rising_damping=automatic,
             ties=self.ties,
         )
-        rule = PreferenceRule(self.preference, self.preference_quantile, self.beta, self.n_clusters)
+        rule = PreferenceRule(preference, self.preference_quantile, self.beta, self.n_clusters)
         given = X
         with options.progress as progress:
             progress.stage("similarities")
@@ -408,10 +409,11 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             return X, _from_similarities(X, self.backend, self.ties, self.random_state)
         X = validate_data(self, X, accept_sparse="csr", dtype=_FLOATS)
         if callable(self.affinity):
-            return X, self._from_matrix(self.affinity(X))
+            return X, self._from_matrix(from_tensor(self.affinity(X), "affinity(X)"))
         if issparse(X):
-            if self.affinity == "cosine":
-                raise TypeError("affinity='cosine' takes dense features; pass X.toarray()")
+            for name, value in (("affinity", "cosine"), ("memory", "tiles")):
+                if getattr(self, name) == value:
+                    raise TypeError(f"{name}={value!r} takes dense features; pass X.toarray()")
             return X, self._from_matrix(scikit_learns_similarities(X))
         is_cosine = self.affinity == "cosine"
         if self.ties != "fast":
@@ -447,10 +449,10 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             If `X` has the wrong shape or holds NaN, or for cosine similarity a row of zeros.
         """
         check_is_fitted(self)
-        refuse_gradient(X, "X")
+        X = from_tensor(X, "X")
         clusters = self.cluster_centers_indices_.size
         if self.affinity == "precomputed":
-            near = np.asarray(X)
+            near = filled(X.tocsr()) if issparse(X) else np.asarray(X)
             if near.ndim != 2 or near.shape[1] != clusters:
                 raise ValueError(
                     "after a fit on precomputed similarities, predict takes the similarities of "

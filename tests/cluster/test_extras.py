@@ -48,7 +48,12 @@ def test_clustering_needs_no_extra() -> None:
 
 @pytest.mark.parametrize(
     "code",
-    ["import epruner.pruning", "import epruner; epruner.prune", "from epruner import load, save"],
+    [
+        "import epruner.pruning",
+        "import epruner; epruner.prune",
+        "from epruner import load, save",
+        "import epruner.integrations.torch_pruning",
+    ],
 )
 def test_pruning_names_its_extra(code: str) -> None:
     done = without_extras(code)

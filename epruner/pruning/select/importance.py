@@ -132,16 +132,41 @@ def resize_exemplars(similarities: Matrix, exemplars: Indices, count: int) -> In
     ndarray of int, shape (count,)
         Ascending.
     """
-    s = similarities
-    chosen = np.asarray(exemplars, dtype=np.intp)
-    if not len(chosen) and count:
-        chosen = np.array([np.argmax(s.sum(axis=0, dtype=np.float64))])
-    chosen = _grown(s, chosen, count) if len(chosen) < count else _shrunk(s, chosen, count)
-    return np.sort(chosen)
+    chosen = _started(similarities, exemplars)
+    change = _grown if len(chosen) < count else _shrunk
+    return np.sort(change(similarities, chosen, count)[:count])
+
+
+def rank_by_exemplars(similarities: Matrix, exemplars: Indices) -> Indices:
+    """All filters in the order in which they would be given up last to first.
+
+    The first `count` are those of `resize_exemplars`, for every count.
+
+    Parameters
+    ----------
+    similarities : ndarray of shape (n, n)
+        Zero diagonal, no preferences on it.
+    exemplars : ndarray of int
+        May be empty.
+
+    Returns
+    -------
+    ndarray of int, shape (n,)
+    """
+    chosen = _started(similarities, exemplars)
+    grown = _grown(similarities, chosen, len(similarities))
+    return np.concatenate([_shrunk(similarities, chosen, 1), grown[len(chosen) :]])
+
+
+def _started(s: Matrix, exemplars: Indices) -> Indices:
+    """The exemplars, or the best one where there are none."""
+    if len(exemplars):
+        return np.asarray(exemplars, dtype=np.intp)
+    return np.array([np.argmax(s.sum(axis=0, dtype=np.float64))])
 
 
 def _grown(s: Matrix, chosen: Indices, count: int) -> Indices:
-    """Add one at a time the candidate that raises the net similarity most.
+    """Append one at a time the candidate that raises the net similarity most.
 
     What a candidate adds only falls as others are added, so a sum made earlier bounds it from
     above, and only those at the head of the queue are summed again.
@@ -166,11 +191,15 @@ def _grown(s: Matrix, chosen: Indices, count: int) -> Indices:
 
 
 def _shrunk(s: Matrix, chosen: Indices, count: int) -> Indices:
-    """Remove one at a time the exemplar that lowers the net similarity least."""
+    """Move to the end, one at a time, the exemplar that lowers the net similarity least.
+
+    Those moved earlier stand behind those moved later.
+    """
     n = len(s)
     nearest, second = np.empty(n, np.intp), np.empty(n, np.intp)
     margin = np.empty(n, s.dtype)  # what a row loses with its nearest exemplar
     rows = np.arange(n)
+    removed: list[int] = []
     while len(chosen) > count:
         columns = s[np.ix_(rows, chosen)]
         places = np.arange(len(rows))
@@ -183,8 +212,9 @@ def _shrunk(s: Matrix, chosen: Indices, count: int) -> Indices:
         loss = np.bincount(nearest, weights=margin, minlength=n)[chosen]
         gone = chosen[np.argmin(loss)]
         chosen = chosen[chosen != gone]
+        removed.insert(0, int(gone))
         rows = np.flatnonzero((nearest == gone) | (second == gone))  # of all others nothing changes
-    return chosen
+    return np.concatenate([chosen, np.asarray(removed, dtype=np.intp)])
 
 
 def _largest(scores: npt.NDArray[np.float64], count: int) -> Indices:

@@ -233,6 +233,17 @@ def refuse_gradient(x: object, name: str) -> None:
         raise ValueError(f"{name} requires grad; clustering has no gradient: pass {name}.detach()")
 
 
+def from_tensor(x: Any, name: str) -> Any:
+    """Return a torch tensor on the CPU as an array in the same memory, and all else as it is.
+
+    bfloat16, which NumPy lacks, becomes float32. What requires grad is refused.
+    """
+    refuse_gradient(x, name)
+    if not hasattr(type(x), "is_cuda") or x.device.type != "cpu":
+        return x
+    return np.asarray(x.float() if str(x.dtype) == "torch.bfloat16" else x)
+
+
 def as_device_array(x: Any, name: str) -> Array:
     """Return `x` as a C-contiguous float32 or float64 CuPy array, copied only where needed.
 

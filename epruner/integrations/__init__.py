@@ -1,0 +1,1 @@
+"""What is in here, for the frameworks that others prune with."""
