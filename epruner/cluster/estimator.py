@@ -1,7 +1,7 @@
 """What users call: scikit-learn's function and estimator, and a function for several problems."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self, TypeGuard
 
 import numpy as np
@@ -9,24 +9,16 @@ from numpy.typing import ArrayLike
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import euclidean_distances, pairwise_distances_argmin
-from sklearn.utils.extmath import row_norms
+from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from epruner.cluster import validate
+from epruner.cluster import affinities, validate
+from epruner.cluster.affinities import FLOATS, matrix_problem, similarity_problem
 from epruner.cluster.backends import cuda
 from epruner.cluster.backends.cuda.device import refuse_gradient
 from epruner.cluster.preference import PreferenceRule
-from epruner.cluster.problem import (
-    FeatureProblem,
-    MatrixProblem,
-    NoisyProblem,
-    Problem,
-    SparseProblem,
-    require_matrix_memory,
-    solve_many,
-)
-from epruner.cluster.similarity import cosine, normalised, require_directions
+from epruner.cluster.problem import MatrixProblem, Problem, solve_many
+from epruner.cluster.similarity import normalised, require_directions
 from epruner.cluster.types import Clustering, Floats, Indices
 
 
@@ -91,7 +83,7 @@ def affinity_propagation(
     )
     problem = None
     if not _on_device([S], backend, ties):
-        problem = _from_similarities(S, backend, ties, random_state)
+        problem = similarity_problem(S, backend, ties, random_state)
     if problem is None:
         (clustering,) = cuda.cluster_many([S], [preference], options)
     else:
@@ -104,25 +96,6 @@ def affinity_propagation(
     return clustering.exemplars, clustering.labels
 
 
-def _from_similarities(
-    S: Any, backend: str, ties: str, random_state: validate.RandomState
-) -> Problem:
-    if not issparse(S):
-        return _from_matrix(S, backend, ties, random_state)
-    if ties != "jitter":
-        raise ValueError(f"ties={ties!r} needs a dense matrix: pass S.toarray(), or ties='jitter'")
-    return SparseProblem(validate.sparse_similarities(S), backend)
-
-
-def _from_matrix(
-    S: Any, backend: str, ties: str, random_state: validate.RandomState
-) -> MatrixProblem:
-    matrix = validate.similarities(S)
-    if ties == "jitter":
-        return MatrixProblem(matrix, backend)
-    return NoisyProblem(matrix, backend, random_state)
-
-
 def _on_device(problems: Sequence[Any], backend: str, ties: str) -> bool:
     on_device = cuda.use_device(problems, backend)
     if on_device and ties != "jitter":
@@ -132,7 +105,7 @@ def _on_device(problems: Sequence[Any], backend: str, ties: str) -> bool:
 
 def _is_writeable(S: object) -> TypeGuard[Floats]:
     """Whether preferences can be written to `S` as they are."""
-    return isinstance(S, np.ndarray) and S.flags.writeable and S.dtype in _FLOATS
+    return isinstance(S, np.ndarray) and S.flags.writeable and S.dtype in FLOATS
 
 
 def _warn(clustering: Clustering) -> None:
@@ -205,7 +178,7 @@ def affinity_propagation_many(
         raise ValueError(f"preference has {len(each)} entries for {len(problems)} problems")
     if _on_device(problems, backend, ties):
         return cuda.cluster_many(problems, each, options)
-    cleaned = [_from_matrix(S, backend, ties, random_state) for S in problems]
+    cleaned = [matrix_problem(S, backend, ties, random_state) for S in problems]
     return solve_many(cleaned, each, options)
 
 
@@ -297,13 +270,14 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         convergence_iter: int = 15,
         copy: bool = True,
         preference: ArrayLike | None = None,
-        affinity: str | Callable[[Any], ArrayLike] = "euclidean",
+        affinity: affinities.Affinity = "euclidean",
         verbose: bool = False,
         random_state: validate.RandomState = None,
         ties: str = "jitter",
         preference_quantile: float | None = None,
         beta: float | None = None,
         n_clusters: int | None = None,
+        n_neighbors: int = 30,
         memory: str = "auto",
         backend: str = "auto",
         n_threads: int | None = None,
@@ -320,6 +294,7 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.preference_quantile = preference_quantile
         self.beta = beta
         self.n_clusters = n_clusters
+        self.n_neighbors = n_neighbors
         self.memory = memory
         self.backend = backend
         self.n_threads = n_threads
@@ -330,7 +305,7 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.sparse = True
         return tags
 
-    def fit(self, X: Any, y: object = None) -> Self:
+    def fit(self, X: Any, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
         """Cluster features (n, d), or similarities (n, n) with ``affinity='precomputed'``.
 
         Raises
@@ -359,7 +334,10 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         )
         rule = PreferenceRule(self.preference, self.preference_quantile, self.beta, self.n_clusters)
         given = X
-        X, problem = self._problem(X)
+        affinities.check(self.affinity, self.memory)
+        finite = self.affinity != "precomputed"
+        X = validate_data(self, X, accept_sparse="csr", ensure_all_finite=finite, dtype=FLOATS)
+        problem = self._problem(X, sample_weight)
         clustering, self.damping_, self.preference_ = problem.solve(rule, options)
         _warn(clustering)
         self.cluster_centers_indices_ = clustering.exemplars
@@ -386,35 +364,19 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             return not self.copy and _is_writeable(S)
         return True
 
-    def _problem(self, X: Any) -> tuple[Any, Problem]:
-        """Return the validated input and the problem that it poses."""
-        if isinstance(self.affinity, str) and self.affinity not in _AFFINITIES:
-            raise ValueError(
-                f"affinity={self.affinity!r} is not one of {', '.join(_AFFINITIES)} or a callable"
-            )
-        if self.memory not in _MEMORY:
-            raise ValueError(f"memory={self.memory!r} is not one of {', '.join(_MEMORY)}")
-        if self.affinity == "precomputed":
-            X = validate_data(self, X, accept_sparse="csr", ensure_all_finite=False, dtype=_FLOATS)
-            return X, _from_similarities(X, self.backend, self.ties, self.random_state)
-        X = validate_data(self, X, accept_sparse="csr", dtype=_FLOATS)
-        if callable(self.affinity):
-            return X, self._from_matrix(self.affinity(X))
-        if issparse(X):
-            if self.affinity == "cosine":
-                raise TypeError("affinity='cosine' takes dense features; pass X.toarray()")
-            return X, self._from_matrix(_euclidean(X))
-        is_cosine = self.affinity == "cosine"
-        if self.ties != "jitter":
-            if self.memory == "tiles":
-                raise ValueError(f"ties={self.ties!r} needs a matrix, not memory='tiles'")
-            require_matrix_memory(X.shape[0], X.dtype)
-            return X, self._from_matrix(cosine(X, self.n_threads) if is_cosine else _euclidean(X))
-        features = np.ascontiguousarray(normalised(X) if is_cosine else X)
-        return X, FeatureProblem(features, is_cosine, self.memory, self.backend, self.n_threads)
-
-    def _from_matrix(self, S: ArrayLike) -> MatrixProblem:
-        return _from_matrix(S, self.backend, self.ties, self.random_state)
+    def _problem(self, X: Any, sample_weight: ArrayLike | None) -> Problem:
+        """Return the problem that the validated input poses."""
+        return affinities.pose(
+            X,
+            self.affinity,
+            sample_weight=sample_weight,
+            n_neighbors=self.n_neighbors,
+            memory=self.memory,
+            backend=self.backend,
+            ties=self.ties,
+            random_state=self.random_state,
+            n_threads=self.n_threads,
+        )
 
     def predict(self, X: Any) -> Indices:
         """Return the label of the most similar exemplar for each row of `X`.
@@ -448,7 +410,7 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
                 )
             validate.require_similarities(near)
         else:
-            near = validate_data(self, X, reset=False, accept_sparse="csr", dtype=_FLOATS)
+            near = validate_data(self, X, reset=False, accept_sparse="csr", dtype=FLOATS)
         if clusters == 0:
             warnings.warn(
                 "This model does not have any cluster centers because affinity propagation did "
@@ -473,17 +435,3 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         else:
             labels = pairwise_distances_argmin(near, self.cluster_centers_)
         return labels
-
-
-def _euclidean(X: Any) -> Floats:
-    """scikit-learn's negative squared distances, to the last bit."""
-    with np.errstate(over="ignore"):
-        validate.require_distances(row_norms(X, squared=True))
-    S = -euclidean_distances(X, squared=True)
-    similarities: Floats = S.astype(X.dtype, copy=False)
-    return similarities
-
-
-_AFFINITIES = ("euclidean", "cosine", "precomputed")
-_MEMORY = ("auto", "tiles", "matrix")
-_FLOATS = [np.float64, np.float32]

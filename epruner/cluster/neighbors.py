@@ -1,0 +1,67 @@
+"""Similarities of every point to its nearest neighbours only: a sparse matrix from features."""
+
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array
+from sklearn.neighbors import NearestNeighbors
+from sklearn.utils.extmath import row_norms
+
+from epruner.cluster import validate
+from epruner.cluster.resources import effective_n_threads
+from epruner.cluster.types import Floats, Indices
+
+_MANY_POINTS = 100_000  # from where an approximate search is faster, its compilation included
+_PAIRS_AT_ONCE = 1 << 16  # whose features are held twice
+
+
+def graph(X: Any, n_neighbors: int, n_threads: int | None) -> Any:
+    """Return the negative squared distances of the rows of `X` (n, d) to their neighbours, as CSR.
+
+    Row i stores its `n_neighbors` nearest other points, or all where there are no more. Those of
+    100,000 dense points and more are found approximately, by PyNNDescent where it is installed.
+    """
+    n = X.shape[0]
+    with np.errstate(over="ignore"):
+        validate.require_distances(row_norms(X, squared=True))
+    wanted = min(n_neighbors, n - 1)
+    threads = effective_n_threads(n_threads)
+    if n >= _MANY_POINTS and isinstance(X, np.ndarray) and find_spec("pynndescent") is not None:
+        found = _approximately(X, wanted, threads)
+    else:
+        found = _exactly(X, wanted, threads)
+    rows = np.repeat(np.arange(n, dtype=np.int32), found.shape[1])
+    columns = found.ravel().astype(np.int32)
+    other = (columns >= 0) & (columns != rows)
+    rows, columns = rows[other], columns[other]
+    similarities = negative_squared_distances_of(X, rows, columns)
+    return csr_array((similarities, (rows, columns)), shape=(n, n))
+
+
+def negative_squared_distances_of(X: Any, rows: Indices, columns: Indices) -> Floats:
+    """Return the similarities of these pairs of rows of `X` (n, d), by direct difference."""
+    out = np.empty(rows.size, dtype=X.dtype)
+    for first in range(0, rows.size, _PAIRS_AT_ONCE):
+        some = slice(first, first + _PAIRS_AT_ONCE)
+        out[some] = row_norms(X[rows[some]] - X[columns[some]], squared=True)
+    return np.negative(out, out=out)
+
+
+def _exactly(X: Any, wanted: int, n_threads: int) -> Indices:
+    if wanted == 0:
+        return np.empty((1, 0), dtype=np.intp)
+    search = NearestNeighbors(n_neighbors=wanted, n_jobs=n_threads).fit(X)
+    found: Indices = search.kneighbors(return_distance=False)
+    return found
+
+
+def _approximately(X: Floats, wanted: int, n_threads: int) -> Indices:
+    """Return neighbours (n, wanted + 1), with the point itself; -1 for those not found."""
+    from pynndescent import NNDescent
+
+    search = NNDescent(
+        X, metric="sqeuclidean", n_neighbors=wanted + 1, random_state=0, n_jobs=n_threads
+    )
+    found: Indices = search.neighbor_graph[0]
+    return found
