@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from epruner.cluster import (
         AffinityPropagation,
         Clustering,
+        PreferencePath,
         affinity_propagation,
         affinity_propagation_many,
+        preference_path,
         preference_range,
     )
     from epruner.pruning import (
@@ -50,6 +52,7 @@ _HOME = {
     "Constraints": "epruner.pruning",
     "Method": "epruner.pruning",
     "Plan": "epruner.pruning",
+    "PreferencePath": "epruner.cluster",
     "PruningResult": "epruner.pruning",
     "RepairWarning": "epruner.pruning",
     "TraceError": "epruner.pruning",
@@ -62,6 +65,7 @@ _HOME = {
     "finetune": "epruner.pruning.training.finetune",
     "load": "epruner.pruning",
     "load_weights": "epruner.pruning.io.weights",
+    "preference_path": "epruner.cluster",
     "preference_range": "epruner.cluster",
     "prune": "epruner.pruning",
     "recipes": "epruner.pruning",
@@ -78,6 +82,7 @@ __all__ = [
     "Constraints",
     "Method",
     "Plan",
+    "PreferencePath",
     "PruningResult",
     "RepairWarning",
     "TraceError",
@@ -90,6 +95,7 @@ __all__ = [
     "finetune",
     "load",
     "load_weights",
+    "preference_path",
     "preference_range",
     "prune",
     "recipes",

@@ -8,13 +8,16 @@ from epruner.cluster.estimator import (
     affinity_propagation,
     affinity_propagation_many,
 )
+from epruner.cluster.path import PreferencePath, preference_path
 from epruner.cluster.preference import preference_range
 from epruner.cluster.types import Clustering
 
 __all__ = [
     "AffinityPropagation",
     "Clustering",
+    "PreferencePath",
     "affinity_propagation",
     "affinity_propagation_many",
+    "preference_path",
     "preference_range",
 ]

@@ -39,6 +39,23 @@ def graph(X: Any, n_neighbors: int, n_threads: int | None) -> Any:
     return csr_array((similarities, (rows, columns)), shape=(n, n))
 
 
+def preferences(S: Any) -> Floats:
+    """Return the preferences (n,) that suit a graph: half of what a point's neighbours would lose,
+    were they all as far away as the farthest.
+
+    Clusters are then about as large as lists, however dense the points lie. Where all neighbours of
+    a point are equally far, it gets the median of the others.
+    """
+    n = S.shape[0]
+    rows = np.repeat(np.arange(n), np.diff(S.indptr))
+    farthest = np.zeros(n, dtype=S.dtype)
+    np.minimum.at(farthest, rows, S.data)
+    own = np.bincount(rows, farthest[rows] - S.data, n) / 2
+    if not own.any():
+        return np.full(n, np.median(S.data) if S.nnz else 0.0)
+    return np.where(own < 0, own, np.median(own[own < 0]))
+
+
 def negative_squared_distances_of(X: Any, rows: Indices, columns: Indices) -> Floats:
     """Return the similarities of these pairs of rows of `X` (n, d), by direct difference."""
     out = np.empty(rows.size, dtype=X.dtype)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.metrics import euclidean_distances
 from sklearn.utils import check_random_state
 
 from epruner.cluster import _compiled, backends, neighbors, resources, validate
@@ -39,13 +40,14 @@ from epruner.cluster.solve import (
     degenerate,
     with_rising_damping,
 )
-from epruner.cluster.types import Clustering, Floats, Options
+from epruner.cluster.types import Clustering, Floats, Indices, Options
 
 if TYPE_CHECKING:
     from epruner.cluster import _native
     from epruner.cluster.candidates import CandidateSource, SparseSource
 
 _LARGEST_MATRIX = 4096  # points; a sweep over tiles is as fast from here on, and needs no n² memory
+_SAMPLED_ENTRIES, _LEAST_SAMPLE = 1 << 24, 16  # of rows that stand for all
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,19 @@ class Problem(ABC):
     @abstractmethod
     def top(self, options: Options) -> float:
         """Return a preference that makes nearly every point an exemplar: the largest similarity."""
+
+    def some_similarities(self, count: int) -> tuple[Floats, Indices]:
+        """Return similarities (m, n) of at most `count` points to all, -inf to themselves, and
+        which points (m,)."""
+        count = max(_LEAST_SAMPLE, min(count, _SAMPLED_ENTRIES // self.n))
+        rows = np.random.default_rng(0).permutation(self.n)[:count]
+        S = self._rows(rows)
+        S[np.arange(rows.size), rows] = -np.inf
+        return S, rows
+
+    @abstractmethod
+    def _rows(self, rows: Indices) -> Floats:
+        """Return a copy of these rows of the similarities (m, n)."""
 
     @abstractmethod
     def alike(self) -> bool:
@@ -243,6 +258,10 @@ class MatrixProblem(Problem):
     def top(self, options: Options) -> float:
         return quantile(self.similarity_matrix, 1.0, diagonal=False, n_threads=options.n_threads)
 
+    def _rows(self, rows: Indices) -> Floats:
+        chosen: Floats = self.similarity_matrix[rows]
+        return chosen
+
     def alike(self) -> bool:
         return all_equal(self.similarity_matrix, np.zeros(self.n))
 
@@ -360,6 +379,9 @@ class SparseProblem(Problem):
         links = _off_diagonal(self.S)
         return float(links.max()) if links.size else 0.0
 
+    def _rows(self, rows: Indices) -> Floats:
+        return filled(self.S[rows])
+
     def alike(self) -> bool:
         return False  # stored pairs may be few
 
@@ -390,6 +412,11 @@ class NeighborProblem(SparseProblem):
         self.X = X
         self._weights = weights
         super().__init__(neighbors.graph(X, n_neighbors, n_threads), backend, weights)
+
+    def _preference(self, rule: PreferenceRule) -> ArrayLike:
+        if rule.preference is None and rule.preference_quantile is None and rule.beta is None:
+            return neighbors.preferences(self._unweighted)
+        return super()._preference(rule)
 
     def _source(self) -> "SparseSource":
         from epruner.cluster.candidates import NeighborSource
@@ -469,6 +496,16 @@ class FeatureProblem(Problem):
         if self.matrix is not None:
             return self.matrix.top(options)
         return 1.0 if self.cosine else 0.0
+
+    def _rows(self, rows: Indices) -> Floats:
+        if self.matrix is not None:
+            return self.matrix._rows(rows)
+        S: Floats
+        if self.cosine:
+            S = self.X[rows] @ self.X.T
+        else:
+            S = -euclidean_distances(self.X[rows], self.X, squared=True)
+        return S
 
     def alike(self) -> bool:
         return self.matrix.alike() if self.matrix is not None else self._identical
