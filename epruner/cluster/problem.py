@@ -521,6 +521,7 @@ class FeatureProblem(Problem):
 
 def require_compiled(what: str, backend: str) -> None:
     """Raise unless this backend is the compiled solver, and there."""
+    backends.check(backend)
     if backend not in ("auto", "native"):
         raise ValueError(f"{what} needs the native solver, not backend={backend!r}")
     _compiled.require(what)
