@@ -200,10 +200,15 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         copy.
     preference : array-like of shape (n,) or float, default=None
         How much each point wants to be an exemplar; the larger, the more clusters. None takes the
-        median similarity.
-    affinity : {'euclidean', 'cosine', 'precomputed'} or callable, default='euclidean'
-        'euclidean' is the negative squared distance. 'precomputed' takes similarities (n, n),
-        dense or sparse. A callable gets the features and returns similarities (n, n).
+        median similarity; with nearest neighbours half of what those of a point would lose, were
+        they all as far away as the farthest.
+    affinity : {'euclidean', 'cosine', 'nearest_neighbors', 'precomputed'} or callable, \
+default='euclidean'
+        'euclidean' is the negative squared distance. 'nearest_neighbors' is the same, but links
+        each point to its `n_neighbors` nearest only: an approximation for where all pairs are too
+        many. It wants more damping and iterations, as in ``damping=0.9, max_iter=1000``.
+        'precomputed' takes similarities (n, n), dense or sparse. A callable gets the features and
+        returns similarities (n, n).
     verbose : bool, default=False
         Whether to print progress: iteration, clusters, length of the lists; with `n_clusters`,
         a line for each trial. Solvers without lists say what runs and how it ended.
@@ -225,6 +230,10 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         that the parameters above set. It begins with a damping of 0.7 at least; others, none below
         `damping`, are tried where runs oscillate or a number is skipped. Warns where no
         preference was found.
+    n_neighbors : int, default=30
+        With ``affinity='nearest_neighbors'``, how many each point is linked to, or all where there
+        are no more. From 100,000 dense points on, PyNNDescent (extra ``neighbors``) finds about
+        them, if installed; scikit-learn finds them exactly.
     memory : {'auto', 'tiles', 'matrix'}, default='auto'
         Whether similarities of features are made and dropped in tiles or kept as a matrix (n, n).
         'auto' keeps small ones; only then is there an ``affinity_matrix_``.
@@ -244,14 +253,15 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     labels_ : ndarray of shape (n,)
         Cluster of each point; -1 where no exemplar emerged or none may be linked.
     affinity_matrix_ : ndarray or sparse matrix of shape (n, n)
-        Similarities with the preferences on their diagonal, where a matrix was kept; with the
-        noise of ``ties='scikit-learn'``.
+        Similarities with the preferences on their diagonal, where a matrix was kept; rows
+        multiplied by `sample_weight`, and with the noise of ``ties='scikit-learn'``.
     n_iter_ : int
         Iterations run.
     converged_ : bool
         Whether the exemplars were stable for `convergence_iter` iterations.
     net_similarity_ : float
-        Sum of the points' similarities to their exemplars and of the exemplars' preferences.
+        Sum of the points' similarities to their exemplars, times their weights, and of the
+        exemplars' preferences.
     preference_ : ndarray of shape (n,)
         The preferences used.
     damping_ : float
@@ -307,6 +317,15 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Any, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
         """Cluster features (n, d), or similarities (n, n) with ``affinity='precomputed'``.
+
+        Parameters
+        ----------
+        X : array-like or SciPy sparse matrix of shape (n, d) or (n, n)
+        y : Ignored
+        sample_weight : array-like of shape (n,), default=None
+            A point of weight w counts like w copies of it that share an exemplar: its similarities
+            to others are multiplied by w. Positive. Rules for preferences refer to similarities
+            without weights. Features take a matrix for them, whatever their number.
 
         Raises
         ------

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from numbers import Integral
 
 import numpy as np
@@ -15,7 +15,6 @@ from epruner.cluster import affinities, validate
 from epruner.cluster.backends.cuda.device import refuse_gradient
 from epruner.cluster.preference import PreferenceRule, preference_range
 from epruner.cluster.problem import Problem
-from epruner.cluster.solve import with_rising_damping
 from epruner.cluster.types import Clustering, Floats, Indices, Options
 
 _SAMPLED = 256  # points whose similarities tell between which preferences clusters form
@@ -172,14 +171,11 @@ def _solved(
     problem: Problem, preferences: Floats, options: Options
 ) -> Iterator[tuple[int, tuple[Clustering, float]]]:
     """Cluster with the largest preference first: few clusters need longer lists than many."""
-    run = problem.prepare(PreferenceRule(float(preferences.max())), options, again=True).run
+    rule = PreferenceRule(float(preferences.max()))
+    prepared = problem.prepare(rule, options, again=True)
     for q in np.argsort(-preferences):
         preference = np.full(problem.n, preferences[q], dtype=problem.dtype)
-        solve = partial(run, preference)
-        if options.rising_damping:
-            yield int(q), with_rising_damping(solve, options)
-        else:
-            yield int(q), (solve(options), options.damping)
+        yield int(q), problem.cluster(prepared, preference, options)
 
 
 def _chosen(preferences: ArrayLike | int, problem: Problem, options: Options) -> Floats:

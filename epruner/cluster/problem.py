@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ from epruner.cluster.solve import (
     cluster_noisy,
     cluster_side_by_side,
     cluster_similarities,
+    cluster_while_damping_rises,
     degenerate,
     with_rising_damping,
 )
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from epruner.cluster.candidates import CandidateSource, SparseSource
 
 _LARGEST_MATRIX = 4096  # points; a sweep over tiles is as fast from here on, and needs no n² memory
+# Among many points with few links some oscillate for ever, the slower the more damping there is.
+_RISING = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 _SAMPLED_ENTRIES, _LEAST_SAMPLE = 1 << 24, 16  # of rows that stand for all
 
 
@@ -114,12 +118,15 @@ class Problem(ABC):
         prepared = self.prepare(rule, options)
         if rule.n_clusters is not None and self.n > 1:
             return self._search(rule, options, prepared)
-        if not options.rising_damping:
-            return prepared.run(prepared.preference, options), options.damping, prepared.preference
-        clustering, used = with_rising_damping(
-            lambda o: prepared.run(prepared.preference, o), options
-        )
-        return clustering, used, prepared.preference
+        return *self.cluster(prepared, prepared.preference, options), prepared.preference
+
+    def cluster(
+        self, prepared: Prepared, preference: Floats, options: Options
+    ) -> tuple[Clustering, float]:
+        """Cluster with these preferences (n,); return the damping, too, which may rise."""
+        if options.rising_damping:
+            return with_rising_damping(partial(prepared.run, preference), options)
+        return prepared.run(preference, options), options.damping
 
     def _search(
         self, rule: PreferenceRule, options: Options, prepared: Prepared
@@ -412,6 +419,13 @@ class NeighborProblem(SparseProblem):
         self.X = X
         self._weights = weights
         super().__init__(neighbors.graph(X, n_neighbors, n_threads), backend, weights)
+
+    def cluster(
+        self, prepared: Prepared, preference: Floats, options: Options
+    ) -> tuple[Clustering, float]:
+        if options.rising_damping and prepared.lists is not None:
+            return cluster_while_damping_rises(*prepared.lists, preference, options, _RISING)
+        return super().cluster(prepared, preference, options)
 
     def _preference(self, rule: PreferenceRule) -> ArrayLike:
         if rule.preference is None and rule.preference_quantile is None and rule.beta is None:
