@@ -189,7 +189,8 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     ----------
     damping : float or 'auto', default=0.5
         How much of the old message is kept, in [0.5, 1). Raise it where runs oscillate; 'auto'
-        does so until a run converges, up to 0.95.
+        does so until a run converges, up to 0.95. With nearest neighbours it starts at 0.9, and
+        goes on from the messages there are, up to 0.999.
     max_iter : int, default=200
         Most iterations (with ``damping='auto'``, of each attempt).
     convergence_iter : int, default=15
@@ -206,7 +207,7 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
 default='euclidean'
         'euclidean' is the negative squared distance. 'nearest_neighbors' is the same, but links
         each point to its `n_neighbors` nearest only: an approximation for where all pairs are too
-        many. It wants more damping and iterations, as in ``damping=0.9, max_iter=1000``.
+        many, best with ``damping='auto'``.
         'precomputed' takes similarities (n, n), dense or sparse. A callable gets the features and
         returns similarities (n, n).
     verbose : bool, default=False

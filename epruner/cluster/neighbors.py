@@ -8,11 +8,11 @@ from scipy.sparse import csr_array
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.extmath import row_norms
 
-from epruner.cluster import validate
-from epruner.cluster.resources import effective_n_threads
+from epruner.cluster import resources, validate
 from epruner.cluster.types import Floats, Indices
 
 _MANY_POINTS = 100_000  # from where an approximate search is faster, its compilation included
+_BYTES_PER_LINK = 100  # at the peak: while neighbours are sought, or exemplars refined
 _PAIRS_AT_ONCE = 1 << 16  # whose features are held twice
 
 
@@ -26,7 +26,12 @@ def graph(X: Any, n_neighbors: int, n_threads: int | None) -> Any:
     with np.errstate(over="ignore"):
         validate.require_distances(row_norms(X, squared=True))
     wanted = min(n_neighbors, n - 1)
-    threads = effective_n_threads(n_threads)
+    resources.require_memory(
+        n * wanted * _BYTES_PER_LINK,
+        f"a graph of {wanted} neighbours of {n} points, and messages,",
+        "lower n_neighbors",
+    )
+    threads = resources.effective_n_threads(n_threads)
     if n >= _MANY_POINTS and isinstance(X, np.ndarray) and find_spec("pynndescent") is not None:
         found = _approximately(X, wanted, threads)
     else:

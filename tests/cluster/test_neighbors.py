@@ -97,6 +97,18 @@ def test_other_ways_to_set_preferences(options: dict[str, Any]) -> None:
         model(beta=1.0).fit(blobs())
 
 
+def test_damping_rises_from_where_a_run_is() -> None:
+    once = model(damping=0.9).fit(blobs())
+    fit = model(damping="auto", max_iter=once.n_iter_ // 2).fit(blobs())
+    assert fit.converged_
+    assert fit.damping_ > 0.9
+    assert fit.n_iter_ > once.n_iter_ // 2
+    assert fit.net_similarity_ == pytest.approx(once.net_similarity_, rel=1e-3)
+    enough = model(damping="auto").fit(blobs())
+    assert (enough.damping_, enough.n_iter_) == (0.9, once.n_iter_)
+    np.testing.assert_array_equal(enough.labels_, once.labels_)
+
+
 def test_more_duplicates_than_neighbours() -> None:
     X = np.repeat(blobs(30), 20, axis=0)
     fit = model(n_neighbors=10, damping=0.9).fit(X)
