@@ -80,10 +80,15 @@ def _exactly(X: Any, wanted: int, n_threads: int) -> Indices:
 
 def _approximately(X: Floats, wanted: int, n_threads: int) -> Indices:
     """Return neighbours (n, wanted + 1), with the point itself; -1 for those not found."""
+    from numba import config
     from pynndescent import NNDescent
 
     search = NNDescent(
-        X, metric="sqeuclidean", n_neighbors=wanted + 1, random_state=0, n_jobs=n_threads
+        X,
+        metric="sqeuclidean",
+        n_neighbors=wanted + 1,
+        random_state=0,
+        n_jobs=min(n_threads, config.NUMBA_NUM_THREADS),
     )
     found: Indices = search.neighbor_graph[0]
     return found

@@ -42,7 +42,7 @@ def test_check_estimator() -> None:
 def test_importing_epruner_imports_no_optional_package() -> None:
     code = (
         "import sys, epruner, epruner.cluster\n"
-        "unwanted = {'torch', 'torch_pruning', 'numba', 'cupy'} & set(sys.modules)\n"
+        "unwanted = {'torch', 'torch_pruning', 'numba', 'cupy', 'pynndescent'} & set(sys.modules)\n"
         "sys.exit(f'imported {sorted(unwanted)}' if unwanted else 0)"
     )
     in_a_process(code)

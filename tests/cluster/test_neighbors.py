@@ -169,6 +169,7 @@ class Search:
 
 
 def test_many_points_are_searched_approximately(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba", reason="PyNNDescent comes with it")
     X = blobs(100)
     exact = neighbors.graph(X, 7, 1)
     module: Any = type(sys)("pynndescent")
@@ -186,6 +187,7 @@ def test_many_points_are_searched_approximately(monkeypatch: pytest.MonkeyPatch)
     assert (fit.labels_ >= 0).all()
 
 
+@pytest.mark.slow  # what it compiles takes a minute
 def test_pynndescent_finds_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pynndescent", reason="needs the extra neighbors")
     monkeypatch.setattr(neighbors, "_MANY_POINTS", 100)
