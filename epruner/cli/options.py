@@ -24,8 +24,9 @@ from epruner.cli.values import (
 # command line is not passed, so that each default is written down once, there.
 SIMILARITY: Mapping[str, Mapping[str, Any]] = {
     "affinity": {
-        "choices": ("euclidean", "cosine"),
-        "help": "similarity of two points: negative squared distance (default), or cosine",
+        "choices": ("euclidean", "cosine", "nearest_neighbors"),
+        "help": "similarity of two points: negative squared distance (default), the same to nearest "
+        "neighbours only (approximate, for millions of points), or cosine",
     },
 }
 
@@ -61,6 +62,11 @@ ITERATION: Mapping[str, Mapping[str, Any]] = {
         "type": positive,
         "metavar": "N",
         "help": "iterations without a change after which to stop (default: 15)",
+    },
+    "n_neighbors": {
+        "type": positive,
+        "metavar": "N",
+        "help": "neighbours of each point for --affinity nearest_neighbors (default: 30)",
     },
     "memory": {
         "choices": ("auto", "tiles", "matrix"),

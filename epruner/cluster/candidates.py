@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import pairwise_distances_argmin
 
 from epruner.cluster import _native, resources
 from epruner.cluster._native import ActiveSet
 from epruner.cluster.backends.native import new_active_set
 from epruner.cluster.decode import sorted_by_index
+from epruner.cluster.neighbors import negative_squared_distances_of
 from epruner.cluster.products import products
 from epruner.cluster.progress import SILENT, Progress
 from epruner.cluster.sweep import Sweep
@@ -133,27 +135,56 @@ class SparseSource(CandidateSource):
         self, active_set: ActiveSet, preference: Floats, exemplars: Indices, options: Options
     ) -> tuple[Indices, Indices]:
         labels = _assign(active_set, exemplars)
-        moved = np.array(
-            [
-                self._best_member(np.flatnonzero(labels == c), preference)
-                for c in range(exemplars.size)
-            ],
-            dtype=np.intp,
-        )
+        moved = self._best_members(labels, preference)
         return sorted_by_index(moved, _assign(active_set, moved))
 
-    def _best_member(self, members: Indices, preference: Floats) -> int:
-        within = self.S[members][:, members].tocoo()
-        off = within.row != within.col
-        support = np.bincount(within.col[off], within.data[off], members.size)
-        linked = np.bincount(within.col[off], minlength=members.size) == members.size - 1
-        support = np.where(linked, support + preference[members], -np.inf)
-        return int(members[support.argmax()])
+    def _best_members(self, labels: Indices, preference: Floats) -> Indices:
+        """Each cluster's member that its own preference and all others, linked to it, support most.
+
+        Where there is none, the first member.
+        """
+        S = self.S
+        rows = np.repeat(np.arange(self.n, dtype=S.indices.dtype), np.diff(S.indptr))
+        within = (labels[rows] == labels[S.indices]) & (rows != S.indices) & (S.data > -np.inf)
+        to = S.indices[within]
+        support = np.bincount(to, S.data[within], self.n) + preference
+        others = np.bincount(labels[labels >= 0])[labels] - 1
+        support[np.bincount(to, minlength=self.n) < others] = -np.inf
+        (members,) = (labels >= 0).nonzero()
+        best_first = members[np.lexsort((-support[members], labels[members]))]
+        moved: Indices = best_first[np.unique(labels[best_first], return_index=True)[1]]
+        return moved
 
     def links(self, rows: Indices, columns: Indices) -> Floats:
         if rows.size == 0:  # of which SciPy would make a sparse matrix
             return np.empty(0)
         return np.asarray(self.S[rows, columns], dtype=np.float64).ravel()
+
+
+class NeighborSource(SparseSource):
+    """Stored pairs of the rows of `X` (n, d); points with no exemplar among them get the nearest.
+
+    Row i of `S` is weights[i] times the negative squared distances, which pairs that are not stored
+    have, too, once they are labelled.
+    """
+
+    def __init__(self, S: Any, X: Any, weights: Floats | None) -> None:
+        super().__init__(S)
+        self.X = X
+        self._weights = weights
+
+    def decode(
+        self, active_set: ActiveSet, preference: Floats, exemplars: Indices, options: Options
+    ) -> tuple[Indices, Indices]:
+        exemplars, labels = super().decode(active_set, preference, exemplars, options)
+        (lost,) = (labels < 0).nonzero()
+        if lost.size:
+            labels[lost] = pairwise_distances_argmin(self.X[lost], self.X[exemplars])
+        return exemplars, labels
+
+    def links(self, rows: Indices, columns: Indices) -> Floats:
+        similarities = negative_squared_distances_of(self.X, rows, columns)
+        return similarities if self._weights is None else similarities * self._weights[rows]
 
 
 class FeatureSource(CandidateSource):

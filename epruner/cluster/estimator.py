@@ -1,7 +1,7 @@
 """What users call: scikit-learn's function and estimator, and a function for several problems."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self, TypeGuard
 
 import numpy as np
@@ -12,26 +12,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from epruner.cluster import validate
+from epruner.cluster import affinities, validate
+from epruner.cluster.affinities import FLOATS, matrix_problem, similarity_problem
 from epruner.cluster.backends import cuda
 from epruner.cluster.backends.cuda.device import from_tensor
 from epruner.cluster.preference import PreferenceRule
-from epruner.cluster.problem import (
-    FeatureProblem,
-    MatrixProblem,
-    NoisyProblem,
-    Problem,
-    SparseProblem,
-    require_matrix_memory,
-    solve_many,
-)
-from epruner.cluster.similarity import (
-    cosine,
-    filled,
-    normalised,
-    require_directions,
-    scikit_learns_similarities,
-)
+from epruner.cluster.problem import MatrixProblem, Problem, solve_many
+from epruner.cluster.similarity import filled, normalised, require_directions
 from epruner.cluster.types import Clustering, Floats, Indices
 
 
@@ -97,7 +84,7 @@ def affinity_propagation(
     problem = None
     with options.progress as progress:
         if not _on_device([S], backend, ties):
-            problem = _from_similarities(S, backend, ties, random_state)
+            problem = similarity_problem(S, backend, ties, random_state)
         if problem is None:
             (clustering,) = cuda.cluster_many([S], [preference], options)
         else:
@@ -111,25 +98,6 @@ def affinity_propagation(
     return clustering.exemplars, clustering.labels
 
 
-def _from_similarities(
-    S: Any, backend: str, ties: str, random_state: validate.RandomState
-) -> Problem:
-    if not issparse(S):
-        return _from_matrix(S, backend, ties, random_state)
-    if ties != "fast":
-        raise ValueError(f"ties={ties!r} needs a dense matrix: pass S.toarray(), or ties='fast'")
-    return SparseProblem(validate.sparse_similarities(S), backend)
-
-
-def _from_matrix(
-    S: Any, backend: str, ties: str, random_state: validate.RandomState
-) -> MatrixProblem:
-    matrix = validate.similarities(S)
-    if ties == "fast":
-        return MatrixProblem(matrix, backend)
-    return NoisyProblem(matrix, backend, random_state)
-
-
 def _on_device(problems: Sequence[Any], backend: str, ties: str) -> bool:
     on_device = cuda.use_device(problems, backend)
     if on_device and ties != "fast":
@@ -139,7 +107,7 @@ def _on_device(problems: Sequence[Any], backend: str, ties: str) -> bool:
 
 def _is_writeable(S: object) -> TypeGuard[Floats]:
     """Whether preferences can be written to `S` as they are."""
-    return isinstance(S, np.ndarray) and S.flags.writeable and S.dtype in _FLOATS
+    return isinstance(S, np.ndarray) and S.flags.writeable and S.dtype in FLOATS
 
 
 def _warn(clustering: Clustering) -> None:
@@ -212,7 +180,7 @@ def affinity_propagation_many(
         raise ValueError(f"preference has {len(each)} entries for {len(problems)} problems")
     if _on_device(problems, backend, ties):
         return cuda.cluster_many(problems, each, options)
-    cleaned = [_from_matrix(S, backend, ties, random_state) for S in problems]
+    cleaned = [matrix_problem(S, backend, ties, random_state) for S in problems]
     return solve_many(cleaned, each, options)
 
 
@@ -223,7 +191,8 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     ----------
     damping : float or 'auto', default=0.5
         How much of the old message is kept, in [0.5, 1). Raise it where runs oscillate; 'auto'
-        does so until a run converges, up to 0.95.
+        does so until a run converges, up to 0.95. With nearest neighbours it starts at 0.9, and
+        goes on from the messages there are, up to 0.999.
     max_iter : int, default=200
         Most iterations (with ``damping='auto'``, of each attempt).
     convergence_iter : int, default=15
@@ -234,10 +203,15 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         copy.
     preference : array-like of shape (n,) or float, default=None
         How much each point wants to be an exemplar; the larger, the more clusters. None takes the
-        median similarity.
-    affinity : {'euclidean', 'cosine', 'precomputed'} or callable, default='euclidean'
-        'euclidean' is the negative squared distance. 'precomputed' takes similarities (n, n),
-        dense or sparse. A callable gets the features and returns similarities (n, n).
+        median similarity; with nearest neighbours half of what those of a point would lose, were
+        they all as far away as the farthest.
+    affinity : {'euclidean', 'cosine', 'nearest_neighbors', 'precomputed'} or callable, \
+default='euclidean'
+        'euclidean' is the negative squared distance. 'nearest_neighbors' is the same, but links
+        each point to its `n_neighbors` nearest only: an approximation for where all pairs are too
+        many, best with ``damping='auto'``.
+        'precomputed' takes similarities (n, n), dense or sparse. A callable gets the features and
+        returns similarities (n, n).
     verbose : bool, default=False
         Whether to show progress on standard error, and at the end clusters, iterations and
         seconds: a bar on terminals and in notebooks (extra ``progress``), lines elsewhere.
@@ -259,6 +233,10 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         that the parameters above set. It begins with a damping of 0.7 at least; others, none below
         `damping`, are tried where runs oscillate or a number is skipped. Warns where no
         preference was found.
+    n_neighbors : int, default=30
+        With ``affinity='nearest_neighbors'``, how many each point is linked to, or all where there
+        are no more. From 100,000 dense points on, PyNNDescent (extra ``neighbors``) finds about
+        them, if installed; scikit-learn finds them exactly.
     memory : {'auto', 'tiles', 'matrix'}, default='auto'
         Whether similarities of features are made and dropped in tiles or kept as a matrix (n, n).
         'auto' keeps small ones; only then is there an ``affinity_matrix_``.
@@ -278,14 +256,15 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     labels_ : ndarray of shape (n,)
         Cluster of each point; -1 where no exemplar emerged or none may be linked.
     affinity_matrix_ : ndarray or sparse matrix of shape (n, n)
-        Similarities with the preferences on their diagonal, where a matrix was kept; with the
-        noise of ``ties='scikit-learn'``.
+        Similarities with the preferences on their diagonal, where a matrix was kept; rows
+        multiplied by `sample_weight`, and with the noise of ``ties='scikit-learn'``.
     n_iter_ : int
         Iterations run.
     converged_ : bool
         Whether the exemplars were stable for `convergence_iter` iterations.
     net_similarity_ : float
-        Sum of the points' similarities to their exemplars and of the exemplars' preferences.
+        Sum of the points' similarities to their exemplars, times their weights, and of the
+        exemplars' preferences.
     preference_ : ndarray of shape (n,)
         The preferences used.
     damping_ : float
@@ -304,13 +283,14 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         convergence_iter: int = 15,
         copy: bool = True,
         preference: ArrayLike | None = None,
-        affinity: str | Callable[[Any], ArrayLike] = "euclidean",
+        affinity: affinities.Affinity = "euclidean",
         verbose: bool = False,
         random_state: validate.RandomState = None,
         ties: str = "fast",
         preference_quantile: float | None = None,
         beta: float | None = None,
         n_clusters: int | None = None,
+        n_neighbors: int = 30,
         memory: str = "auto",
         backend: str = "auto",
         n_threads: int | None = None,
@@ -327,6 +307,7 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.preference_quantile = preference_quantile
         self.beta = beta
         self.n_clusters = n_clusters
+        self.n_neighbors = n_neighbors
         self.memory = memory
         self.backend = backend
         self.n_threads = n_threads
@@ -337,8 +318,17 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.sparse = True
         return tags
 
-    def fit(self, X: Any, y: object = None) -> Self:
+    def fit(self, X: Any, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
         """Cluster features (n, d), or similarities (n, n) with ``affinity='precomputed'``.
+
+        Parameters
+        ----------
+        X : array-like or SciPy sparse matrix of shape (n, d) or (n, n)
+        y : Ignored
+        sample_weight : array-like of shape (n,), default=None
+            A point of weight w counts like w copies of it that share an exemplar: its similarities
+            to others are multiplied by w. Positive. Rules for preferences refer to similarities
+            without weights. Features take a matrix for them, whatever their number.
 
         Raises
         ------
@@ -366,9 +356,12 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         )
         rule = PreferenceRule(preference, self.preference_quantile, self.beta, self.n_clusters)
         given = X
+        affinities.check(self.affinity, self.memory)
+        finite = self.affinity != "precomputed"
+        X = validate_data(self, X, accept_sparse="csr", ensure_all_finite=finite, dtype=FLOATS)
         with options.progress as progress:
             progress.stage("similarities")
-            X, problem = self._problem(X)
+            problem = self._problem(X, sample_weight)
             clustering, self.damping_, self.preference_ = problem.solve(rule, options)
             progress.finish(clustering)
         _warn(clustering)
@@ -396,38 +389,19 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             return not self.copy and _is_writeable(S)
         return True
 
-    def _problem(self, X: Any) -> tuple[Any, Problem]:
-        """Return the validated input and the problem that it poses."""
-        if isinstance(self.affinity, str) and self.affinity not in _AFFINITIES:
-            raise ValueError(
-                f"affinity={self.affinity!r} is not one of {', '.join(_AFFINITIES)} or a callable"
-            )
-        if self.memory not in _MEMORY:
-            raise ValueError(f"memory={self.memory!r} is not one of {', '.join(_MEMORY)}")
-        if self.affinity == "precomputed":
-            X = validate_data(self, X, accept_sparse="csr", ensure_all_finite=False, dtype=_FLOATS)
-            return X, _from_similarities(X, self.backend, self.ties, self.random_state)
-        X = validate_data(self, X, accept_sparse="csr", dtype=_FLOATS)
-        if callable(self.affinity):
-            return X, self._from_matrix(from_tensor(self.affinity(X), "affinity(X)"))
-        if issparse(X):
-            for name, value in (("affinity", "cosine"), ("memory", "tiles")):
-                if getattr(self, name) == value:
-                    raise TypeError(f"{name}={value!r} takes dense features; pass X.toarray()")
-            return X, self._from_matrix(scikit_learns_similarities(X))
-        is_cosine = self.affinity == "cosine"
-        if self.ties != "fast":
-            if self.memory == "tiles":
-                raise ValueError(f"ties={self.ties!r} needs a matrix, not memory='tiles'")
-            require_matrix_memory(X.shape[0], X.dtype)
-            return X, self._from_matrix(
-                cosine(X, self.n_threads) if is_cosine else scikit_learns_similarities(X)
-            )
-        features = np.ascontiguousarray(normalised(X) if is_cosine else X)
-        return X, FeatureProblem(features, is_cosine, self.memory, self.backend, self.n_threads)
-
-    def _from_matrix(self, S: ArrayLike) -> MatrixProblem:
-        return _from_matrix(S, self.backend, self.ties, self.random_state)
+    def _problem(self, X: Any, sample_weight: ArrayLike | None) -> Problem:
+        """Return the problem that the validated input poses."""
+        return affinities.pose(
+            X,
+            self.affinity,
+            sample_weight=sample_weight,
+            n_neighbors=self.n_neighbors,
+            memory=self.memory,
+            backend=self.backend,
+            ties=self.ties,
+            random_state=self.random_state,
+            n_threads=self.n_threads,
+        )
 
     def predict(self, X: Any) -> Indices:
         """Return the label of the most similar exemplar for each row of `X`.
@@ -461,7 +435,7 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
                 )
             validate.require_similarities(near)
         else:
-            near = validate_data(self, X, reset=False, accept_sparse="csr", dtype=_FLOATS)
+            near = validate_data(self, X, reset=False, accept_sparse="csr", dtype=FLOATS)
         if clusters == 0:
             warnings.warn(
                 "This model does not have any cluster centers because affinity propagation did "
@@ -486,8 +460,3 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         else:
             labels = pairwise_distances_argmin(near, self.cluster_centers_)
         return labels
-
-
-_AFFINITIES = ("euclidean", "cosine", "precomputed")
-_MEMORY = ("auto", "tiles", "matrix")
-_FLOATS = [np.float64, np.float32]

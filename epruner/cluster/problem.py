@@ -9,14 +9,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.metrics import euclidean_distances
 from sklearn.utils import check_random_state
 
-from epruner.cluster import _compiled, backends, resources, validate
+from epruner.cluster import _compiled, backends, neighbors, resources, validate
 from epruner.cluster.preference import PreferenceRule
 from epruner.cluster.search import Search
 from epruner.cluster.similarity import (
@@ -26,6 +27,7 @@ from epruner.cluster.similarity import (
     median_preference,
     negative_squared_distances,
     quantile,
+    weighted,
 )
 from epruner.cluster.solve import (
     CandidateTrials,
@@ -36,17 +38,21 @@ from epruner.cluster.solve import (
     cluster_noisy,
     cluster_side_by_side,
     cluster_similarities,
+    cluster_while_damping_rises,
     degenerate,
     with_rising_damping,
 )
-from epruner.cluster.types import Clustering, Floats, Options
+from epruner.cluster.types import Clustering, Floats, Indices, Options
 
 if TYPE_CHECKING:
     from epruner.cluster import _native
-    from epruner.cluster.candidates import CandidateSource
+    from epruner.cluster.candidates import CandidateSource, SparseSource
 
 _NORMALS = 1 << 15  # random numbers drawn at a time, which stay in cache until used
 _LARGEST_MATRIX = 4096  # points; a sweep over tiles is as fast from here on, and needs no n² memory
+# Among many points with few links some oscillate for ever, the slower the more damping there is.
+_RISING = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+_SAMPLED_ENTRIES, _LEAST_SAMPLE = 1 << 24, 16  # of rows that stand for all
 
 
 @dataclass(frozen=True)
@@ -72,12 +78,25 @@ class Problem(ABC):
         self.compiled = _compiled.native is not None and backend in ("auto", "native")
 
     @abstractmethod
-    def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
-        """Get ready to cluster as the rule says."""
+    def prepare(self, rule: PreferenceRule, options: Options, *, again: bool = False) -> Prepared:
+        """Get ready to cluster as the rule says; `again` announces more runs than it asks for."""
 
     @abstractmethod
     def top(self, options: Options) -> float:
         """Return a preference that makes nearly every point an exemplar: the largest similarity."""
+
+    def some_similarities(self, count: int) -> tuple[Floats, Indices]:
+        """Return similarities (m, n) of at most `count` points to all, -inf to themselves, and
+        which points (m,)."""
+        count = max(_LEAST_SAMPLE, min(count, _SAMPLED_ENTRIES // self.n))
+        rows = np.random.default_rng(0).permutation(self.n)[:count]
+        S = self._rows(rows)
+        S[np.arange(rows.size), rows] = -np.inf
+        return S, rows
+
+    @abstractmethod
+    def _rows(self, rows: Indices) -> Floats:
+        """Return a copy of these rows of the similarities (m, n)."""
 
     @abstractmethod
     def alike(self) -> bool:
@@ -100,12 +119,15 @@ class Problem(ABC):
         prepared = self.prepare(rule, options)
         if rule.n_clusters is not None and self.n > 1:
             return self._search(rule, options, prepared)
-        if not options.rising_damping:
-            return prepared.run(prepared.preference, options), options.damping, prepared.preference
-        clustering, used = with_rising_damping(
-            lambda o: prepared.run(prepared.preference, o), options
-        )
-        return clustering, used, prepared.preference
+        return *self.cluster(prepared, prepared.preference, options), prepared.preference
+
+    def cluster(
+        self, prepared: Prepared, preference: Floats, options: Options
+    ) -> tuple[Clustering, float]:
+        """Cluster with these preferences (n,); return the damping, too, which may rise."""
+        if options.rising_damping:
+            return with_rising_damping(partial(prepared.run, preference), options)
+        return prepared.run(preference, options), options.damping
 
     def _search(
         self, rule: PreferenceRule, options: Options, prepared: Prepared
@@ -165,9 +187,10 @@ class MatrixProblem(Problem):
 
     similarity_matrix: Floats
 
-    def __init__(self, S: Floats, backend: str) -> None:
+    def __init__(self, S: Floats, backend: str, weights: Floats | None = None) -> None:
         super().__init__(S.shape[0], S.dtype, backend)
-        self.similarity_matrix = S
+        self._unweighted = S  # what preference rules refer to
+        self.similarity_matrix = S if weights is None else weighted(S, weights)
         if not self.compiled:
             validate.require_finite(S)
 
@@ -183,12 +206,12 @@ class MatrixProblem(Problem):
         if self.compiled:
             validate.require_finite(self.similarity_matrix)
 
-    def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
+    def prepare(self, rule: PreferenceRule, options: Options, *, again: bool = False) -> Prepared:
         options.progress.stage("preferences")
         preference = self._checked(self._preference(rule, options))
         S = self.similarity_matrix
         once = rule.n_clusters is None and not options.rising_damping and options.progress.silent
-        if once or self.n == 1 or not self.compiled:
+        if (once and not again) or self.n == 1 or not self.compiled:
             return Prepared(preference, lambda p, o: cluster_similarities(S, p, o, self.backend))
         from epruner.cluster.candidates import MatrixSource
 
@@ -204,7 +227,7 @@ class MatrixProblem(Problem):
         return Prepared(preference, run, (source, active_set))
 
     def _preference(self, rule: PreferenceRule, options: Options) -> ArrayLike:
-        S = self.similarity_matrix
+        S = self._unweighted
         if rule.preference is not None:
             return rule.preference
         if rule.beta is not None:
@@ -214,16 +237,20 @@ class MatrixProblem(Problem):
         if rule.preference_quantile is not None:
             q = rule.preference_quantile
             return quantile(S, q, diagonal=False, n_threads=options.n_threads)
-        return median(S, options.n_threads)
+        return median(self._unweighted, options.n_threads)
 
     def top(self, options: Options) -> float:
         return quantile(self.similarity_matrix, 1.0, diagonal=False, n_threads=options.n_threads)
+
+    def _rows(self, rows: Indices) -> Floats:
+        chosen: Floats = self.similarity_matrix[rows]
+        return chosen
 
     def alike(self) -> bool:
         return all_equal(self.similarity_matrix, np.zeros(self.n))
 
     def n_distinct(self) -> int:
-        S = self.similarity_matrix.copy()
+        S = self._unweighted.copy()
         np.fill_diagonal(S, -np.inf)
         np.fill_diagonal(S, S.max(axis=1))  # points that coincide are each other's nearest
         return int(np.unique(np.hstack([S, S.T]) + 0.0, axis=0).shape[0])
@@ -241,13 +268,19 @@ class NoisyProblem(MatrixProblem):
     options without a seed. A search for a number of clusters keeps its noise.
     """
 
-    def __init__(self, S: Floats, backend: str, random_state: validate.RandomState) -> None:
-        super().__init__(S, backend)
+    def __init__(
+        self,
+        S: Floats,
+        backend: str,
+        random_state: validate.RandomState,
+        weights: Floats | None = None,
+    ) -> None:
+        super().__init__(S, backend, weights)
         validate.require_finite(S)
         self._random = check_random_state(random_state)
         self._noisy: Floats | None = None
 
-    def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
+    def prepare(self, rule: PreferenceRule, options: Options, *, again: bool = False) -> Prepared:
         S = self.similarity_matrix
 
         def run(p: Floats, o: Options) -> Clustering:
@@ -298,24 +331,17 @@ def _noisy(s: Floats, normal: Floats) -> Floats:
 class SparseProblem(Problem):
     """Stored pairs of a SciPy CSR matrix."""
 
-    def __init__(self, S: Any, backend: str) -> None:
+    def __init__(self, S: Any, backend: str, weights: Floats | None = None) -> None:
         super().__init__(S.shape[0], S.dtype, backend)
-        self.S = S
+        self._unweighted = S  # what preference rules refer to
+        self.S = S if weights is None else weighted(S, weights)
 
-    @cached_property
-    def _off_diagonal(self) -> Floats:
-        stored = self.S.tocoo()
-        values: Floats = stored.data[(stored.row != stored.col) & (stored.data > -np.inf)]
-        return values
-
-    def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
+    def prepare(self, rule: PreferenceRule, options: Options, *, again: bool = False) -> Prepared:
         preference = self._checked(self._preference(rule))
         if not self.compiled:
             S = filled(self.S)
             return Prepared(preference, lambda p, o: cluster_similarities(S, p, o, self.backend))
-        from epruner.cluster.candidates import SparseSource
-
-        source = SparseSource(self.S)
+        source = self._source()
         active_set = source.start(options)
         return Prepared(
             preference,
@@ -323,19 +349,30 @@ class SparseProblem(Problem):
             (source, active_set),
         )
 
+    def _source(self) -> "SparseSource":
+        from epruner.cluster.candidates import SparseSource
+
+        return SparseSource(self.S)
+
     def _preference(self, rule: PreferenceRule) -> ArrayLike:
         if rule.preference is not None:
             return rule.preference
         if rule.beta is not None:
             raise ValueError("beta needs all similarities; a sparse S takes preference or quantile")
-        if self._off_diagonal.size == 0:
+        links = _off_diagonal(self._unweighted)
+        if links.size == 0:
             return 0.0
         if rule.preference_quantile is not None:
-            return float(np.quantile(self._off_diagonal, rule.preference_quantile))
-        return float(np.median(self.S.data[self.S.data > -np.inf]))  # a stored diagonal counts
+            return float(np.quantile(links, rule.preference_quantile))
+        stored = self._unweighted.data  # its diagonal counts
+        return float(np.median(stored[stored > -np.inf]))
 
     def top(self, options: Options) -> float:
-        return float(self._off_diagonal.max()) if self._off_diagonal.size else 0.0
+        links = _off_diagonal(self.S)
+        return float(links.max()) if links.size else 0.0
+
+    def _rows(self, rows: Indices) -> Floats:
+        return filled(self.S[rows])
 
     def alike(self) -> bool:
         return False  # stored pairs may be few
@@ -351,23 +388,66 @@ class SparseProblem(Problem):
         return type(self.S)((values, (rows, columns)), shape=self.S.shape)
 
 
+def _off_diagonal(S: Any) -> Floats:
+    """The stored similarities of different points that may be linked."""
+    stored = S.tocoo()
+    values: Floats = stored.data[(stored.row != stored.col) & (stored.data > -np.inf)]
+    return values
+
+
+class NeighborProblem(SparseProblem):
+    """Features (n, d), each point similar to its nearest neighbours only."""
+
+    def __init__(
+        self, X: Any, n_neighbors: int, backend: str, n_threads: int | None, weights: Floats | None
+    ) -> None:
+        self.X = X
+        self._weights = weights
+        super().__init__(neighbors.graph(X, n_neighbors, n_threads), backend, weights)
+
+    def cluster(
+        self, prepared: Prepared, preference: Floats, options: Options
+    ) -> tuple[Clustering, float]:
+        if options.rising_damping and prepared.lists is not None:
+            return cluster_while_damping_rises(*prepared.lists, preference, options, _RISING)
+        return super().cluster(prepared, preference, options)
+
+    def _preference(self, rule: PreferenceRule) -> ArrayLike:
+        if rule.preference is None and rule.preference_quantile is None and rule.beta is None:
+            return neighbors.preferences(self._unweighted)
+        return super()._preference(rule)
+
+    def _source(self) -> "SparseSource":
+        from epruner.cluster.candidates import NeighborSource
+
+        return NeighborSource(self.S, self.X, self._weights)
+
+    def n_distinct(self) -> int:
+        return int(np.unique(self.X + 0.0, axis=0).shape[0])
+
+
 class FeatureProblem(Problem):
     """Features (n, d), similar by negative squared distance or, with rows of length 1, cosine."""
 
     def __init__(
-        self, X: Floats, cosine: bool, route: str, backend: str, n_threads: int | None
+        self,
+        X: Floats,
+        cosine: bool,
+        route: str,
+        backend: str,
+        n_threads: int | None,
+        weights: Floats | None = None,
     ) -> None:
         super().__init__(X.shape[0], X.dtype, backend)
         self.X = X
         self.cosine = cosine
-        tiles = route == "tiles" or (route == "auto" and self.n > _LARGEST_MATRIX)
-        if route == "tiles" and not self.compiled:
-            if backend in ("auto", "native"):
-                _compiled.require("memory='tiles'")
-            raise ValueError(f"memory='tiles' needs the native solver, not backend={backend!r}")
-        self.matrix = (
-            None if tiles and self.compiled and self.n > 2 else self._matrix_problem(n_threads)
-        )
+        if route == "tiles":
+            require_compiled("memory='tiles'", backend)
+            if weights is not None:
+                raise ValueError("sample_weight needs a matrix, not memory='tiles'")
+        large = route == "auto" and self.n > _LARGEST_MATRIX and weights is None
+        tiles = (route == "tiles" or large) and self.compiled and self.n > 2
+        self.matrix = None if tiles else self._matrix_problem(n_threads, weights)
         if self.matrix is None:
             with np.errstate(over="ignore"):
                 reach = np.ptp(X, axis=0)
@@ -375,15 +455,15 @@ class FeatureProblem(Problem):
                 validate.require_distances(bound.astype(X.dtype))
             self._identical = not reach.any()
 
-    def _matrix_problem(self, n_threads: int | None) -> MatrixProblem:
+    def _matrix_problem(self, n_threads: int | None, weights: Floats | None) -> MatrixProblem:
         require_matrix_memory(self.n, self.dtype)
         similarities = cosine if self.cosine else negative_squared_distances
         S = similarities(self.X, n_threads)
-        return MatrixProblem(S, self.backend)
+        return MatrixProblem(S, self.backend, weights)
 
-    def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
+    def prepare(self, rule: PreferenceRule, options: Options, *, again: bool = False) -> Prepared:
         if self.matrix is not None:
-            return self.matrix.prepare(rule, options)
+            return self.matrix.prepare(rule, options, again=again)
         from epruner.cluster.candidates import FeatureSource
 
         source = FeatureSource(self.X, self.cosine, options.n_threads)
@@ -416,6 +496,16 @@ class FeatureProblem(Problem):
             return self.matrix.top(options)
         return 1.0 if self.cosine else 0.0
 
+    def _rows(self, rows: Indices) -> Floats:
+        if self.matrix is not None:
+            return self.matrix._rows(rows)
+        S: Floats
+        if self.cosine:
+            S = self.X[rows] @ self.X.T
+        else:
+            S = -euclidean_distances(self.X[rows], self.X, squared=True)
+        return S
+
     def alike(self) -> bool:
         return self.matrix.alike() if self.matrix is not None else self._identical
 
@@ -426,6 +516,14 @@ class FeatureProblem(Problem):
         if self.matrix is None:
             return None
         return self.matrix.affinity_matrix(preference, in_place=True)
+
+
+def require_compiled(what: str, backend: str) -> None:
+    """Raise unless this backend is the compiled solver, and there."""
+    backends.check(backend)
+    if backend not in ("auto", "native"):
+        raise ValueError(f"{what} needs the native solver, not backend={backend!r}")
+    _compiled.require(what)
 
 
 def matrix_memory(n: int, dtype: np.dtype[Any]) -> int:

@@ -41,6 +41,9 @@ class Progress:
     def attempt(self, damping: float, number: int, total: int) -> None:
         """A run begins with a damping, the so-manieth of several."""
 
+    def preference(self, preference: float, number: int, total: int) -> None:
+        """A run begins with a preference, the so-manieth of several."""
+
     def trial(self, preference: float, damping: float, wanted: int, closest: int | None) -> None:
         """A trial for a number of clusters begins; the closest number so far."""
 
@@ -99,6 +102,10 @@ class _Shown(Progress):
 
     def attempt(self, damping: float, number: int, total: int) -> None:
         self._run = Row(f"damping {damping:g}", facts=(f"attempt {number} of at most {total}",))
+        self._show()
+
+    def preference(self, preference: float, number: int, total: int) -> None:
+        self._run = Row("preferences", number - 1, total, facts=(f"now {preference:.6g}",))
         self._show()
 
     def trial(self, preference: float, damping: float, wanted: int, closest: int | None) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.metrics import euclidean_distances
 from sklearn.utils.extmath import row_norms
 
@@ -85,6 +86,27 @@ def filled(S: Any) -> Floats:
     stored = S.tocoo()
     full[stored.row, stored.col] = stored.data
     return full
+
+
+def weighted(S: Any, weights: Floats) -> Any:
+    """Return a copy of `S` (n, n), an array or CSR, whose row i is multiplied by ``weights[i]``.
+
+    Raises
+    ------
+    ValueError
+        If a product overflows: -inf would forbid the link.
+    """
+    try:
+        with np.errstate(over="raise"):
+            if not issparse(S):
+                return S * weights[:, None]
+            values = S.data * np.repeat(weights, np.diff(S.indptr))
+    except FloatingPointError:
+        raise ValueError(
+            f"similarities times sample_weight overflow {S.dtype}: scale the weights and the "
+            "preferences, as in sample_weight / sample_weight.max()"
+        ) from None
+    return type(S)((values, S.indices, S.indptr), shape=S.shape)
 
 
 def column_medians(S: Floats, n_threads: int | None = None) -> Floats:

@@ -93,6 +93,26 @@ def cluster_candidates(
     return _decoded(source, active_set, preference, messages, options)
 
 
+def cluster_while_damping_rises(
+    source: "CandidateSource",
+    active_set: "_native.ActiveSet",
+    preference: Floats,
+    options: Options,
+    dampings: Sequence[float],
+) -> tuple[Clustering, float]:
+    """Go on with the next damping from where a run is, until it converges; return that damping."""
+    n_iter = 0
+    for damping in dampings:
+        messages = _pass_messages(
+            source, active_set, preference, replace(options, damping=damping), onwards=n_iter > 0
+        )
+        n_iter += messages.n_iter
+        if messages.converged:
+            break
+    messages = replace(messages, n_iter=n_iter)
+    return _decoded(source, active_set, preference, messages, options), damping
+
+
 def _decoded(
     source: "CandidateSource",
     active_set: "_native.ActiveSet",
@@ -111,12 +131,18 @@ def _decoded(
 
 
 def _pass_messages(
-    source: "CandidateSource", active_set: "_native.ActiveSet", preference: Floats, options: Options
+    source: "CandidateSource",
+    active_set: "_native.ActiveSet",
+    preference: Floats,
+    options: Options,
+    *,
+    onwards: bool = False,
 ) -> Messages:
-    """Pass messages from the start with these preferences."""
+    """Pass messages with these preferences, from the start or `onwards` from those there are."""
     progress = options.progress
     progress.messages()
-    active_set.restart(preference.astype(np.float64), options.damping)
+    begin = active_set.continue_with if onwards else active_set.restart
+    begin(preference.astype(np.float64), options.damping)
     while True:
         status = source.iterate(active_set, progress.batch(source.n, options.max_iter))
         if status == "needs candidates":

@@ -109,6 +109,29 @@ def preferences(preference: ArrayLike, n: int, dtype: Any) -> Floats:
     return np.full(n, p) if p.ndim == 0 else p
 
 
+def weights(sample_weight: ArrayLike | None, n: int, dtype: Any) -> Floats | None:
+    """Return the positive weight of each of `n` points; None where all count alike."""
+    if sample_weight is None:
+        return None
+    try:
+        w = np.asarray(sample_weight, dtype=dtype)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"sample_weight={sample_weight!r} must be None or one number per point"
+        ) from error
+    if w.shape != (n,):
+        raise ValueError(
+            f"sample_weight must have one entry per point: got shape {w.shape} for {n} points"
+        )
+    bad = np.flatnonzero(~((w > 0) & (w < np.inf)))
+    if bad.size:
+        raise ValueError(
+            f"sample_weight[{bad[0]}] is {w[bad[0]]}: weights must be positive and finite; leave "
+            "out points whose weight is zero, and predict them"
+        )
+    return None if (w == 1).all() else w
+
+
 def options(
     damping: Any,
     max_iter: int,

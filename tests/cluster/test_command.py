@@ -22,7 +22,7 @@ from test_extras import without_extras
 
 from epruner import AffinityPropagation
 from epruner.cli import options, tables
-from epruner.cluster import estimator, problem, validate
+from epruner.cluster import affinities, problem, validate
 
 if TYPE_CHECKING:
     from processes import Run
@@ -84,8 +84,8 @@ def test_options_are_the_estimators(run: Run) -> None:
 
 def test_options_name_what_there_is() -> None:
     assert options.ITERATION["ties"]["choices"] == validate.TIES
-    assert options.ITERATION["memory"]["choices"] == estimator._MEMORY
-    assert {*options.SIMILARITY["affinity"]["choices"], "precomputed"} == {*estimator._AFFINITIES}
+    assert options.ITERATION["memory"]["choices"] == affinities.MEMORY
+    assert {*options.SIMILARITY["affinity"]["choices"], "precomputed"} == {*affinities.AFFINITIES}
 
 
 def test_similarities_dense_and_sparse(run: Run) -> None:

@@ -13,7 +13,8 @@ import sys
 from importlib.machinery import PathFinder
 
 class Bare(PathFinder):
-    absent = {"torch", "torch_pruning", "safetensors", "rich", "matplotlib", "numba", "cupy"}
+    absent = {"torch", "torch_pruning", "safetensors", "rich", "matplotlib", "numba", "cupy",
+              "pynndescent"}
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
