@@ -25,8 +25,8 @@ from epruner.cli.values import (
 SIMILARITY: Mapping[str, Mapping[str, Any]] = {
     "affinity": {
         "choices": ("euclidean", "cosine", "nearest_neighbors"),
-        "help": "similarity of two points: negative squared distance (default), the same to nearest "
-        "neighbours only (approximate, for millions of points), or cosine",
+        "help": "similarity of two points: negative squared distance (default), the same to "
+        "nearest neighbours only (approximate, for millions of points), or cosine",
     },
 }
 
@@ -74,8 +74,8 @@ ITERATION: Mapping[str, Mapping[str, Any]] = {
         "the number of points)",
     },
     "ties": {
-        "choices": ("jitter", "scikit-learn"),
-        "help": "what breaks ties: jitter (default), or scikit-learn's noise, for its labels there",
+        "choices": ("fast", "scikit-learn"),
+        "help": "what breaks ties: a hash (fast, the default), or scikit-learn's noise, for its labels there",
     },
 }
 
