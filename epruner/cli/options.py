@@ -75,7 +75,8 @@ ITERATION: Mapping[str, Mapping[str, Any]] = {
     },
     "ties": {
         "choices": ("fast", "scikit-learn"),
-        "help": "what breaks ties: a hash (fast, the default), or scikit-learn's noise, for its labels there",
+        "help": "what breaks ties: a hash (fast, the default), or scikit-learn's noise, for its "
+        "labels there",
     },
 }
 
