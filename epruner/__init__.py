@@ -78,6 +78,8 @@ _HOME = {
     "synthesise": "epruner.pruning.data.synthesis",
 }
 
+_MODULES = ("accel", "plots")
+
 __all__ = [
     "AffinityPropagation",
     "Budget",
@@ -120,6 +122,8 @@ if find_spec("torch") is None:
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return _version()
+    if name in _MODULES:
+        return import_module(f"epruner.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'epruner' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
@@ -138,4 +142,4 @@ def _version() -> str:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    return sorted([*__all__, *_MODULES, "__version__"])
