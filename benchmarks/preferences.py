@@ -67,7 +67,7 @@ def measure(case: Case, repeats: int | None) -> dict[str, Any]:
         rows, columns = np.random.default_rng(0).integers(case.n, size=(2, 1 << 16))
         median = -np.median(np.square(X[rows] - X[columns]).sum(axis=1))
         preferences = median * np.geomspace(*case.medians, case.preferences)
-    options = {"damping": case.damping, "max_iter": case.max_iter}
+    options: dict[str, Any] = {"damping": case.damping, "max_iter": case.max_iter}
     together, alone = [], []
     for _ in range(repeats or case.rounds):
         cost, path = spent(partial(preference_path, X, preferences, **options))
