@@ -203,8 +203,8 @@ class AffinityPropagation(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         copy.
     preference : array-like of shape (n,) or float, default=None
         How much each point wants to be an exemplar; the larger, the more clusters. None takes the
-        median similarity; with nearest neighbours half of what those of a point would lose, were
-        they all as far away as the farthest.
+        median similarity; with nearest neighbours for each point the similarity to the farthest,
+        and a quarter of what the others would lose, were they as far away.
     affinity : {'euclidean', 'cosine', 'nearest_neighbors', 'precomputed'} or callable, \
 default='euclidean'
         'euclidean' is the negative squared distance. 'nearest_neighbors' is the same, but links

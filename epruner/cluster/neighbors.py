@@ -45,19 +45,19 @@ def graph(X: Any, n_neighbors: int, n_threads: int | None) -> Any:
 
 
 def preferences(S: Any) -> Floats:
-    """Return the preferences (n,) that suit a graph: half of what a point's neighbours would lose,
-    were they all as far away as the farthest.
+    """Return the preferences (n,) that suit a graph.
 
-    Clusters are then about as large as lists, however dense the points lie. Where all neighbours of
-    a point are equally far, it gets the median of the others.
+    For each point the similarity to its farthest neighbour, and a quarter of what the others would
+    lose, were they as far away. Any neighbour is then better than to be alone, and clusters are
+    somewhat smaller than lists, however dense the points lie.
     """
     n = S.shape[0]
     rows = np.repeat(np.arange(n), np.diff(S.indptr))
     farthest = np.zeros(n, dtype=S.dtype)
     np.minimum.at(farthest, rows, S.data)
-    own = np.bincount(rows, farthest[rows] - S.data, n) / 2
-    if not own.any():
-        return np.full(n, np.median(S.data) if S.nnz else 0.0)
+    own = farthest + np.bincount(rows, farthest[rows] - S.data, n) / 4
+    if not own.any():  # all coincide with all their neighbours
+        return own
     return np.where(own < 0, own, np.median(own[own < 0]))
 
 

@@ -271,8 +271,8 @@ def path_rows() -> list[str]:
     """docs/affinity-propagation.md: a path of preferences beside single fits."""
     return [
         f"| {row['data']} | {row['n']:,} | {row['preferences']} | {row['damping']} | "
-        f"{row['clusters'][0]:,} to {row['clusters'][1]:,} | {row['path_s']:.2f} s | "
-        f"{row['singles_s']:.2f} s | {row['ratio']:.1f}x |"
+        f"{row['clusters'][0]:,} to {row['clusters'][1]:,} | {row['path_cpu_s']:.1f} s | "
+        f"{row['singles_cpu_s']:.1f} s | {row['ratio']:.1f}x |"
         for row in results("preferences")["rows"]
     ]
 

@@ -67,10 +67,12 @@ def test_preferences_follow_the_density() -> None:
     assert adjusted_rand_score(first, second) > 0.9
 
 
-def test_the_default_preference_is_half_of_what_lists_could_lose() -> None:
+def test_the_default_preference_is_what_lists_hold() -> None:
     X = np.array([[0.0], [1.0], [3.0]])
     fit = model(n_neighbors=2).fit(X)
-    np.testing.assert_allclose(fit.preference_, [-(9 - 1) / 2, -(4 - 1) / 2, -(9 - 4) / 2])
+    np.testing.assert_allclose(fit.preference_, [-9 - 8 / 4, -4 - 3 / 4, -9 - 5 / 4])
+    copies = model(n_neighbors=2).fit(np.repeat(X, 3, axis=0))
+    assert (copies.preference_ == 0).all()
 
 
 def test_points_without_an_exemplar_among_their_neighbours_get_the_nearest() -> None:
