@@ -339,7 +339,7 @@ def _clustering(model: Any) -> tuple[Indices, Indices]:
     if isinstance(model, Clustering):
         return model.exemplars, model.labels
     check_is_fitted(model, "labels_")
-    return model.cluster_centers_indices_, model.labels_
+    return np.asarray(model.cluster_centers_indices_, dtype=np.intp), model.labels_
 
 
 def _counted(model: Any, n: int, K: int) -> str:

@@ -18,8 +18,6 @@ from epruner.accel.fit import TIES
 
 __all__ = ["TIES", "install", "load_ipython_extension", "uninstall", "unload_ipython_extension"]
 
-_THEIRS = AffinityPropagation.fit
-
 
 def install(ties: str | None = None) -> None:
     """Accelerate scikit-learn's affinity propagation in this process.
@@ -43,7 +41,7 @@ def install(ties: str | None = None) -> None:
 
 def uninstall() -> None:
     """Give scikit-learn's estimator its own ``fit`` again."""
-    AffinityPropagation.fit = _THEIRS
+    AffinityPropagation.fit = fit.THEIRS
 
 
 def load_ipython_extension(ipython: Any) -> None:

@@ -57,12 +57,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _split(argv: list[str]) -> tuple[list[str], list[str]]:
     """Part our options, up to the name of the script or module, from the program's."""
-    takes_value = {"--ties", "-m"}
     end = 0
     while end < len(argv):
         option = argv[end]
-        end += 2 if option in takes_value else 1
-        if option == "-m" or not option.startswith("-"):
+        end += 2 if option in ("--ties", "-m") else 1
+        if option.startswith("-m") or not option.startswith("-"):
             break
     return argv[:end], argv[end:]
 

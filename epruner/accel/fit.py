@@ -15,6 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import validate_data
 
 from epruner.cluster import resources, validate
+from epruner.cluster.affinities import FLOATS
 from epruner.cluster.preference import PreferenceRule
 from epruner.cluster.problem import (
     FeatureProblem,
@@ -30,6 +31,7 @@ from epruner.cluster.types import Clustering
 TIES = ("auto", "scikit-learn", "fast")
 _MOST_NOISY = 10_000  # points; noise for more takes seconds, the rest a fraction of that
 
+THEIRS = AffinityPropagation.fit
 _logger = logging.getLogger("epruner.accel")
 _ties = "auto"
 
@@ -45,14 +47,17 @@ def choose(ties: str | None) -> None:
     _ties = ties
 
 
-@wraps(AffinityPropagation.fit)
+@wraps(THEIRS)
 def fit(self: Any, X: Any, y: object = None) -> Any:
     begin = perf_counter()
     if not get_config()["skip_parameter_validation"]:
         self._validate_params()
     pairwise = self.affinity == "precomputed"
     if pairwise:
-        X = validate_data(self, X, copy=self.copy, force_writeable=True)
+        given, X = X, validate_data(self, X, copy=self.copy, force_writeable=True)
+        if X.dtype not in FLOATS:  # others end in errors or roundings of its own
+            _logger.info("similarities of %s: left to scikit-learn", X.dtype)
+            return THEIRS(self, given)
     else:
         X = validate_data(self, X, accept_sparse="csr")
     ties, why = _rule(X.shape[0])
@@ -61,18 +66,22 @@ def fit(self: Any, X: Any, y: object = None) -> Any:
         self.damping, self.max_iter, self.convergence_iter, self.random_state, ties=ties
     )
     clustering, _, preference = problem.solve(PreferenceRule(self.preference), options)
-    self.cluster_centers_indices_ = clustering.exemplars
+    found = clustering.exemplars.size > 0
+    self.cluster_centers_indices_ = clustering.exemplars if found else []
     self.labels_ = clustering.labels
     self.n_iter_ = clustering.n_iter
-    if pairwise:
-        self.affinity_matrix_ = X
-    else:
+    if not pairwise:
         self.cluster_centers_ = X[clustering.exemplars].copy()
+    if clustering.n_iter == 0:  # nothing was iterated, and nothing written to the diagonal
+        preference = X.diagonal().copy() if pairwise else np.zeros_like(preference)
     matrix = problem.affinity_matrix(preference, in_place=True)
-    if matrix is not None and pairwise:
+    if pairwise:
         X[...] = matrix
+        self.affinity_matrix_ = X
     elif matrix is not None:
         self.affinity_matrix_ = matrix
+    elif hasattr(self, "affinity_matrix_"):
+        del self.affinity_matrix_  # an earlier fit's
     _tell(self, clustering)
     _logger.info(
         "%d points (%s), ties=%s %s, %s: %d clusters after %d iterations, %.3f s",
@@ -108,7 +117,7 @@ def _problem(model: Any, X: Any, ties: str) -> Problem:
             kept = resources.memory_fits(matrix_memory(n, dtype))
             route = "matrix" if kept else "tiles"
             return FeatureProblem(np.ascontiguousarray(X), False, route, "auto", None)
-        require_matrix_memory(n, dtype)
+        require_matrix_memory(n, dtype, "use ties='fast'")
         S = scikit_learns_similarities(X)
     if ties == "scikit-learn":
         return NoisyProblem(S, "auto", model.random_state)

@@ -55,7 +55,7 @@ class Clusters:
                 model.cluster_centers_indices_.tolist(), self.sizes.tolist(), strict=True
             )
         ]
-        net = model.net_similarity_
+        net, p = model.net_similarity_, model.preference_
         return {
             "file": self.points.source,
             "points": self.points.values.shape[0],
@@ -63,7 +63,7 @@ class Clusters:
             "clusters": len(exemplars),
             "converged": model.converged_,
             "iterations": model.n_iter_,
-            "preference": float(model.preference_[0]),
+            "preference": float(p[0]) if (p == p[0]).all() else None,
             "damping": model.damping_,
             "net_similarity": net if math.isfinite(net) else None,
             "seconds": self.seconds,
@@ -77,7 +77,7 @@ class Clusters:
             f"{K:,} cluster{'s' * (K != 1)}, {'' if model.converged_ else 'not '}converged after "
             f"{model.n_iter_} iterations, {self.seconds:.2f} s",
             "",
-            f"preference      {model.preference_[0]:.6g} ({_why(model)})",
+            f"preference      {_preference(model)}",
             f"damping         {model.damping_:g}",
             f"net similarity  {model.net_similarity_:.6g}",
         ]
@@ -210,11 +210,16 @@ def _described(points: Points, has_features: bool) -> str:
     return f"{text} ({what})" if points.table.header else f"{text} (no header)"
 
 
-def _why(model: AffinityPropagation) -> str:
+def _preference(model: AffinityPropagation) -> str:
+    p = model.preference_
     if model.n_clusters is not None:
-        return f"searched for {model.n_clusters} clusters"
-    if model.preference is not None:
-        return "given"
-    if model.preference_quantile is not None:
-        return f"quantile {model.preference_quantile:g} of the similarities"
-    return "the median similarity"
+        why = f"searched for {model.n_clusters} clusters"
+    elif model.preference is not None:
+        why = "given"
+    elif model.preference_quantile is not None:
+        why = f"quantile {model.preference_quantile:g} of the similarities"
+    elif (p != p[0]).any():
+        return f"{p.min():.6g} to {p.max():.6g} (by each point's neighbours)"
+    else:
+        why = "the median similarity"
+    return f"{p[0]:.6g} ({why})"

@@ -42,6 +42,8 @@ def cluster(args: argparse.Namespace) -> None:
     )
     if args.plot and (args.similarities or not points.drawable):
         raise ValueError("--plot draws points by their features: two or more, and not sparse")
+    if args.n_neighbors is not None and args.affinity != "nearest_neighbors":
+        raise ValueError("--n-neighbors goes with --affinity nearest_neighbors")
     table = {**options.SIMILARITY, **options.GRANULARITY, **options.ITERATION}
     settings = _given(args, table) | {"random_state": args.seed, "n_threads": args.threads}
     settings["preference_quantile"] = settings.pop("quantile", None)

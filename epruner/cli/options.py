@@ -40,7 +40,7 @@ GRANULARITY: Mapping[str, Mapping[str, Any]] = {
         "type": number,
         "metavar": "P",
         "help": "how much each point wants to be an exemplar: larger gives more clusters "
-        "(default: the median similarity)",
+        "(default: the median similarity, or with nearest neighbours one for each point)",
     },
     "quantile": {
         "type": quantile,

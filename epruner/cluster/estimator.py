@@ -269,6 +269,8 @@ default='euclidean'
         The preferences used.
     damping_ : float
         The damping used.
+    sample_weight_ : ndarray of shape (n,)
+        The weights, where they were given.
 
     References
     ----------
@@ -361,6 +363,7 @@ default='euclidean'
         X = validate_data(self, X, accept_sparse="csr", ensure_all_finite=finite, dtype=FLOATS)
         with options.progress as progress:
             progress.stage("similarities")
+            sample_weight = from_tensor(sample_weight, "sample_weight")
             problem = self._problem(X, sample_weight)
             clustering, self.damping_, self.preference_ = problem.solve(rule, options)
             progress.finish(clustering)
@@ -374,6 +377,8 @@ default='euclidean'
         matrix = problem.affinity_matrix(self.preference_, in_place=own)
         if matrix is not None:
             self.affinity_matrix_ = matrix
+        if sample_weight is not None:
+            self.sample_weight_ = np.asarray(sample_weight)
         if self.affinity != "precomputed":
             self.cluster_centers_ = X[clustering.exemplars]
         elif not self.copy and _is_writeable(given):

@@ -186,6 +186,11 @@ def merge_exemplars(model: Any, X: ArrayLike | None = None) -> ExemplarHierarchy
     forest = _Forest(*sums.with_points(groups), groups)
     preference = getattr(model, "preference_", None)
     if preference is None:  # scikit-learn's has them on the diagonal
+        if not hasattr(model, "affinity_matrix_"):
+            raise ValueError(
+                "the model has neither preference_ nor affinity_matrix_: fit "
+                "epruner.AffinityPropagation"
+            )
         preference = model.affinity_matrix_.diagonal()
     raised = preference - sums.own  # by which being an exemplar differs from being a member
 

@@ -1,5 +1,6 @@
 """Similarities of every point to its nearest neighbours only: a sparse matrix from features."""
 
+import warnings
 from importlib.util import find_spec
 from typing import Any
 
@@ -56,7 +57,14 @@ def preferences(S: Any) -> Floats:
     farthest = np.zeros(n, dtype=S.dtype)
     np.minimum.at(farthest, rows, S.data)
     own = farthest + np.bincount(rows, farthest[rows] - S.data, n) / 4
-    if not own.any():  # all coincide with all their neighbours
+    stuck = np.count_nonzero(own == 0)
+    if 2 * stuck > n > 1:
+        warnings.warn(
+            f"{stuck} of {n} points coincide with all their neighbours and are linked to nothing "
+            "else: raise n_neighbors, or cluster each once with sample_weight",
+            stacklevel=2,
+        )
+    if stuck == n:
         return own
     return np.where(own < 0, own, np.median(own[own < 0]))
 

@@ -174,7 +174,7 @@ def _solved(
 ) -> Iterator[tuple[int, tuple[Clustering, float]]]:
     """Cluster with the largest preference first: few clusters need longer lists than many."""
     rule = PreferenceRule(float(preferences.max()))
-    prepared = problem.prepare(rule, options, again=True)
+    prepared = problem.prepare(rule, options)
     for number, q in enumerate(np.argsort(-preferences), 1):
         options.progress.preference(preferences[q], number, preferences.size)
         preference = np.full(problem.n, preferences[q], dtype=problem.dtype)
@@ -187,15 +187,15 @@ def _chosen(preferences: ArrayLike | int, problem: Problem, options: Options) ->
             raise ValueError(f"preferences={preferences} must be at least 1, or numbers")
         return _spaced(int(preferences), problem, options)
     try:
-        chosen = np.asarray(preferences, dtype=np.float64)
+        chosen = np.asarray(from_tensor(preferences, "preferences"), dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(f"preferences={preferences!r} must be numbers, or how many") from error
     if chosen.ndim != 1 or chosen.size == 0:
         raise ValueError(
             f"preferences must have shape (m,), one for all points of each run: got {chosen.shape}"
         )
-    if not np.isfinite(chosen).all():
-        raise ValueError("preferences hold NaN or infinite values; every entry must be finite")
+    if not np.isfinite(chosen.astype(problem.dtype)).all():
+        raise ValueError(f"preferences hold values that are NaN, or infinite in {problem.dtype}")
     return chosen
 
 

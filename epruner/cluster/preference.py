@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from epruner.cluster import validate
+from epruner.cluster.backends.cuda.device import from_tensor
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def preference_range(S: ArrayLike, *, exact: bool = False) -> tuple[float, float
     ----------
     Frey & Dueck's preferenceRange; `preferenceRange` of R's apcluster.
     """
-    clean = validate.similarities(S)
+    clean = validate.similarities(from_tensor(S, "S"))
     validate.require_finite(clean)
     s = clean.astype(np.float64)
     n = s.shape[0]

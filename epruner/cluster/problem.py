@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.sparse import issparse
 from sklearn.metrics import euclidean_distances
 from sklearn.utils import check_random_state
 
@@ -78,8 +80,8 @@ class Problem(ABC):
         self.compiled = _compiled.native is not None and backend in ("auto", "native")
 
     @abstractmethod
-    def prepare(self, rule: PreferenceRule, options: Options, *, again: bool = False) -> Prepared:
-        """Get ready to cluster as the rule says; `again` announces more runs than it asks for."""
+    def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
+        """Get ready to cluster as the rule says."""
 
     @abstractmethod
     def top(self, options: Options) -> float:
@@ -206,12 +208,12 @@ class MatrixProblem(Problem):
         if self.compiled:
             validate.require_finite(self.similarity_matrix)
 
-    def prepare(self, rule: PreferenceRule, options: Options, *, again: bool = False) -> Prepared:
+    def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
         options.progress.stage("preferences")
         preference = self._checked(self._preference(rule, options))
         S = self.similarity_matrix
-        once = rule.n_clusters is None and not options.rising_damping and options.progress.silent
-        if (once and not again) or self.n == 1 or not self.compiled:
+        whole = rule.n_clusters is None and options.progress.silent  # runs, each in one call
+        if whole or self.n == 1 or not self.compiled:
             return Prepared(preference, lambda p, o: cluster_similarities(S, p, o, self.backend))
         from epruner.cluster.candidates import MatrixSource
 
@@ -280,7 +282,7 @@ class NoisyProblem(MatrixProblem):
         self._random = check_random_state(random_state)
         self._noisy: Floats | None = None
 
-    def prepare(self, rule: PreferenceRule, options: Options, *, again: bool = False) -> Prepared:
+    def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
         S = self.similarity_matrix
 
         def run(p: Floats, o: Options) -> Clustering:
@@ -336,7 +338,7 @@ class SparseProblem(Problem):
         self._unweighted = S  # what preference rules refer to
         self.S = S if weights is None else weighted(S, weights)
 
-    def prepare(self, rule: PreferenceRule, options: Options, *, again: bool = False) -> Prepared:
+    def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
         preference = self._checked(self._preference(rule))
         if not self.compiled:
             S = filled(self.S)
@@ -423,7 +425,7 @@ class NeighborProblem(SparseProblem):
         return NeighborSource(self.S, self.X, self._weights)
 
     def n_distinct(self) -> int:
-        return int(np.unique(self.X + 0.0, axis=0).shape[0])
+        return _distinct_rows(self.X)
 
 
 class FeatureProblem(Problem):
@@ -461,9 +463,9 @@ class FeatureProblem(Problem):
         S = similarities(self.X, n_threads)
         return MatrixProblem(S, self.backend, weights)
 
-    def prepare(self, rule: PreferenceRule, options: Options, *, again: bool = False) -> Prepared:
+    def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
         if self.matrix is not None:
-            return self.matrix.prepare(rule, options, again=again)
+            return self.matrix.prepare(rule, options)
         from epruner.cluster.candidates import FeatureSource
 
         source = FeatureSource(self.X, self.cosine, options.n_threads)
@@ -510,7 +512,7 @@ class FeatureProblem(Problem):
         return self.matrix.alike() if self.matrix is not None else self._identical
 
     def n_distinct(self) -> int:
-        return int(np.unique(self.X + 0.0, axis=0).shape[0])
+        return _distinct_rows(self.X)
 
     def affinity_matrix(self, preference: Floats, in_place: bool) -> Floats | None:
         if self.matrix is None:
@@ -531,13 +533,22 @@ def matrix_memory(n: int, dtype: np.dtype[Any]) -> int:
     return 4 * n * n * dtype.itemsize
 
 
-def require_matrix_memory(n: int, dtype: np.dtype[Any]) -> None:
+def require_matrix_memory(n: int, dtype: np.dtype[Any], advice: str = "use memory='tiles'") -> None:
     """Raise if a matrix of similarities of `n` points, and messages, do not fit in memory."""
     resources.require_memory(
-        matrix_memory(n, dtype),
-        f"a matrix of similarities of {n} points",
-        "use memory='tiles'",
+        matrix_memory(n, dtype), f"a matrix of similarities of {n} points", advice
     )
+
+
+def _distinct_rows(X: Any) -> int:
+    """How many rows of an array, or of a SciPy sparse matrix, differ from all before them."""
+    if issparse(X):
+        csr = X.tocsr(copy=True)
+        csr.sum_duplicates()
+        csr.eliminate_zeros()
+        parts = (csr.indices, csr.data)
+        return len({tuple(x[a:b].tobytes() for x in parts) for a, b in pairwise(csr.indptr)})
+    return int(np.unique(X + 0.0, axis=0).shape[0])
 
 
 def _beside(link: float, *, above: bool) -> float:

@@ -11,6 +11,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
 from epruner.cluster import validate
+from epruner.cluster.backends.cuda.device import from_tensor
 from epruner.cluster.products import products
 from epruner.cluster.resources import effective_n_threads
 from epruner.cluster.similarity import normalised
@@ -117,7 +118,7 @@ class MatrixSums(Sums):
         self._S = S
         self._replaced = own is not None
         self.own = S.diagonal().astype(np.float64) if own is None else np.full(self.n, own)
-        self.top = float(S.max()) if own is None else own
+        self.top = max(float(S.max()), self.own.max())
 
     def with_points(self, groups: Groups) -> tuple[Floats, Floats]:
         T = self._with_points(self._S, groups)
@@ -162,9 +163,15 @@ def sums_of(model: Any, X: ArrayLike | None) -> Sums:
         If `X` is missing or not what the model was fitted on.
     """
     check_is_fitted(model, "labels_")
+    X = from_tensor(X, "X")
     affinity = model.affinity
     n = model.labels_.size
     known = isinstance(affinity, str) and affinity != "precomputed"
+    if X is not None and hasattr(model, "sample_weight_"):
+        raise ValueError(
+            "the model was fitted with sample_weight, of which its affinity_matrix_ knows, and X "
+            "does not: leave X out"
+        )
     if X is not None and not known:
         S = affinity(X) if callable(affinity) else X
         _refuse_sparse(S)
