@@ -58,7 +58,7 @@ def preferences(S: Any) -> Floats:
     np.minimum.at(farthest, rows, S.data)
     own = farthest + np.bincount(rows, farthest[rows] - S.data, n) / 4
     stuck = np.count_nonzero(own == 0)
-    if 2 * stuck > n > 1:
+    if 2 * stuck > n and S.nnz < n * (n - 1):
         warnings.warn(
             f"{stuck} of {n} points coincide with all their neighbours and are linked to nothing "
             "else: raise n_neighbors, or cluster each once with sample_weight",

@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits, load_iris, make_blobs, make_circles, m
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import euclidean_distances
 
-from epruner import accel
+from epruner import accel, merge_exemplars
 
 EXAMPLES = os.environ.get("EPRUNER_SKLEARN_EXAMPLES")  # folder `examples` of its repository
 
@@ -188,6 +188,7 @@ def test_a_subclass_that_fits_by_super_is_accelerated(caplog: pytest.LogCaptureF
         ({}, X[0]),
         ({}, np.empty((0, 2))),
         ({"affinity": "precomputed"}, scipy.sparse.csr_matrix(np.eye(4))),
+        ({"affinity": "precomputed"}, -np.arange(9).reshape(3, 3)),
     ],
 )
 def test_errors_are_scikit_learns(options: dict[str, Any], given: Any) -> None:
@@ -245,6 +246,9 @@ def test_many_points_get_no_noise_and_no_matrix_where_it_does_not_fit(
         ours = AffinityPropagation(random_state=0).fit(X)
     assert "ties=fast (more than 149 points), in tiles, no affinity_matrix_" in caplog.text
     np.testing.assert_array_equal(ours.labels_, expected.labels_)
+    assert not hasattr(expected.fit(X), "affinity_matrix_")  # that of the fit before is gone
+    with pytest.raises(ValueError, match="neither preference_ nor affinity_matrix_"):
+        merge_exemplars(ours, X)
 
 
 def test_an_unknown_rule_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -378,3 +378,14 @@ def test_sums_that_do_not_fit_are_not_begun(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("epruner.cluster.resources.available_memory", lambda: 1000)
     with pytest.raises(MemoryError, match="3000 points and 3000 clusters needs about"):
         merge_exemplars(model, X)
+
+
+def test_weights_are_those_of_the_fit() -> None:
+    X = np.random.default_rng(0).normal(size=(40, 3))
+    weights = np.linspace(1, 3, 40)
+    model = AffinityPropagation(affinity="cosine", preference=0.2).fit(X, sample_weight=weights)
+    hierarchy = merge_exemplars(model)
+    assert hierarchy.net_similarities[0] == pytest.approx(model.net_similarity_)
+    assert hierarchy.top >= hierarchy.heights.max()
+    with pytest.raises(ValueError, match="fitted with sample_weight"):
+        merge_exemplars(model, X)

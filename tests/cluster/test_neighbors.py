@@ -71,7 +71,8 @@ def test_the_default_preference_is_what_lists_hold() -> None:
     X = np.array([[0.0], [1.0], [3.0]])
     fit = model(n_neighbors=2).fit(X)
     np.testing.assert_allclose(fit.preference_, [-9 - 8 / 4, -4 - 3 / 4, -9 - 5 / 4])
-    copies = model(n_neighbors=2).fit(np.repeat(X, 3, axis=0))
+    with pytest.warns(UserWarning, match="9 of 9 points coincide with all their neighbours"):
+        copies = model(n_neighbors=2).fit(np.repeat(X, 3, axis=0))
     assert (copies.preference_ == 0).all()
 
 
@@ -113,10 +114,17 @@ def test_damping_rises_from_where_a_run_is() -> None:
 
 def test_more_duplicates_than_neighbours() -> None:
     X = np.repeat(blobs(30), 20, axis=0)
-    fit = model(n_neighbors=10, damping=0.9).fit(X)
+    with pytest.warns(UserWarning, match="raise n_neighbors, or cluster each once"):
+        fit = model(n_neighbors=10, damping=0.9).fit(X)
     assert fit.converged_
     assert (X[fit.cluster_centers_indices_][fit.labels_] == X).mean() > 0.9
     assert (fit.labels_ >= 0).all()
+
+
+def test_a_number_that_sparse_features_do_not_give_is_said() -> None:
+    X = scipy.sparse.csr_array(np.eye(3))
+    with pytest.warns(UserWarning, match="no preference"):
+        model(n_neighbors=1, n_clusters=2).fit(X)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

@@ -123,7 +123,7 @@ def test_a_path_is_frozen() -> None:
         (0, ValueError, "preferences=0 must be at least 1"),
         ([], ValueError, r"got \(0,\)"),
         ([[-1.0]], ValueError, r"got \(1, 1\)"),
-        ([-1.0, np.nan], ValueError, "NaN or infinite"),
+        ([-1.0, np.nan], ValueError, "NaN, or infinite in float64"),
         ("median", TypeError, "preferences='median' must be numbers"),
         (2.5, ValueError, r"got \(\)"),
     ],
