@@ -37,6 +37,7 @@ DEFINED = {
         "a few dozen of 50,000 points",
         "Beside the exact clustering with the same preferences, 50,000 points",
     ],
+    "docs/drop-in.md": ["at most 10,000 points", "more than 10,000"],
     "docs/hierarchy-and-pictures.md": ["More than 800 points are averaged"],
     "docs/gpu.md": ["under eight minutes", "may have 227 KB"],
     "docs/pruning.md": [
@@ -236,6 +237,21 @@ def rule_rows() -> list[str]:
     ]
 
 
+def drop_in_rows() -> list[str]:
+    """docs/drop-in.md: whole fits of scikit-learn's estimator, as it is and accelerated."""
+    rows = []
+    for row in results("drop_in")["rows"]:
+        exact, fast = row["scikit-learn"], row["fast"]
+        cells = [row["data"], f"{row['n']:,}"]
+        compared = "scikit_learn_s" in exact
+        cells.append(f"{exact['scikit_learn_s']:.2f} s" if compared else "–")
+        for side in (exact, fast):
+            cells.append(f"{side['epruner_s']:.3f} s")
+            cells.append(f"{side['vs_scikit_learn']:.0f}x" if compared else "")
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
 def merging_lines() -> list[str]:
     """docs/hierarchy-and-pictures.md: times of merging, beside R's."""
     few, many = results("clustering_hierarchy")["rows"]
@@ -345,6 +361,7 @@ def claims() -> dict[str, list[str]]:
             f"{recipe['test_images']:,} JPEG test images, one thread, one seed",
         ],
         "docs/affinity-propagation.md": [*rule_rows(), *path_rows(), *neighbor_rows()],
+        "docs/drop-in.md": drop_in_rows(),
         "docs/hierarchy-and-pictures.md": merging_lines(),
         "docs/pipelines.md": [
             f"The {layers[0]['layers']} layers of a ResNet-56, similarities included, take "
