@@ -172,7 +172,7 @@ def _solved(
 ) -> Iterator[tuple[int, tuple[Clustering, float]]]:
     """Cluster with the largest preference first: few clusters need longer lists than many."""
     rule = PreferenceRule(float(preferences.max()))
-    prepared = problem.prepare(rule, options, again=True)
+    prepared = problem.prepare(rule, options, again=not options.rising_damping)
     for q in np.argsort(-preferences):
         preference = np.full(problem.n, preferences[q], dtype=problem.dtype)
         yield int(q), problem.cluster(prepared, preference, options)

@@ -78,7 +78,10 @@ class Problem(ABC):
 
     @abstractmethod
     def prepare(self, rule: PreferenceRule, options: Options, *, again: bool = False) -> Prepared:
-        """Get ready to cluster as the rule says; `again` announces more runs than it asks for."""
+        """Get ready to cluster as the rule says.
+
+        `again` announces runs with other preferences, for which lists are worth keeping.
+        """
 
     @abstractmethod
     def top(self, options: Options) -> float:
@@ -209,8 +212,9 @@ class MatrixProblem(Problem):
     def prepare(self, rule: PreferenceRule, options: Options, *, again: bool = False) -> Prepared:
         preference = self._checked(self._preference(rule, options))
         S = self.similarity_matrix
-        once = rule.n_clusters is None and not options.rising_damping and not options.verbose
-        if (once and not again) or self.n == 1 or not self.compiled:
+        # Runs that oscillate leave long lists, in the way of those after them.
+        once = rule.n_clusters is None and not again and not options.verbose
+        if once or self.n == 1 or not self.compiled:
             return Prepared(
                 preference,
                 self._announced(lambda p, o: cluster_similarities(S, p, o, self.backend)),
