@@ -371,7 +371,12 @@ def claims() -> dict[str, list[str]]:
             f"{recipe['train_images']:,} JPEG training images, {recipe['epochs']} epochs, "
             f"{recipe['test_images']:,} JPEG test images, one thread, one seed",
         ],
-        "docs/affinity-propagation.md": [*rule_rows(), *path_rows(), *neighbor_rows(), million_line()],
+        "docs/affinity-propagation.md": [
+            *rule_rows(),
+            *path_rows(),
+            *neighbor_rows(),
+            million_line(),
+        ],
         "docs/drop-in.md": drop_in_rows(),
         "docs/hierarchy-and-pictures.md": merging_lines(),
         "docs/pipelines.md": [
