@@ -97,8 +97,8 @@ AGREEMENT = [
     *(Case(data, 50_000, 10) for data in KINDS),
     *(Case(data, 50_000, 30, rule) for data in KINDS for rule in ("neighbours", "all")),
 ]
-DAMPINGS = [Case(data, 50_000, damping=x) for data in KINDS for x in (0.5, 0.7, 0.9)]
-SCALE = [Case(data, 200_000) for data in KINDS]
+DAMPINGS = [Case("blobs", 50_000, damping=x) for x in (0.5, 0.7, 0.9)]
+SCALE = [Case("blobs", 200_000), Case("sheet", 200_000)]
 MILLION = [Case("blobs", 1_000_000)]
 
 
