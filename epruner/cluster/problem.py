@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 _NORMALS = 1 << 15  # random numbers drawn at a time, which stay in cache until used
 _LARGEST_MATRIX = 4096  # points; a sweep over tiles is as fast from here on, and needs no n² memory
 # Among many points with few links some oscillate for ever, the slower the more damping there is.
-_RISING = (0.9, 0.98, 0.999)
+_RISING = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 _SAMPLED_ENTRIES, _LEAST_SAMPLE = 1 << 24, 16  # of rows that stand for all
 
 
