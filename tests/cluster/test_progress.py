@@ -48,8 +48,10 @@ def every_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_one_line_tells_how_a_short_run_ended(
-    way: dict[str, Any], capfd: pytest.CaptureFixture[str]
+    way: dict[str, Any], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for pause in ("_BETWEEN_LINES", "_BETWEEN_STAGES"):  # on a slow machine it takes longer
+        monkeypatch.setattr(_progress, pause, 1e9)
     quiet = AffinityPropagation(**{"damping": 0.7, **way}).fit(DIGITS)
     assert capfd.readouterr() == ("", "")
     fit = AffinityPropagation(**{"damping": 0.7, **way}, verbose=True).fit(DIGITS)
