@@ -3,20 +3,22 @@
 One hooked forward pass records what each layer costs; every later question ("and with 17 of its
 64 filters?") is answered from these records without running the network again.
 
-Counted is what the rules of the layer types count. Matrix products that a model calls as functions
-(the inside of attention) are not.
+Counted is what the rules of the layer types count, and the matrix products that a model makes of what
+it computes (the inside of attention).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from epruner.pruning.network.layers import multiplies, rule_of, sides
 from epruner.pruning.network.tree import tensors_in
@@ -29,7 +31,8 @@ class Totals:
     Parameters
     ----------
     macs : int
-        Multiply-adds of the layers (convolutions, linear, recurrent) for the example inputs.
+        Multiply-adds of the layers (convolutions, linear, recurrent) and of the matrix products
+        between them, for the example inputs.
     params : int
         Parameters.
     macs_with_norm : int
@@ -131,6 +134,8 @@ class Recorder:
         self.norm: dict[str, int] = {}
         self.calls: dict[str, int] = {}
         self.running: list[str] = []
+        self.products: list[tuple[str, int]] = []  # names, as of modules, and multiply-adds
+        self._inside = 0  # of layers that count what they multiply
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -140,15 +145,37 @@ class Recorder:
             hooks.append(module.register_forward_pre_hook(self._enter))
             hooks.append(module.register_forward_hook(self._leave))
         try:
-            yield
+            with _Multiplying(self):
+                yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def costs(self) -> Costs:
-        """What was recorded, with the parameters of every module."""
+    def multiplied(self, *matrices: Tensor) -> None:
+        """Count the product of two matrices; of three, also that of the result with the third."""
+        if self._inside:
+            return
+        running = self.running[-1] if self.running else ""
+        *batch, rows, last = matrices[0].shape
+        for matrix in matrices[1:]:
+            name = f"{running}.product{len(self.products)}".lstrip(".")
+            macs = math.prod(batch) * rows * last * matrix.shape[-1]
+            self.products.append((name, macs))
+            last = matrix.shape[-1]
+
+    def costs(self, channels: Mapping[str, int] | None = None) -> Costs:
+        """What was recorded, with the parameters of every module.
+
+        Parameters
+        ----------
+        channels : mapping of str to int, optional
+            By name of a matrix product, channels for each of which it is made once more.
+        """
         seen: set[int] = set()
-        modules = {}
+        modules = {
+            name: Cost(macs, 0, 0, 0, (channels or {}).get(name, 0), 0)
+            for name, macs in self.products
+        }
         other = 0
         for module, name in self._names.items():
             own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
@@ -172,9 +199,11 @@ class Recorder:
 
     def _enter(self, module: nn.Module, _: object) -> None:
         self.running.append(self._names[module])
+        self._inside += multiplies(module)
 
     def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         name = self.running.pop()
+        self._inside -= multiplies(module)
         self.calls[name] = self.calls.get(name, 0) + 1
         tensors = tensors_in(output)
         if not tensors:
@@ -186,6 +215,47 @@ class Recorder:
             read = next((t.shape for t in tensors_in(inputs)), written.shape)
             macs = rule_of(module).macs(module, read, written.shape)
             self.macs[name] = self.macs.get(name, 0) + macs
+
+
+# the arguments of matrix products that are the matrices
+_MATRICES = {
+    "mm": (0, 1),
+    "bmm": (0, 1),
+    "addmm": (1, 2),
+    "baddbmm": (1, 2),
+}
+ATTENTION = frozenset(
+    f"_scaled_dot_product_{kind}"
+    for kind in (
+        "flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention",
+        "fused_attention_overrideable", "attention_math",
+    )
+)  # fmt: skip
+
+
+class _Watching:
+    """Tells a recorder of matrix products, apart from the mode that makes torch call it.
+
+    A mode that itself defines ``__torch_dispatch__`` makes torch import its compiler, which takes
+    seconds and 150 MB.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.partition("::")[2]
+        if name in _MATRICES:
+            self._recorder.multiplied(*(args[place] for place in _MATRICES[name]))
+        elif name in ATTENTION:
+            query, key, value = args[:3]
+            self._recorder.multiplied(query, key.mT, value)
+        return func(*args, **(kwargs or {}))
+
+
+class _Multiplying(_Watching, TorchDispatchMode):  # type: ignore[no-untyped-call]
+    pass
 
 
 def measure(
@@ -203,7 +273,7 @@ def measure(
     Returns
     -------
     Totals
-        Multiply-adds of the layers; parameters; and multiply-adds in the convention of the
+        Multiply-adds; parameters; and multiply-adds in the convention of the
         published tables, plus four per element of every BatchNorm output.
     """
     recorder = Recorder(model)

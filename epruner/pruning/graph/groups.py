@@ -1,8 +1,8 @@
 """Which tensors hang together: groups of coupled channels, as plain index arrays.
 
-Torch-Pruning's dependency graph is used to look, never to prune, and on a private copy of the
-model. What it says of operations that it does not really know is not believed: such groups are
-left alone, with the reason. No other file but `dependency` sees anything of that library.
+One forward pass of a private copy tells which channels are of one class (see `labels`). Layers whose
+outputs share classes make a group; what stands in the way of removing its classes one by one is the
+reason why its layers are left alone.
 """
 
 from __future__ import annotations
@@ -16,25 +16,14 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from epruner.pruning.graph.costs import Costs, Recorder
-from epruner.pruning.graph.dependency import (
-    Entry,
-    Meetings,
-    MixedError,
-    channel_buffers,
-    follow,
-    trace,
-)
-from epruner.pruning.graph.operations import INSIDES, flattens, objection, operation
-from epruner.pruning.network.copies import address_of, own_tensors, owners
+from epruner.pruning.graph.follow import Followed, follow
 from epruner.pruning.network.layers import (
     can_resize,
     has_filters,
     is_depthwise,
     layers_of,
     parameter_dim,
-    sides,
 )
-from epruner.pruning.network.tree import tensors_in
 from epruner.pruning.plan.parts import ModulePlan
 from epruner.pruning.plan.plan import Plan
 
@@ -90,6 +79,8 @@ class Group:
         bare parameters and buffers.
     consumers : tuple of Member
         Layers that read the channels.
+    products : tuple of Member
+        Matrix products of computed tensors that are made for each channel.
     """
 
     name: str
@@ -99,6 +90,7 @@ class Group:
     producers: tuple[Member, ...]
     followers: tuple[Member, ...]
     consumers: tuple[Member, ...]
+    products: tuple[Member, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,7 +144,6 @@ def find_groups(
     TraceError
         The forward pass or the analysis failed.
     """
-    names = {id(module): name for name, module in model.named_modules()}
     found = layers_of(model)
     if not found:
         raise ValueError(
@@ -160,13 +151,9 @@ def find_groups(
             "filters to prune"
         )
     recorder = Recorder(model)
-    outputs: list[Tensor] = []
-    buffers = channel_buffers(model)
-    meetings = Meetings(tensors_in((args, kwargs)))
-    graph = trace(model, args, dict(kwargs or {}), recorder, outputs, buffers, meetings)
-    costs = recorder.costs()
-    bare = {**dict(model.named_parameters()), **buffers}
-    walker = _Walker(model, graph, names, outputs, meetings, costs, bare)
+    followed = follow(model, args, dict(kwargs or {}), recorder)
+    costs = recorder.costs({name: len(x) for name, x in followed.products.items()})
+    builder = _Builder(model, followed)
 
     groups: list[Group] = []
     skipped: list[Skipped] = []
@@ -179,12 +166,10 @@ def find_groups(
             reason = "was not run by the example inputs"
         elif not can_resize(module):
             reason = mixing(name, module)
-        elif module not in graph.module2node:
-            reason = "no gradient reaches it"
         elif is_depthwise(module):
             continue  # goes with the layer before it
         else:
-            group, reason = walker.group(name, module)
+            group, reason = builder.group(name)
         if group is None:
             skipped.append(Skipped(name, reason))
         else:
@@ -229,195 +214,135 @@ def plan_of(groups: Sequence[Group], kept: Mapping[str, Indices]) -> Plan:
     return Plan({name: ModulePlan(**part) for name, part in parts.items()})
 
 
-class _Walker:
-    """Turns the library's groups into ours, or into a reason why not."""
+class _Builder:
+    """Turns classes of labels into groups, or into reasons why not."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        graph: Any,
-        names: Mapping[int, str],
-        outputs: Sequence[Tensor],
-        meetings: Meetings,
-        costs: Costs,
-        bare: Mapping[str, nn.Parameter],
-    ) -> None:
-        self._graph = graph
-        self._names = names
-        self._order = {name: place for place, name in enumerate(names.values())}
-        self._parameters = {id(p): name for name, p in bare.items()}
-        self._heads = {output.grad_fn for output in outputs}
-        self._meetings = meetings
-        self._costs = costs
-        self._owners = owners(model)
+    def __init__(self, model: nn.Module, followed: Followed) -> None:
+        self._model = model
+        self._classes = followed.classes
+        self._order = {name: place for place, (name, _) in enumerate(model.named_modules())}
+        find = followed.classes.find
+        self._makes = {name: find(x).numpy() for name, x in followed.outputs.items()}
+        self._reads = {name: find(x).numpy() for name, x in followed.inputs.items()}
+        self._bare = {place: find(x).numpy() for place, x in followed.bare.items()}
+        self._products = {name: find(x).numpy() for name, x in followed.products.items()}
+        self._added = frozenset(find(followed.added).tolist())
+        self._together = _components([self._makes[name] for name in self._reads])
 
-    def group(self, name: str, module: nn.Module) -> tuple[Group | None, str]:
-        """The group whose first producer is `module`, or None and the reason."""
-        if reason := self._objection_ahead(module):
+    def group(self, name: str) -> tuple[Group | None, str]:
+        """The group that a layer's outputs belong to, or None and the reason."""
+        mine = self._makes[name]
+        together = self._together[int(mine[0])]
+        makers = sorted(
+            (n for n in self._reads if self._together[int(self._makes[n][0])] == together),
+            key=self._place,
+        )
+        if reason := self._stays(name) or next(filter(None, map(self._stays, makers)), ""):
             return None, reason
-        try:
-            found = follow(self._graph, module)
-        except MixedError as error:
-            return None, str(error)
-        except Exception as error:  # whatever the library trips over, only this group is lost
-            return None, f"its dependencies could not be followed ({type(error).__name__}: {error})"
-        nodes = {entry.node: None for entry in found}  # a set that keeps its order
-        for entry in found:
-            if entry.node.grad_fn in self._heads and not _reads(entry):
-                return None, "its channels are the output of the model"
-        for node in nodes:
-            if reason := self._objection(node):
-                return None, reason
-        return self._build(name, found, nodes)
-
-    def _objection_ahead(self, module: nn.Module) -> str:
-        """Why the way to the next layers rules a group out.
-
-        Looked at first, as the reason nearest to the layer says most; and flattened maps that are
-        concatenated are mapped wrongly.
-        """
-        root = self._graph.module2node[module]
-        frontier = [(node, False) for node in root.outputs]  # False: not flattened so far
-        seen = set()
-        while frontier:
-            node, flat = frontier.pop()
-            inside = id(node.module) in self._names
-            if (node, flat) in seen or (inside and has_filters(node.module)):
-                continue
-            seen.add((node, flat))
-            if node.grad_fn in self._heads:
-                return "its channels are the output of the model"
-            if reason := self._objection(node):
-                return reason
-            if not inside and node.grad_fn is not None:
-                if flat and operation(node.grad_fn) == "Cat":
-                    return "its channels are flattened and then concatenated"
-                flat = flat or flattens(node.grad_fn)
-            frontier.extend((output, flat) for output in node.outputs)
-        return ""
-
-    def _build(
-        self, name: str, found: Sequence[Entry], nodes: dict[Any, None]
-    ) -> tuple[Group | None, str]:
-        channels = len(found[0].roots)
-        producers: dict[str, Member] = {}
-        followers: dict[str, Member] = {}
-        consumers: dict[str, Member] = {}
+        order = {int(root): i for i, root in enumerate(dict.fromkeys(self._makes[makers[0]].tolist()))}
+        for other in makers:
+            if set(self._makes[other].tolist()) != set(order):
+                return None, f"it shares only a part of the channels of {other!r}"
+        if len(order) == 1:
+            if len(mine) == 1:
+                return None, "it has one channel"
+            return None, self._classes.joined(int(mine[0])) or "all its channels go together"
+        producers = [self._member(n, self._makes[n], order) for n in makers]
+        followers, consumers = [], []
+        for other, roots in self._makes.items():
+            if other not in self._reads and (member := self._member(other, roots, order)):
+                followers.append(member)
+        for (other, dim), roots in self._bare.items():
+            if member := self._member(other, roots, order):
+                if parameter_dim(self._tensor(other), len(roots)) != dim:
+                    return None, f"parameter {other!r} has two dimensions of {len(roots)}"
+                followers.append(member)
+        for other, roots in self._reads.items():
+            if member := self._member(other, roots, order):
+                consumers.append(member)
+        products = [
+            member
+            for other, roots in self._products.items()
+            if (member := self._member(other, roots, order))
+        ]
+        if not consumers:
+            return None, "nothing that could be made smaller reads its channels"
         blocks = 1
-        for entry in found:
-            module = entry.node.module
-            if isinstance(module, nn.Parameter):
-                if parameter_dim(module, channels) is None:
-                    continue  # it lies on other dimensions
-                label, size, side = self._parameters[id(module)], channels, followers
-            elif id(module) in self._names and can_resize(module):
-                label = self._names[id(module)]
-                is_layer = has_filters(module)
-                side = followers if not is_layer else consumers if _reads(entry) else producers
-                size = sides(module)[side is consumers]
-                if not size:
-                    continue  # no channels of its own, e.g. a PReLU of one parameter
-                if side is not followers and getattr(module, "groups", 1) > 1:
-                    if module.transposed:
-                        return None, f"{label!r} is a grouped transposed convolution"
-                    if blocks not in (1, module.groups):
-                        few, many = sorted((blocks, module.groups))
-                        return None, (
-                            f"convolutions of {few} and of {many} groups share its channels"
-                        )
-                    blocks = module.groups
-            else:
-                continue
-            index = np.fromiter(entry.roots.keys(), np.intp)
-            root = np.fromiter(entry.roots.values(), np.intp)
-            order = np.lexsort((index, root))
-            side[label] = Member(label, index[order], root[order], size)
-        for member in (*producers.values(), *followers.values(), *consumers.values()):
-            if reason := _bad_member(member, channels, whole=member.module in producers):
-                return None, reason
+        for member in (*producers, *consumers):
+            groups = getattr(self._model.get_submodule(member.module), "groups", 1)
+            if groups > 1:
+                blocks, reason = self._blocks(member, groups, len(order), blocks)
+                if reason:
+                    return None, reason
+        for member in (*producers, *followers, *consumers):
+            counts = np.bincount(member.root, minlength=len(order))
+            if (counts != counts[0]).any():
+                return None, f"only some of its channels reach {member.module!r}"
             if blocks > 1 and member.fold > 1:
                 return None, f"{member.module!r} reads its flattened channels, which are grouped"
-        if not consumers:
-            if channels == 1:
-                return None, "it has one channel"
-            return None, "nothing that could be made smaller reads its channels"
-        stream = len(producers) > 1 and any(
-            operation(node.grad_fn) == "Add" and sum(i in nodes for i in node.inputs) > 1
-            for node in nodes
-            if node.grad_fn is not None and id(node.module) not in self._names
+        stream = len(producers) > 1 and not self._added.isdisjoint(order)
+        sides = (tuple(sorted(side, key=self._placed)) for side in (followers, consumers))
+        group = Group(
+            makers[0], len(order), blocks, stream, tuple(producers), *sides, tuple(products)
         )
-        members = (
-            tuple(sorted(s.values(), key=self._place)) for s in (producers, followers, consumers)
-        )
-        group = Group(name, channels, blocks, stream, *members)
         return group, ""
 
-    def _place(self, member: Member) -> int:
-        return self._order.get(member.module, -1)
+    def _stays(self, name: str) -> str:
+        """Why some of a layer's outputs have to stay, if they do."""
+        reasons = (self._classes.reason(root) for root in dict.fromkeys(self._makes[name].tolist()))
+        return next((reason for reason in reasons if reason), "")
 
-    def _objection(self, node: Any) -> str:
-        """Why channels that meet this node cannot be removed; empty if they can."""
-        module = node.module
-        if isinstance(module, nn.Parameter):
-            label = self._parameters.get(id(module), "")
-            shared = len(self._owners.get(address_of(module), ())) > 1
-            return f"parameter {label!r} on its channels is shared" if shared else ""
-        if id(module) in self._names:
-            return self._module_objection(self._names[id(module)], node)
-        if not node.inputs or _inside_module(node):
-            return ""  # works on a parameter alone, or is a part of a layer that is known
-        if self._meetings.fixes(node.grad_fn):
-            how = "added to" if operation(node.grad_fn) == "Add" else "combined with"
-            return f"its channels are {how} the model's input and must keep their number and order"
-        return objection(node.grad_fn)
+    def _member(self, name: str, roots: Indices, order: Mapping[int, int]) -> Member | None:
+        index = np.array([i for i, x in enumerate(roots.tolist()) if x in order], dtype=np.intp)
+        if not len(index):
+            return None
+        root = np.array([order[int(x)] for x in roots[index]], dtype=np.intp)
+        sort = np.lexsort((index, root))
+        return Member(name, index[sort], root[sort], len(roots))
 
-    def _module_objection(self, label: str, node: Any) -> str:
-        module = node.module
-        if not can_resize(module):
-            return mixing(label, module)
-        cost = self._costs.modules.get(label)
-        if cost is not None and cost.calls > 1:
-            return f"{label!r} is used {cost.calls} times in one forward pass"
-        for tensor in own_tensors(module):
-            if others := [x for x in self._owners.get(address_of(tensor), ()) if x != label]:
-                return f"the parameters of {label!r} are shared with {others[0]!r}"
-        groups = 1 if is_depthwise(module) else getattr(module, "groups", 1)
-        if groups > 1 and groups in (module.in_channels, module.out_channels):
-            return f"{label!r} is a depthwise convolution with a channel multiplier"
-        return ""
+    def _blocks(
+        self, member: Member, groups: int, channels: int, blocks: int
+    ) -> tuple[int, str]:
+        """Blocks of channels of which equal numbers have to stay, or a reason why none may go."""
+        label = member.module
+        if self._model.get_submodule(label).transposed:
+            return blocks, f"{label!r} is a grouped transposed convolution"
+        block = member.index // (member.size // groups)
+        counts = np.zeros((channels, groups), np.intp)
+        np.add.at(counts, (member.root, block), 1)
+        if (counts == counts[:1, :1]).all():
+            return blocks, ""  # of every block as many go as of any other
+        if blocks not in (1, groups):
+            few, many = sorted((blocks, groups))
+            return blocks, f"convolutions of {few} and of {many} groups share its channels"
+        whole = member.fold == 1 and len(member.index) == member.size
+        if not whole or (block != member.root // (channels // groups)).any():
+            return blocks, f"its channels do not lie in the groups of {label!r} as they are made"
+        return groups, ""
 
+    def _tensor(self, name: str) -> Tensor:
+        owner, _, leaf = name.rpartition(".")
+        tensor: Tensor = getattr(self._model.get_submodule(owner), leaf)
+        return tensor
 
-def _reads(entry: Entry) -> bool:
-    """Whether an entry is the input side of a layer."""
-    return entry.reads and has_filters(entry.node.module)
+    def _place(self, name: str) -> int:
+        return self._order.get(name, -1)
 
-
-def _bad_member(member: Member, channels: int, *, whole: bool) -> str:
-    if len(np.unique(member.index)) != len(member.index) or member.index.max() >= member.size:
-        return f"its channels could not be mapped to those of {member.module!r}"
-    counts = np.bincount(member.root, minlength=channels)
-    if len(counts) > channels or np.any(counts != counts[0]) or counts[0] == 0:
-        return f"only some of its channels reach {member.module!r}"
-    if whole and (len(member.index) != member.size or counts[0] != 1):
-        return f"it shares only a part of the channels of {member.module!r}"
-    return ""
+    def _placed(self, member: Member) -> int:
+        return self._place(member.module)
 
 
-def _inside_module(node: Any) -> bool:
-    """Whether all that this operation feeds is the inside of one kind of known layer."""
-    for kind, operations in INSIDES.items():
-        frontier, seen, inside = [node], {node}, operation(node.grad_fn) in operations
-        while frontier and inside:
-            outputs = frontier.pop().outputs
-            inside = bool(outputs)
-            for output in outputs:
-                if isinstance(output.module, kind) or output in seen:
-                    continue
-                if output.grad_fn is None or operation(output.grad_fn) not in operations:
-                    inside = False
-                    break
-                seen.add(output)
-                frontier.append(output)
-        if inside:
-            return True
-    return False
+def _components(parts: Sequence[Indices]) -> dict[int, int]:
+    """A number for each element; the same for all that one part or another holds together."""
+    first: dict[int, int] = {}
+
+    def top(x: int) -> int:
+        while first[x] != x:
+            first[x] = x = first[first[x]]
+        return x
+
+    for part in parts:
+        for x in part.tolist():
+            first.setdefault(x, x)
+            first[top(x)] = top(int(part[0]))
+    return {x: top(x) for x in first}

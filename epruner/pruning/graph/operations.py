@@ -1,240 +1,459 @@
-"""Which operations keep channels apart, read off their autograd functions.
+"""What each operation of torch does to the labels of channels.
 
-Between the layers of a network stand operations that no module owns. Channels may be removed
-across those that are known to keep every channel where it is and to itself; what is not known is
-not trusted.
+An operation is known by its name in torch's own (ATen) schema, into which all others fall apart.
+Those that make each number of the numbers at the same place say so of themselves; a family of
+others is one function under `@operation`. One that is not known is not trusted: the channels that
+pass it stay.
 """
 
 from __future__ import annotations
 
-import math
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-from torch.nn.modules.instancenorm import _InstanceNorm
+import torch
+from torch import Tensor
 
-Shape = tuple[int, ...]
+from epruner.pruning.graph.costs import ATTENTION
+from epruner.pruning.graph.labels import Algebra, Facet, Operand
+from epruner.pruning.network.tree import mapped, tensors_in
 
-# fmt: off
-# One number of one or of several tensors at a time.
-_POINTWISE = frozenset([
-    "Add", "Sub", "Rsub", "Mul", "Div", "Neg", "Abs", "Sign", "Sgn", "Pow", "Sqrt", "Rsqrt",
-    "Reciprocal", "Exp", "Exp2", "Expm1", "Log", "Log1P", "Log2", "Log10", "Logit", "Logaddexp",
-    "Xlogy", "Hypot", "Sin", "Cos", "Tan", "Sinh", "Cosh", "Tanh", "Asin", "Acos", "Atan", "Atan2",
-    "Asinh", "Acosh", "Atanh", "Sinc", "Erf", "Erfc", "Round", "Floor", "Ceil", "Trunc", "Frac",
-    "Fmod", "Remainder", "Clamp", "ClampMin", "ClampMax", "Maximum", "Minimum", "Fmax", "Fmin",
-    "NanToNum", "Where", "MaskedFill", "Lerp", "Addcmul", "Addcdiv", "Relu", "Hardtanh",
-    "LeakyRelu", "PreluKernel", "RreluWithNoise", "Elu", "Celu", "Selu", "Gelu", "Silu", "Mish",
-    "Sigmoid", "LogSigmoid", "Softplus", "Hardswish", "Hardsigmoid", "Hardshrink", "Softshrink",
-    "Threshold", "Clone", "ToCopy", "Alias", "Detach", "Contiguous", "NativeDropout",
-    "FusedDropout",
-])
-# The positions of one channel at a time, in the dimensions in which they come.
-_SPATIAL = frozenset([
-    "MaxPool2DWithIndices", "MaxPool3DWithIndices", "MkldnnMaxPool2D", "MkldnnMaxPool3D",
-    "FractionalMaxPool2D", "FractionalMaxPool3D", "AvgPool2D", "AvgPool3D", "AdaptiveAvgPool2D",
-    "AdaptiveAvgPool3D", "AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "MaxUnpool2D", "MaxUnpool3D",
-    "UpsampleNearest1D", "UpsampleNearest2D", "UpsampleNearest3D", "UpsampleNearestExact1D",
-    "UpsampleNearestExact2D", "UpsampleNearestExact3D", "UpsampleLinear1D", "UpsampleBilinear2D",
-    "UpsampleBilinear2DAa", "UpsampleBicubic2D", "UpsampleBicubic2DAa", "UpsampleTrilinear3D",
-    "ReflectionPad1D", "ReflectionPad2D", "ReflectionPad3D", "ReplicationPad1D", "ReplicationPad2D",
-    "ReplicationPad3D", "NativeBatchNorm", "CudnnBatchNorm",
-])
-# Over which dimensions, a trial tells.
-_REDUCTIONS = frozenset(["Mean", "Sum", "Nansum", "Std", "Var", "Amax", "Amin", "Max", "Min"])
-# One dimension or some, which must not be that of the channels.
-_ALONG = frozenset([
-    "Slice", "Select", "IndexSelect", "Flip", "Roll", "Softmax", "LogSoftmax", "Cumsum",
-    "Logsumexp", "LinalgVectorNorm",
-])
-_CHANNELWISE = _POINTWISE | _SPATIAL | _REDUCTIONS | {
-    "Squeeze", "Unsqueeze", "Permute", "Transpose", "AsStrided",
-}
-# fmt: on
-# Their channels come out in dimension 1, whatever went in.
-_LAYERS = frozenset(["Convolution", "Addmm", "Mm", "NativeBatchNorm", "CudnnBatchNorm"])
-_VIEWS = frozenset(["View", "UnsafeView", "ReshapeAlias", "Reshape"])
-# What a layer is made of where one module is several operations; the layer is known, so they are.
-INSIDES: dict[type[nn.Module], frozenset[str]] = {
-    nn.Linear: _VIEWS | {"Addmm", "Mm", "T", "Bmm", "Add"},
-    _InstanceNorm: _VIEWS | {"NativeBatchNorm", "CudnnBatchNorm"},
-}
+Facets = tuple[Facet, ...]
 
 
-def objection(function: Any) -> str:
-    """Why channels that pass this operation cannot be removed; empty if they can.
+@dataclass(frozen=True)
+class Call:
+    """One call of an operation.
 
     Parameters
     ----------
-    function : torch.autograd.graph.Node or None
-        Not a part of a module that is known as a whole.
+    algebra : Algebra
+    name : str
+        In the schema, without its namespace, overload and the underscore of those that write in
+        place.
+    function : callable
+        The overload itself.
+    args : dict of str to Any
+        By their names in the schema, those left out too.
+    results : list of Tensor
+    operand : callable
+        A tensor with what is known of it.
+    module : str
+        Name of the module whose forward is under way, for reasons.
+    product : callable
+        Told of the facets of each matrix product that is made.
     """
-    if function is None:
-        return "an operation on its channels is unknown"
-    raw = function.name()
-    name = operation(function)
-    before, after = shapes(function)
-    if name in _CHANNELWISE or name == "Cat":
-        return ""
-    if name in _VIEWS:
-        axis = channel_axis(sources[0][0]) if (sources := _sources(function)) else None
-        if _harmless_view(before, after) or (axis and _axis_after(function, axis) is not None):
-            return ""
-        return f"its channels are rearranged by a view from {before} to {after}"
-    if name in _ALONG and (sources := _sources(function)):
-        source, place = sources[0]
-        axis = channel_axis(source)
-        dims = len(source._input_metadata[place].shape)
-        if axis is not None and axis not in _along(function, dims):
-            return ""
-    if name == "Expand" and before and after and before[-3:-2] == after[-3:-2]:
-        return ""
-    if name == "Slice" and before is not None:
-        if before == after:  # x[:] of older torch
-            return ""
-        if len(before) == 4 and _dim(function, 4) > 1:
-            return ""
-    if name == "ConstantPadNd" and after is not None:
-        if len(after) >= 3 and not any(function._saved_pad[2 * (len(after) - 2) :]):
-            return ""
-        return "a shortcut pads its channels with zeros, which fixes their positions"
-    if name in {"Split", "SplitWithSizes", "Unbind", "Slice"}:
-        return f"its channels are split ({raw}), so which of them go together is not known"
-    return f"its channels pass {raw}, which is not known to keep them apart"
+
+    algebra: Algebra
+    name: str
+    function: Any
+    args: dict[str, Any]
+    results: list[Tensor]
+    operand: Callable[[Tensor], Operand]
+    module: str
+    product: Callable[[Facets], None]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.args[name]
+
+    def operands(self) -> list[Operand]:
+        """All tensors among the arguments."""
+        return [self.operand(tensor) for tensor in tensors_in(self.args)]
+
+    @property
+    def first(self) -> Operand:
+        """The first tensor among the arguments."""
+        return self.operands()[0]
+
+    def dims(self, name: str = "dim") -> list[int]:
+        """Dimensions that an argument names; all, if it names none."""
+        count = self.first.tensor.dim()
+        given = self.args.get(name)
+        if given is None or given == []:
+            return list(range(count))
+        return [d % max(count, 1) for d in (given if isinstance(given, (list, tuple)) else [given])]
+
+    def meets(self, fixed: bool) -> str:
+        """Why channels stay that meet a tensor without channels."""
+        if not fixed:
+            return "its channels meet a tensor of fixed size"
+        how = "added to" if self.name == "add" else "combined with"
+        return f"its channels are {how} the model's input and must keep their number and order"
+
+    def fix(self, facets: Iterable[Facet], why: str) -> None:
+        """Let the channels of facets stay."""
+        for facet in facets:
+            self.algebra.classes.fix(facet.labels, why)
 
 
-def operation(function: Any) -> str:
-    """Name of an autograd function without its suffix: AddBackward0 -> Add."""
-    return str(function.name()).split("Backward")[0]
+Rule = Callable[[Call], "list[Facets] | Facets"]
+_RULES: dict[str, Rule] = {}
 
 
-def is_pointwise(function: Any) -> bool:
-    """Whether an operation makes each number of those at the same place."""
-    return operation(function) in _POINTWISE
+def operation(*names: str) -> Callable[[Rule], Rule]:
+    """Register what these operations do; the facets of one result, or of each."""
+
+    def register(known: Rule) -> Rule:
+        _RULES.update(dict.fromkeys(names, known))
+        return known
+
+    return register
 
 
-def shapes(function: Any) -> tuple[Shape | None, Shape | None]:
-    """Shapes of the input and output of an operation, where autograd has them."""
-    saved = getattr(function, "_saved_self_sym_sizes", None)
-    metadata = getattr(function, "_input_metadata", None)
-    return (
-        None if saved is None else tuple(saved),
-        tuple(metadata[0].shape) if metadata else None,
+def facets_after(call: Call) -> list[Facets]:
+    """The facets of each result of an operation."""
+    known = _RULES.get(call.name)
+    if known is None and torch.Tag.pointwise in call.function.tags:
+        known = _one_by_one
+    operands = call.operands()
+    if not any(operand.facets for operand in operands):
+        return [()] * len(call.results)
+    if known is None:
+        for operand in operands:
+            call.fix(operand.facets, f"its channels pass {call.name!r}, which may not keep them apart")
+        return [()] * len(call.results)
+    found = known(call)
+    return found if isinstance(found, list) else [found] * len(call.results)
+
+
+# fmt: off
+@operation(
+    "hardswish", "_to_copy", "native_dropout", "bernoulli", "copy", "_prelu_kernel", "detach",
+    "alias", "lift_fresh", "log_sigmoid_forward", "rrelu_with_noise", "fill", "zeros_like",
+    "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
+)
+# fmt: on
+def _one_by_one(call: Call) -> Facets:
+    return call.algebra.meet(call.operands(), call.meets, adds=call.name == "add")
+
+
+# fmt: off
+@operation(
+    "permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "repeat", "flip", "pixel_shuffle",
+    "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "diagonal", "movedim", "tile",
+    "unsafe_chunk",
+)
+# fmt: on
+def _moved(call: Call) -> list[Facets]:
+    """Elements change their places, as they would whatever their number."""
+    return _apply(call, call.function)
+
+
+@operation("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided")
+def _unrelated(call: Call) -> Facets:
+    """Of the tensor only its data type is asked."""
+    return ()
+
+
+@operation("view", "_unsafe_view", "_reshape_alias", "reshape", "view_copy")
+def _viewed(call: Call) -> list[Facets]:
+    size = call.results[0].shape
+    if call.results[0].dtype != call.first.tensor.dtype:  # a view of the same bytes
+        call.fix(call.first.facets, f"its channels pass {call.name!r}")
+        return [()]
+    return _apply(call, lambda labels: labels.reshape(size))
+
+
+@operation("slice", "select", "split", "split_with_sizes", "unbind", "narrow", "unsafe_split")
+def _taken(call: Call) -> list[Facets]:
+    """A part of a dimension, or all of its parts."""
+    dim = call.dims()[0]
+    size = call.first.tensor.shape[dim]
+    why = "its channels are split into parts of equal size"
+    if call.name in ("select", "unbind"):
+        why = "its channels are picked one by one"
+        call.algebra.cut(call.first.facets, dim, 0, 1, why)
+    elif call.name == "slice":
+        start, step = call["start"] or 0, call["step"]
+        length = call.results[0].shape[dim]
+        if step > 1:
+            _strided(call, dim, step)
+        else:
+            call.algebra.cut(call.first.facets, dim, start % max(size, 1), length, why)
+    else:
+        sizes = [result.shape[dim] for result in call.results]
+        if len(set(sizes)) == 1:
+            call.algebra.cut(call.first.facets, dim, 0, sizes[0], why)
+    return _apply(call, call.function)
+
+
+def _strided(call: Call, dim: int, step: int) -> None:
+    for facet in call.first.facets:
+        if not facet.along(dim):
+            continue
+        size = facet.labels.shape[dim]
+        why = f"of its channels every {step}th is taken"
+        if size % step:
+            call.fix([facet], why)
+        else:
+            runs = facet.labels.unflatten(dim, (size // step, step))
+            call.algebra.classes.unify(runs, runs.narrow(dim + 1, 0, 1), why)
+
+
+@operation("index", "index_select", "gather", "embedding", "take_along_dim")
+def _picked(call: Call) -> list[Facets]:
+    """Elements by their numbers."""
+    source = call.first
+    if call.name == "index":
+        dims = [d for d, index in enumerate(call["indices"]) if index is not None]
+        indices = [index for index in call["indices"] if index is not None]
+    else:
+        dims = [0] if call.name == "embedding" else call.dims()
+        indices = [call[name] for name in ("index", "indices") if name in call.args]
+    why = "its channels are picked by their numbers"
+    kept = []
+    for facet in source.facets:
+        if any(facet.along(d) for d in dims):
+            call.fix([facet], why)
+        else:
+            kept.append(facet)
+    for index in indices:
+        call.fix(call.operand(index).facets, why)
+    return _apply(call, call.function, kept)
+
+
+@operation("cat", "stack")
+def _joined(call: Call) -> Facets:
+    parts = [call.operand(tensor) for tensor in call["tensors"]]
+    dims = max(part.tensor.dim() for part in parts)
+    parts = [part for part in parts if part.tensor.dim() == dims]  # torch lets empty ones pass
+    dim = call["dim"]
+    if call.name == "stack":
+        dim %= dims + 1
+        parts = [part.like(lambda t: t.unsqueeze(dim)) for part in parts]
+    return call.algebra.concatenate(parts, dim % parts[0].tensor.dim(), call.meets)
+
+
+@operation("constant_pad_nd")
+def _padded(call: Call) -> Facets:
+    pad, found = call["pad"], call.first
+    why = "a shortcut pads its channels with zeros, which fixes their positions"
+    for place in range(len(pad) // 2):
+        dim = found.tensor.dim() - 1 - place
+        parts = [found]
+        for side in (0, 1):
+            amount = pad[2 * place + side]
+            if amount < 0:
+                call.fix((f for f in found.facets if f.along(dim)), "its channels are cropped")
+            shape = [max(amount, 0) if d == dim else n for d, n in enumerate(found.tensor.shape)]
+            zeros = Operand(found.tensor.new_zeros(()).expand(shape), ())
+            parts.insert(0 if side == 0 else 2, zeros)
+        parts = [part for part in parts if part.tensor.shape[dim]]
+        if any(f.along(dim) for f in found.facets) and len(parts) > 1:
+            facets = call.algebra.concatenate(parts, dim, lambda _: why)
+        else:
+            facets = found.facets
+        size = sum(part.tensor.shape[dim] for part in parts)
+        shape = [size if d == dim else n for d, n in enumerate(found.tensor.shape)]
+        found = Operand(found.tensor.new_zeros(()).expand(shape), facets)
+    return found.facets
+
+
+# fmt: off
+@operation(
+    "sum", "nansum", "mean", "prod", "amax", "amin", "max", "min", "aminmax", "any", "all", "argmax",
+    "argmin", "var", "std", "var_mean", "std_mean", "logsumexp", "linalg_vector_norm", "norm", "median",
+    "nanmedian", "mode", "count_nonzero",
+)
+# fmt: on
+def _reduced(call: Call) -> Facets:
+    operands = call.operands()
+    if call.name in ("max", "min") and len(operands) == 2:
+        return _one_by_one(call)
+    dims = call.dims()
+    why = f"its channels are mixed: one number is made of them ({call.name})"
+    facets = call.algebra.reduce(
+        operands[0].facets, dims, why, sums=call.name in ("sum", "nansum")
     )
+    return _dropped(facets, dims) if not call.args.get("keepdim") else facets
 
 
-def parts(function: Any) -> list[tuple[int, int]]:
-    """Start and size of each input of a concatenation that depends on a parameter.
+# fmt: off
+@operation(
+    "_softmax", "_log_softmax", "softmax", "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin",
+    "sort", "topk", "roll", "_safe_softmax", "renorm", "kthvalue",
+)
+# fmt: on
+def _along(call: Call) -> Facets:
+    """What is made along a dimension, which is there still."""
+    dims = call.dims("dims" if call.name == "roll" else "dim")
+    why = f"its channels are mixed: {call.name.lstrip('_')!r} runs along them"
+    for facet in call.first.facets:
+        if inside := [d for d in facet.dims if d in dims]:
+            call.algebra.classes.join(facet.labels, inside, why)
+    return call.algebra.settled(call.first.facets)
 
-    Returns
-    -------
-    list of (int, int)
-        Empty if it does not concatenate along dimension 1, or if two or more inputs depend on no
-        parameter (as the model's own inputs): their sizes are not known.
-    """
-    _, after = shapes(function)
-    if after is None or _dim(function, len(after)) != 1:
-        return []
-    sizes = [
-        None if source is None else int(source._input_metadata[place].shape[1])
-        for source, place in function.next_functions
+
+# fmt: off
+@operation(
+    "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices",
+    "mkldnn_max_pool2d", "mkldnn_max_pool3d", "quantized_max_pool2d", "fractional_max_pool2d",
+    "fractional_max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    "max_unpool2d", "max_unpool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
+    "upsample_linear1d", "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d",
+    "_upsample_bicubic2d_aa", "upsample_trilinear3d", "reflection_pad1d", "reflection_pad2d",
+    "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
+    "grid_sampler_2d", "grid_sampler_3d",
+)
+# fmt: on
+def _spatial(call: Call) -> Facets:
+    """The positions of one channel at a time: the last one, two or three dimensions."""
+    places = int(next(c for c in call.name if c in "123"))
+    dims = range(call.first.tensor.dim() - places, call.first.tensor.dim())
+    why = f"its channels lie where {call.name!r} expects positions"
+    for other in call.operands()[1:]:
+        call.fix(other.facets, why)
+    return call.algebra.reduce(call.first.facets, dims, why)
+
+
+_FACTORS = {
+    "mm": ("self", "mat2"),
+    "bmm": ("self", "mat2"),
+    "addmm": ("mat1", "mat2"),
+    "baddbmm": ("batch1", "batch2"),
+}
+
+
+@operation(*_FACTORS)
+def _multiplied(call: Call) -> Facets:
+    a, b = (call.operand(call[name]) for name in _FACTORS[call.name])
+    facets = _product(call, a, b)
+    if call.name in ("addmm", "baddbmm"):
+        made = Operand(call.results[0], facets)
+        return call.algebra.meet([made, call.operand(call["self"])], call.meets, adds=True)
+    return facets
+
+
+@operation(*ATTENTION)
+def _attended(call: Call) -> list[Facets]:
+    query, key, value = (call.operand(call[name]) for name in ("query", "key", "value"))
+    if query.tensor.shape[-3] != key.tensor.shape[-3]:  # grouped queries
+        times = query.tensor.shape[-3] // key.tensor.shape[-3]
+        key, value = (_repeated(call, operand, times) for operand in (key, value))
+    scores = query.tensor @ key.tensor.mT
+    facets = _product(call, query, key.like(lambda t: t.mT))
+    masks = [call.operand(call[n]) for n in ("attn_mask", "attn_bias") if tensors_in(call.args.get(n))]
+    if masks:
+        facets = call.algebra.meet([Operand(scores, facets), *masks], call.meets)
+    why = "its channels are mixed: attention's softmax runs along them"
+    for facet in facets:
+        if facet.along(scores.dim() - 1):
+            call.algebra.classes.join(facet.labels, [scores.dim() - 1], why)
+    made = _product(call, Operand(scores, call.algebra.settled(facets)), value)
+    return [made, *[()] * (len(call.results) - 1)]
+
+
+def _repeated(call: Call, operand: Operand, times: int) -> Operand:
+    def repeat(tensor: Tensor) -> Tensor:
+        return tensor.repeat_interleave(times, -3)
+
+    facets = [
+        moved
+        for facet in operand.facets
+        for moved in call.algebra.move(operand.tensor.shape, facet, lambda x: [repeat(x)])
     ]
-    if sizes.count(None) > 1:
-        return []
-    rest = after[1] - sum(size for size in sizes if size is not None)
-    ends = accumulate(rest if size is None else size for size in sizes)
-    return [(end - size, size) for end, size in zip(ends, sizes, strict=True) if size is not None]
+    return Operand(repeat(operand.tensor), call.algebra.settled(facets), operand.given)
 
 
-def flattens(function: Any) -> bool:
-    """Whether an operation is a view (n, c, ...) -> (n, c * ...)."""
-    before, after = shapes(function)
-    if before is None or after is None or len(before) < 3 or len(after) != 2:
-        return False
-    return before[0] == after[0] and after[1] == math.prod(before[1:])
+def _product(call: Call, a: Operand, b: Operand) -> Facets:
+    """Facets of a matrix product, (..., i, k) by (..., k, j)."""
+    one, other = a.like(lambda t: t[..., None]), b.like(lambda t: t[..., None, :, :])
+    facets = call.algebra.meet([one, other], call.meets)
+    k = max(one.tensor.dim(), other.tensor.dim()) - 2
+    why = "its channels are summed in a matrix product outside of a layer"
+    facets = _dropped(call.algebra.reduce(facets, [k], why), [k])
+    call.product(facets)
+    return facets
 
 
-def channel_axis(function: Any) -> int | None:
-    """Dimension of an operation's output in which the channels of the layers before it lie.
-
-    Returns
-    -------
-    int or None
-        None where they cannot be followed.
-    """
-    way = []
-    while operation(function) not in _LAYERS:
-        sources = _sources(function)
-        if not sources:
-            return None
-        way.append(function)
-        function = sources[0][0]
-    axis: int | None = 1
-    for function in reversed(way):
-        axis = None if axis is None else _axis_after(function, axis)
-    return axis
+@operation("native_layer_norm", "_fused_rms_norm", "rms_norm")
+def _normalized(call: Call) -> list[Facets]:
+    source = call.first
+    count = len(call["normalized_shape"])
+    dims = range(source.tensor.dim() - count, source.tensor.dim())
+    kind = "LayerNorm" if call.name == "native_layer_norm" else "RMSNorm"
+    why = f"{kind} {call.module!r} mixes its channels"
+    for facet in source.facets:
+        if inside := [d for d in facet.dims if d in dims]:
+            call.algebra.classes.join(facet.labels, inside, why)
+    scales = [call.operand(call[n]) for n in ("weight", "bias") if tensors_in(call.args.get(n))]
+    whole = Operand(source.tensor, call.algebra.settled(source.facets), source.given)
+    made = call.algebra.meet([whole, *scales], call.meets)
+    return [made, *[()] * (len(call.results) - 1)]
 
 
-def _sources(function: Any) -> list[tuple[Any, int]]:
-    """What an operation works on, but for parameters: functions, and which of their outputs."""
-    return [
-        (source, place)
-        for source, place in function.next_functions
-        if source is not None and "AccumulateGrad" not in source.name()
-    ]
+# fmt: off
+@operation(
+    "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
+    "cudnn_batch_norm", "_batch_norm_no_update",
+)
+# fmt: on
+def _batch_normalized(call: Call) -> list[Facets]:
+    source, *rows = call.operands()
+    places = (1,) * (source.tensor.dim() - 2)
+    rows = [row.like(lambda t: t.reshape(-1, *places)) for row in rows if row.tensor.dim() == 1]
+    facets = call.algebra.meet([source, *rows], call.meets)
+    return [facets, *[()] * (len(call.results) - 1)]
 
 
-def _along(function: Any, dims: int) -> list[int]:
-    """Dimensions that an operation works along; all if it does not say which."""
-    saved = getattr(function, "_saved_dim", getattr(function, "_saved_dims", None))
-    if saved is None or saved == ():
-        return list(range(dims))
-    return [_positive(dim, dims) for dim in (saved if isinstance(saved, tuple) else [saved])]
+@operation("native_group_norm")
+def _group_normalized(call: Call) -> list[Facets]:
+    source, *rows = call.operands()
+    why = f"GroupNorm {call.module!r} mixes its channels"
+    for facet in source.facets:
+        if facet.along(1):
+            parts = facet.labels.unflatten(1, (call["group"], -1))
+            call.algebra.classes.join(parts, [2], why)
+        call.algebra.classes.join(facet.labels, [d for d in facet.dims if d > 1], why)
+    places = (1,) * (source.tensor.dim() - 2)
+    rows = [row.like(lambda t: t.reshape(-1, *places)) for row in rows]
+    whole = Operand(source.tensor, call.algebra.settled(source.facets), source.given)
+    return [call.algebra.meet([whole, *rows], call.meets), *[()] * (len(call.results) - 1)]
 
 
-def _axis_after(function: Any, axis: int) -> int | None:
-    name = operation(function)
-    before, after = shapes(function)
-    if name in _POINTWISE or name in _SPATIAL or name in {"Cat", "ConstantPadNd", "Slice"}:
-        return axis
-    if name == "Permute":
-        dims = [_positive(dim, len(function._saved_dims)) for dim in function._saved_dims]
-        return dims.index(axis)
-    if after is not None and name == "Transpose":
-        dims = [_positive(d, len(after)) for d in (function._saved_dim0, function._saved_dim1)]
-        return sum(dims) - axis if axis in dims else axis
-    if after is not None and name == "Unsqueeze":
-        return axis + (_positive(function._saved_dim, len(after)) <= axis)
-    if before and after and name == "Squeeze" and hasattr(function, "_saved_dim"):
-        return axis - (_positive(function._saved_dim, len(before)) < axis)
-    if before and after and name in _VIEWS:
-        if before[: axis + 1] == after[: axis + 1]:
-            return axis
-        if axis == len(before) - 1 and before[-1] == after[-1]:
-            return len(after) - 1
-    return None
+@operation("glu")
+def _gated(call: Call) -> Facets:
+    dim = call.dims()[0]
+    length = call.results[0].shape[dim]
+    call.algebra.cut(call.first.facets, dim, 0, length, "its channels gate each other")
+    halves = [call.first.like(lambda t, s=s: t.narrow(dim, s, length) if t.shape[dim] > 1 else t)
+              for s in (0, length)]
+    return call.algebra.meet(halves, call.meets)
 
 
-def _harmless_view(before: Shape | None, after: Shape | None) -> bool:
-    """Whether a view keeps channels together: flattening from dim 1, or leading dims only."""
-    if before is None or after is None:
-        return False
-    if max(before, default=1) == max(after, default=1) == math.prod(before):
-        return True  # (c,) <-> (1, c, 1, 1), which bare tensors need
-    if len(before) < 2 or len(after) < 2:
-        return False
-    if before[-1] == after[-1] and (len(before) == 2 or len(after) == 2 or before == after):
-        return True  # (..., c) <-> (n, c), what linear layers do
-    if before[:2] == after[:2]:
-        return True  # (n, c, h, w) <-> (n, c, h * w)
-    return before[0] == after[0] and len(after) == 2 and after[1] == math.prod(before[1:])
+def _apply(
+    call: Call, function: Callable[..., Any], facets: Iterable[Facet] | None = None
+) -> list[Facets]:
+    """Let the labels go where the numbers of the first tensor go."""
+    source = call.first
+
+    def moved(labels: Tensor) -> Sequence[Tensor]:
+        if function is not call.function:
+            return tensors_in(function(labels))
+        args = mapped(call.args, lambda leaf: _on_cpu(leaf, source.tensor, labels))
+        return tensors_in(function(**args))
+
+    found: list[list[Facet]] = [[] for _ in call.results]
+    for facet in source.facets if facets is None else facets:
+        parts = call.algebra.move(source.tensor.shape, facet, moved)
+        for mine, part in zip(found, parts, strict=True):
+            mine.append(part)
+    return [call.algebra.settled(mine) for mine in found]
 
 
-def _dim(function: Any, dims: int) -> int:
-    return _positive(function._saved_dim, dims)
+def _on_cpu(leaf: Any, source: Tensor, labels: Tensor) -> Any:
+    if leaf is source:
+        return labels
+    return leaf.cpu() if isinstance(leaf, Tensor) else leaf
 
 
-def _positive(dim: int, dims: int) -> int:
-    # negative dimensions are saved as unsigned numbers
-    return dim if dim < dims else dim - 2**64 + dims
+def _dropped(facets: Facets, dims: Sequence[int]) -> Facets:
+    """Without dimensions along which nothing changes."""
+
+    def without(labels: Tensor) -> Tensor:
+        return labels.squeeze(tuple(dims)) if dims else labels
+
+    return tuple(Facet(without(facet.labels), facet.makers) for facet in facets)

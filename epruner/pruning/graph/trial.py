@@ -22,12 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from epruner.pruning.graph.groups import Group, Indices, Skipped, plan_of
 from epruner.pruning.network.copies import deep_copy
 from epruner.pruning.network.inputs import in_float64
-from epruner.pruning.network.layers import is_depthwise
+from epruner.pruning.network.layers import channel_dim, has_filters
 from epruner.pruning.network.tree import mapped, tensors_in
 from epruner.pruning.plan.plan import Plan
 
@@ -245,7 +244,7 @@ class _Trial:
         layers = {  # named here, as a grouped convolution may be sliced to a depthwise one
             name
             for name, module in model.named_modules()
-            if isinstance(module, (_ConvNd, nn.Linear)) and not is_depthwise(module)
+            if has_filters(module)
         }
         try:
             with self._hooked(model, layers, self._record, self._fill):
@@ -335,7 +334,7 @@ class _Trial:
         """After a layer of the sliced network: what `_fill` did to the channels that stay."""
         if lifts := self._lifts.get(name):
             (written,) = tensors_in(output)[:1]
-            written.add_(_along(_channel_dim(module, written), lifts.pop(0), written))
+            written.add_(_along(channel_dim(module, written), lifts.pop(0), written))
 
     def _channels(
         self, name: str, module: nn.Module, tensors: Sequence[Tensor], *, reads: bool
@@ -344,7 +343,7 @@ class _Trial:
         sides = self._sides.get((name, reads))
         if sides is None or not tensors:
             return None
-        dim = _channel_dim(module, tensors[0])
+        dim = channel_dim(module, tensors[0])
         stays, gone = (side.to(tensors[0].device) for side in sides)
         if tensors[0].shape[dim] != len(stays) + len(gone):
             return None
@@ -380,14 +379,6 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # models that draw even in eval mode draw the same twice
         return tensors_in(model(*args, **kwargs))
-
-
-def _channel_dim(module: nn.Module, tensor: Tensor) -> int:
-    if isinstance(module, nn.Linear):
-        return tensor.dim() - 1
-    if isinstance(module, _ConvNd):
-        return tensor.dim() - 1 - len(module.kernel_size)
-    return min(1, tensor.dim() - 1)
 
 
 def _along(dim: int, values: Tensor, like: Tensor) -> Tensor:

@@ -197,6 +197,19 @@ class _Recurrent(Rule):
         return math.prod(written[:-1]) * sum(matrices)
 
 
+def ties(module: nn.Module) -> None:
+    return None
+
+
+def channel_dim(module: nn.Module, tensor: Tensor) -> int:
+    """Dimension in which the channels of a layer lie, of what it reads or returns."""
+    if isinstance(module, _ConvNd):
+        return tensor.dim() - 1 - len(module.kernel_size)
+    if isinstance(module, (_NormBase, nn.GroupNorm, nn.PReLU)):
+        return min(1, tensor.dim() - 1)
+    return tensor.dim() - 1
+
+
 def is_depthwise(module: nn.Module) -> bool:
     """Whether a convolution's output channel i is made of its input channel i alone."""
     return (

@@ -46,7 +46,9 @@ class Sizes:
         self._uses = [
             (member.module, side, member.fold, group.name, group.channels)
             for group in groups
-            for side, members in enumerate(((*group.producers, *group.followers), group.consumers))
+            for side, members in enumerate(
+                ((*group.producers, *group.followers, *group.products), group.consumers)
+            )
             for member in members
             if member.module in costs.modules
         ]

@@ -1,0 +1,320 @@
+"""One forward pass in which every tensor is known by the channels that it is made of.
+
+Layers whose rules are known run as a whole: the labels on what they read are those of their input
+channels, and those of their output channels lie on what they return, every time that they are
+called. What runs between them is followed operation by operation.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from epruner.pruning.errors import TraceError
+from epruner.pruning.graph.costs import Recorder
+from epruner.pruning.graph.labels import Algebra, Classes, Facet, Operand
+from epruner.pruning.graph.operations import Call, Facets, facets_after
+from epruner.pruning.network.copies import address_of, owners, own_tensors
+from epruner.pruning.network.layers import (
+    can_resize,
+    channel_dim,
+    has_filters,
+    is_depthwise,
+    sides,
+    ties,
+)
+from epruner.pruning.network.tree import tensors_in
+
+
+@dataclass
+class Followed:
+    """What a forward pass tells of the channels.
+
+    Parameters
+    ----------
+    classes : Classes
+        Of the labels.
+    outputs, inputs : dict of str to Tensor of int
+        By module, labels of its output and input channels; inputs only of those that have filters.
+    bare : dict of (str, int) to Tensor of int
+        By name and dimension, labels of parameters and buffers that no known layer owns.
+    added : Tensor of int
+        Labels of channels to which several layers add.
+    products : dict of str to Tensor of int
+        By name of a matrix product, labels for each of which it is made, in equal parts.
+    """
+
+    classes: Classes
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    bare: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    added: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    products: dict[str, Tensor] = field(default_factory=dict)
+
+
+def follow(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], recorder: Recorder
+) -> Followed:
+    """Run a forward pass and follow the channels through it.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In eval mode.
+    args, kwargs
+        Arguments of its forward.
+    recorder : Recorder
+        Records the pass.
+
+    Raises
+    ------
+    TraceError
+        The forward pass failed.
+    """
+    mode = _Follower(model, recorder)
+    mode.given(tensors_in((args, dict(kwargs))))
+    try:
+        with torch.no_grad(), recorder.recording(), mode.hooked(model), mode:
+            output = model(*args, **kwargs)
+    except Exception as error:
+        at = recorder.running[-1] if recorder.running else ""
+        where = f"in module {at!r}" if at else "in the model's own forward"
+        line = str(error).partition("\n")[0]
+        raise TraceError(
+            f"the forward pass failed {where}: {type(error).__name__}: {line}. Check "
+            "inputs: a tensor, a shape, a tuple of arguments or a dict of keyword "
+            "arguments"
+        ) from error
+    return mode.finished(tensors_in(output))
+
+
+class _Following:
+    """What a follower does, apart from the mode that makes torch call it.
+
+    A mode that itself defines ``__torch_dispatch__`` makes torch import its compiler, which takes
+    seconds and 150 MB.
+    """
+
+    def __init__(self, model: nn.Module, recorder: Recorder) -> None:
+        super().__init__()
+        self._algebra = Algebra()
+        self._found = Followed(self._algebra.classes)
+        self._recorder = recorder
+        self._names = {module: name for name, module in model.named_modules()}
+        self._leaves = {m: name for m, name in self._names.items() if _is_leaf(m)}
+        self._owners = owners(model)
+        self._inside = 0
+        self._known: dict[int, tuple[weakref.ref[Tensor], Facets, bool]] = {}
+        self._owned = {
+            id(tensor): name for m, name in self._leaves.items() for tensor in own_tensors(m)
+        }
+        self._bare = {
+            id(tensor): f"{name}.{leaf}".lstrip(".")
+            for module, name in self._names.items()
+            for leaf, tensor in (
+                *module.named_parameters(recurse=False),
+                *module.named_buffers(recurse=False),
+            )
+            if id(tensor) not in self._owned
+        }
+        self._keep: list[Tensor] = []
+
+    def given(self, tensors: list[Tensor]) -> None:
+        """Know the model's inputs."""
+        for tensor in tensors:
+            self._note(tensor, (), given=True)
+
+    def hooked(self, model: nn.Module) -> ExitStack:
+        """Hooks on the layers that run as a whole, as long as the stack is open."""
+        hooks = ExitStack()
+        for module in self._leaves:
+            hooks.enter_context(module.register_forward_pre_hook(self._enter))
+            hooks.enter_context(module.register_forward_hook(self._leave, with_kwargs=True))
+        return hooks
+
+    def finished(self, outputs: list[Tensor]) -> Followed:
+        """Everything that was found, now that the pass is over."""
+        for tensor in outputs:
+            for facet in self._operand(tensor).facets:
+                self._algebra.classes.fix(facet.labels, "its channels are the output of the model")
+        self._algebra.square()
+        if self._algebra.added:
+            self._found.added = torch.cat([labels.flatten() for labels in self._algebra.added])
+        return self._found
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._inside:
+            return func(*args, **kwargs)
+        tensors = [(tensor, self._operand(tensor)) for tensor in tensors_in((args, kwargs))]
+        operands = {id(tensor): operand for tensor, operand in tensors}
+        multiplied = iter(range(len(self._recorder.products), sys.maxsize))
+        result = func(*args, **kwargs)
+        results = tensors_in(result)
+        given = any(o.given for o in operands.values()) and not any(
+            o.facets for o in operands.values()
+        )
+        name = func._schema.name.partition("::")[2]
+        named = {a.name: a.default_value for a in func._schema.arguments}
+        named |= dict(zip(named, args, strict=False)) | kwargs
+        call = Call(
+            self._algebra,
+            name.rstrip("_"),
+            func,
+            named,
+            results,
+            lambda tensor: operands.get(id(tensor)) or Operand(tensor, ()),
+            self._running(),
+            lambda facets: self._product(next(multiplied), facets),
+        )
+        found = facets_after(call)
+        for tensor, facets in zip(results, found, strict=True):
+            before = operands.get(id(tensor))  # if it was written into
+            if before is not None and facets and not before.facets and _is_part(tensor):
+                for facet in facets:
+                    self._algebra.classes.fix(
+                        facet.labels, "its channels are written into a part of a tensor"
+                    )
+                facets = ()
+            self._note(tensor, facets, given)
+        return result
+
+    def _enter(self, module: nn.Module, _: Any) -> None:
+        self._inside += 1
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        self._inside -= 1
+        if self._inside:
+            return
+        name = self._leaves[module]
+        read, written = tensors_in((args, kwargs)), tensors_in(output)
+        if not read or not written:
+            return
+        source = self._operand(read[0])
+        dim = channel_dim(module, read[0])
+        rest = [f for f in source.facets if not f.along(dim)]
+        mine = [f for f in source.facets if f.along(dim)]
+        classes = self._algebra.classes
+        outputs, inputs = self._sides(name, module)
+        if outputs is None:  # a layer without channels of its own
+            self._note(written[0], source.facets, source.given)
+            return
+        reads = outputs if inputs is None else inputs
+        along = _placed(reads, dim, read[0].dim())
+        for facet in mine:
+            classes.unify(facet.labels, along)
+        if not mine and len(reads) > 1 and read[0].stride(dim):
+            how = "the model's input" if source.given else "a tensor of fixed size"
+            classes.fix(reads, f"{name!r} reads {how}")
+        if not isinstance(module, nn.Linear):
+            positions = range(dim + 1, read[0].dim())
+            why = f"its channels lie where {name!r} expects positions"
+            for facet in rest:
+                if inside := [d for d in facet.dims if d in positions]:
+                    classes.join(facet.labels, inside, why)
+        for tensor in written:
+            at = channel_dim(module, tensor)
+            labels = _placed(outputs[: tensor.shape[at]], at, tensor.dim())
+            makers = frozenset([name]) if inputs is not None else mine[0].makers if mine else frozenset()
+            passed = [f for f in rest if f.labels.dim() == tensor.dim()]
+            self._note(tensor, self._algebra.settled([Facet(labels, makers), *passed]))
+
+    def _sides(self, name: str, module: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+        """Labels of a layer's (output, input) channels; None for a side that it has not."""
+        outputs, inputs = sides(module)
+        if name not in self._found.outputs and outputs:
+            why = self._objection(name, module)
+            labels = self._algebra.classes.new([outputs], why)
+            tied = ties(module)
+            if tied is not None:
+                for channels in tied:
+                    first = labels[channels[:1]]
+                    self._algebra.classes.unify(labels[channels], first, f"{name!r} ties them")
+            self._found.outputs[name] = labels
+            if inputs:
+                self._found.inputs[name] = self._algebra.classes.new([inputs], why)
+        return self._found.outputs.get(name), self._found.inputs.get(name)
+
+    def _objection(self, name: str, module: nn.Module) -> str | None:
+        if not can_resize(module):
+            return f"{type(module).__name__} {name!r} mixes its channels"
+        for tensor in own_tensors(module):
+            others = [x for x in self._owners.get(address_of(tensor), ()) if x != name]
+            if others:
+                return f"the parameters of {name!r} are shared with {others[0]!r}"
+        groups = 1 if is_depthwise(module) else getattr(module, "groups", 1)
+        if groups > 1 and groups in sides(module):
+            return f"{name!r} is a depthwise convolution with a channel multiplier"
+        return None
+
+    def _operand(self, tensor: Tensor) -> Operand:
+        known = self._known.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            return Operand(tensor, known[1], known[2])
+        if id(tensor) in self._bare:
+            return Operand(tensor, self._bare_facets(tensor))
+        if id(tensor) in self._owned:
+            owner = self._owned[id(tensor)]
+            for labels in self._sides(owner, self._module(owner)):
+                if labels is not None:
+                    why = f"the weights of {owner!r} are used outside of it, too"
+                    self._algebra.classes.fix(labels, why)
+        return Operand(tensor, ())
+
+    def _module(self, name: str) -> nn.Module:
+        return next(module for module, known in self._leaves.items() if known == name)
+
+    def _bare_facets(self, tensor: Tensor) -> Facets:
+        name = self._bare[id(tensor)]
+        shared = len(self._owners.get(address_of(tensor), ())) > 1
+        why = f"parameter {name!r} on its channels is shared" if shared else None
+        found = []
+        for dim, size in enumerate(tensor.shape):
+            if size > 1:
+                labels = self._algebra.classes.new([size], why)
+                self._found.bare[name, dim] = labels
+                found.append(Facet(_placed(labels, dim, tensor.dim())))
+        self._note(tensor, tuple(found))
+        return tuple(found)
+
+    def _note(self, tensor: Tensor, facets: Facets, given: bool = False) -> None:
+        key = id(tensor)
+
+        def gone(_: Any) -> None:
+            self._known.pop(key, None)
+
+        self._known[key] = (weakref.ref(tensor, gone), facets, given)
+
+    def _product(self, number: int, facets: Facets) -> None:
+        name = self._recorder.products[number][0]
+        if labels := [facet.labels.flatten() for facet in facets if len(facet.dims) == 1]:
+            self._found.products[name] = labels[0]
+
+    def _running(self) -> str:
+        return self._recorder.running[-1] if self._recorder.running else ""
+
+
+class _Follower(_Following, TorchDispatchMode):  # type: ignore[no-untyped-call]
+    pass
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return any(sides(module)) or has_filters(module)
+
+
+def _is_part(tensor: Tensor) -> bool:
+    """Whether a tensor is a part of what lies in its memory."""
+    return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+
+
+def _placed(labels: Tensor, dim: int, dims: int) -> Tensor:
+    """Labels along one dimension of so many."""
+    return labels.view([-1 if d == dim else 1 for d in range(dims)])

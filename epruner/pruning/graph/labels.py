@@ -1,0 +1,318 @@
+"""Which numbers of which tensors belong to which channels, and which channels hang together.
+
+Every output channel of a layer has a label. A tensor that a forward pass computes has *facets*:
+arrays of labels of as many dimensions as itself, of size 1 in those along which they do not
+change. The elements under a label go when its channel goes; so along every dimension of a facet
+whole slices go, and where two tensors meet one by one, their labels are those of one class. That
+is all there is to hanging together: a union-find over labels.
+
+Three things can happen to a class beside: it grows because slices have to stay rectangular or to
+be reduced together (`Classes.join`), it has to stay (`Classes.fix`), and each of these has a reason,
+of which the first counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+Reason = str | None
+
+
+class Classes:
+    """Classes of labels."""
+
+    def __init__(self) -> None:
+        self._parent = torch.zeros(0, dtype=torch.long)
+        self._fixed: dict[int, tuple[int, str]] = {}
+        self._joined: dict[int, tuple[int, str]] = {}
+        self._events = 0
+
+    def new(self, shape: Sequence[int], fixed: Reason = None) -> Tensor:
+        """Labels that are in no class but their own."""
+        first = len(self._parent)
+        labels = torch.arange(first, first + torch.Size(shape).numel())
+        self._parent = torch.cat([self._parent, labels])
+        if fixed is not None:
+            self.fix(labels, fixed)
+        return labels.view(tuple(shape))
+
+    def find(self, labels: Tensor) -> Tensor:
+        """The class of each label: its smallest member."""
+        roots = self._parent[labels]
+        while not torch.equal(roots, above := self._parent[roots]):
+            roots = above
+        self._parent[labels] = roots
+        return roots
+
+    def unify(self, a: Tensor, b: Tensor, why: Reason = None) -> None:
+        """Make one class of labels at the same place; `why`, if they are of one tensor."""
+        one, other = torch.broadcast_tensors(self.find(a), self.find(b))
+        differ = one != other
+        if not differ.any():
+            return
+        pairs = torch.stack([one[differ], other[differ]]).unique(dim=1)
+        for x, y in pairs.T.tolist():
+            self._unite(x, y, why)
+
+    def join(self, labels: Tensor, dims: Iterable[int], why: str) -> None:
+        """Unite along dimensions: what lies along them goes together, or not at all if it is all."""
+        dims = [d for d in dims if labels.shape[d] > 1]
+        if not dims:
+            return
+        if all(n == 1 or d in dims for d, n in enumerate(labels.shape)):
+            self.fix(labels, why)
+            return
+        for dim in dims:
+            self.unify(labels, labels.narrow(dim, 0, 1), why)
+            labels = labels.narrow(dim, 0, 1)
+
+    def fix(self, labels: Tensor, why: str) -> None:
+        """Let classes stay as they are."""
+        self._events += 1
+        for root in self.find(labels).unique().tolist():
+            self._fixed.setdefault(root, (self._events, why))
+
+    def reason(self, label: int) -> Reason:
+        """Why a label has to stay; None if it may go."""
+        event = self._fixed.get(int(self.find(torch.tensor(label))))
+        return event and event[1]
+
+    def joined(self, label: int) -> Reason:
+        """Why a class grew along a tensor, if it did."""
+        event = self._joined.get(int(self.find(torch.tensor(label))))
+        return event and event[1]
+
+    def _unite(self, x: int, y: int, why: Reason) -> None:
+        x, y = sorted(self.find(torch.tensor([x, y])).tolist())
+        if x == y:
+            return
+        self._parent[y] = x
+        self._events += 1
+        for events in (self._fixed, self._joined):
+            known = [event for event in (events.get(x), events.pop(y, None)) if event]
+            if events is self._joined and why is not None:
+                known.append((self._events, why))
+            if known:
+                events[x] = min(known)
+
+
+@dataclass(frozen=True)
+class Facet:
+    """Labels on a tensor, and the layers whose outputs they are.
+
+    Parameters
+    ----------
+    labels : Tensor of int
+        Of as many dimensions as the tensor, of size 1 where they do not change.
+    makers : frozenset of str
+        Names of the layers; none for those of bare parameters.
+    """
+
+    labels: Tensor
+    makers: frozenset[str] = frozenset()
+
+    def along(self, dim: int) -> bool:
+        """Whether the labels change along a dimension."""
+        return self.labels.shape[dim] > 1
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Dimensions along which the labels change."""
+        return tuple(d for d, n in enumerate(self.labels.shape) if n > 1)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor of an operation, its facets, and whether it is made of the model's inputs alone."""
+
+    tensor: Tensor
+    facets: tuple[Facet, ...]
+    given: bool = False
+
+    def like(self, view: Callable[[Tensor], Tensor]) -> Operand:
+        """The same under a view that moves no element and merges no dimensions."""
+        facets = (Facet(view(f.labels), f.makers) for f in self.facets)
+        return Operand(view(self.tensor), tuple(facets), self.given)
+
+
+class Algebra:
+    """What operations on tensors mean for their facets."""
+
+    def __init__(self) -> None:
+        self.classes = Classes()
+        self.ragged: list[Tensor] = []  # facets that change along two dimensions or more
+        self.added: list[Tensor] = []  # labels where what different layers made is added
+
+    def settled(self, facets: Iterable[Facet]) -> tuple[Facet, ...]:
+        """Facets without the dimensions along which nothing changes; no two along the same one."""
+        found: list[Facet] = []
+        for facet in facets:
+            labels = self._reduced(facet.labels)
+            if labels.numel() == 1:
+                if facet.labels.numel() > 1:
+                    self.classes.fix(labels, "all its channels go together")
+                continue
+            facet = Facet(labels, facet.makers)
+            if any(set(facet.dims) & set(other.dims) for other in found):
+                self.classes.fix(labels, "its channels are interleaved with those of another layer")
+                continue
+            if len(facet.dims) > 1:
+                self.ragged.append(labels)
+            found.append(facet)
+        return tuple(found)
+
+    def meet(
+        self, operands: Sequence[Operand], why: Callable[[bool], str], *, adds: bool = False
+    ) -> tuple[Facet, ...]:
+        """The facets of what is made of tensors one by one, broadcast.
+
+        Parameters
+        ----------
+        operands : sequence of Operand
+        why : callable
+            Says why channels must stay that meet a tensor of fixed size; told whether that one is
+            made of the model's inputs.
+        adds : bool
+            The operation is an addition.
+        """
+        dims = max((o.tensor.dim() for o in operands), default=0)
+        operands = [
+            replace(o, facets=self.settled(o.facets)).like(lambda t: t[(None,) * (dims - t.dim())])
+            for o in operands
+        ]
+        for dim in range(dims):
+            size = max(o.tensor.shape[dim] for o in operands)
+            wide = [o for o in operands if o.tensor.shape[dim] == size > 1]
+            covering = [f for o in wide for f in o.facets if f.along(dim)]
+            if covering:
+                bare = (o for o in wide if not any(f.along(dim) for f in o.facets))
+                loose = [o for o in bare if not _even(o, dim)]
+                for facet in covering if loose else ():
+                    self.classes.join(facet.labels, [dim], why(any(o.given for o in loose)))
+        pool: list[tuple[int, Facet]] = []
+        for place, operand in enumerate(operands):
+            for facet in self.settled(operand.facets):
+                met = False
+                for i, (other_place, other) in enumerate(pool):
+                    if other_place == place or not set(facet.dims) & set(other.dims):
+                        continue
+                    if adds and facet.makers and other.makers.isdisjoint(facet.makers):
+                        self.added.extend([other.labels] * bool(other.makers))
+                    self.classes.unify(facet.labels, other.labels)
+                    pool[i] = (other_place, Facet(other.labels, other.makers | facet.makers))
+                    met = True
+                if not met:
+                    pool.append((place, facet))
+        return self.settled(facet for _, facet in pool)
+
+    def move(
+        self, shape: Sequence[int], facet: Facet, function: Callable[[Tensor], Sequence[Tensor]]
+    ) -> list[Facet]:
+        """A facet on each result of a function that moves elements of a tensor of this shape."""
+        full = facet.labels.expand(tuple(shape))
+        return [Facet(labels, facet.makers) for labels in function(full)]
+
+    def concatenate(
+        self, operands: Sequence[Operand], dim: int, why: Callable[[bool], str]
+    ) -> tuple[Facet, ...]:
+        """The facets of tensors laid side by side along a dimension."""
+        flat = [
+            Operand(
+                o.tensor.narrow(dim, 0, 1), tuple(f for f in o.facets if not f.along(dim)), o.given
+            )
+            for o in operands
+        ]
+        across = list(self.meet(flat, why))
+        if not any(f.along(dim) for o in operands for f in o.facets):
+            return tuple(across)
+        along: set[int] = {d for o in operands for f in o.facets if f.along(dim) for d in f.dims}
+        parts = []
+        makers: frozenset[str] = frozenset()
+        for operand in operands:
+            facet = next((f for f in operand.facets if along.intersection(f.dims)), None)
+            size = operand.tensor.shape[dim]
+            if facet is None:
+                shape = [size if d == dim else 1 for d in range(operand.tensor.dim())]
+                labels = self.classes.new(shape, why(operand.given))
+            else:
+                labels, makers = facet.labels, makers | facet.makers
+            wide = [
+                n if d in along else m
+                for d, (n, m) in enumerate(zip(operand.tensor.shape, labels.shape, strict=True))
+            ]
+            parts.append(labels.expand(wide))
+        across = [f for f in across if not along.intersection(f.dims)]
+        return self.settled([Facet(torch.cat(parts, dim), makers), *across])
+
+    def reduce(
+        self, facets: Iterable[Facet], dims: Sequence[int], why: str, *, sums: bool = False
+    ) -> tuple[Facet, ...]:
+        """What is left of facets when dimensions are reduced to one element each.
+
+        Parameters
+        ----------
+        sums : bool
+            Without the channels that go nothing is missed but they.
+        """
+        found = []
+        for facet in facets:
+            inside = [d for d in facet.dims if d in dims]
+            if not (sums and len(inside) == len(facet.dims)):
+                self.classes.join(facet.labels, inside, why)
+            labels = facet.labels
+            for d in inside:
+                labels = labels.narrow(d, 0, 1)
+            found.append(Facet(labels, facet.makers))
+        return self.settled(found)
+
+    def cut(self, facets: Iterable[Facet], dim: int, start: int, length: int, why: str) -> None:
+        """Before a part of a dimension is taken: the same channels go from all equal parts."""
+        for facet in facets:
+            size = facet.labels.shape[dim]
+            if length < size and size % length == 0 and start % length == 0:
+                parts = facet.labels.unflatten(dim, (size // length, length))
+                self.classes.unify(parts, parts.narrow(dim, 0, 1), why)
+                if length == 1:
+                    self.classes.join(facet.labels, [dim], why)
+
+    def square(self) -> None:
+        """Unite labels until along each tensor whole slices go.
+
+        Of a facet that changes along two dimensions the longer one is left to choose from.
+        """
+        changed = True
+        while changed:
+            changed = False
+            for labels in self.ragged:
+                labels = self._reduced(labels)
+                dims = [d for d, n in enumerate(labels.shape) if n > 1]
+                if len(dims) > 1:
+                    longest = max(dims, key=lambda d: labels.shape[d])
+                    shape = " x ".join(str(labels.shape[d]) for d in dims)
+                    why = f"its channels are arranged as {shape}"
+                    self.classes.join(labels, [d for d in dims if d != longest], why)
+                    changed = True
+
+    def _reduced(self, labels: Tensor) -> Tensor:
+        for dim, stride in enumerate(labels.stride()):
+            if stride == 0 and labels.shape[dim] > 1:
+                labels = labels.narrow(dim, 0, 1)
+        if labels.numel() > 1:
+            labels = self.classes.find(labels)
+            for dim in range(labels.dim()):
+                first = labels.narrow(dim, 0, 1)
+                if labels.shape[dim] > 1 and bool((labels == first).all()):
+                    labels = first
+        return labels
+
+
+def _even(operand: Operand, dim: int) -> bool:
+    """Whether a tensor is the same all along a dimension, and so of whatever size is needed."""
+    tensor = operand.tensor
+    if tensor.stride(dim) == 0:
+        return True
+    return not operand.given and bool((tensor == tensor.narrow(dim, 0, 1)).all())
