@@ -33,6 +33,7 @@ from epruner.pruning.network.layers import (
     layers_of,
     parameter_dim,
     sides,
+    ties,
 )
 from epruner.pruning.network.tree import tensors_in
 from epruner.pruning.plan.parts import ModulePlan
@@ -177,7 +178,7 @@ def find_groups(
         group = None
         if not costs.modules[name].calls:
             reason = "was not run by the example inputs"
-        elif not can_resize(module):
+        elif not can_resize(module) or ties(module) is not None:
             reason = mixing(name, module)
         elif module not in graph.module2node:
             reason = "no gradient reaches it"
@@ -373,7 +374,7 @@ class _Walker:
 
     def _module_objection(self, label: str, node: Any) -> str:
         module = node.module
-        if not can_resize(module):
+        if not can_resize(module) or ties(module) is not None:
             return mixing(label, module)
         cost = self._costs.modules.get(label)
         if cost is not None and cost.calls > 1:

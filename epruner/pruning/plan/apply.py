@@ -148,7 +148,7 @@ def initialise(
 def _reset_on_cpu(module: nn.Module) -> None:
     # drawn on the CPU, so that the seed means the same on every device
     fresh = copy.deepcopy(module).cpu().float()
-    fresh.reset_parameters()  # type: ignore[operator]
+    rule_of(fresh).reset(fresh)
     for target, source in zip(module.parameters(), fresh.parameters(), strict=True):
         target.copy_(source)
 
