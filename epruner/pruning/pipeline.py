@@ -28,6 +28,7 @@ from epruner.pruning.options import (
     make_request,
     resolve,
 )
+from epruner.pruning.plan.apply import counterpart
 from epruner.pruning.plan.plan import Plan
 from epruner.pruning.repair.repair import distilled, repair_network
 from epruner.pruning.report.progress import Stages
@@ -180,7 +181,9 @@ def prune(
         warnings.warn(BudgetWarning(note), stacklevel=2)
     sizes = Sizes(net.costs, chosen.groups)
     report = Report(
-        layers=layer_reports(model, net.costs, chosen.layers, choice, sizes),
+        layers=layer_reports(
+            counterpart(model, chosen.plan.modules), net.costs, chosen.layers, choice, sizes
+        ),
         skipped=chosen.skipped,
         before=totals_of(model, net.costs.totals()),
         after=totals_of(small, sizes.totals(choice.counts)),

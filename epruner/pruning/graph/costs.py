@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -63,6 +64,8 @@ class Cost:
         Channels of the two sides; 0 inputs where they are the outputs (BatchNorm, depthwise).
     calls : int
         How often the recorded pass ran it.
+    squared : Fraction
+        Share of `macs` and `weights` that scales with the square of the output side (recurrence).
     """
 
     macs: int
@@ -72,9 +75,10 @@ class Cost:
     outputs: int
     inputs: int
     calls: int = 1
+    squared: Fraction = Fraction(0)
 
     def macs_at(self, outputs: int, inputs: int) -> int:
-        """Multiply-adds with so many channels kept; exact, as the cost is bilinear in them."""
+        """Multiply-adds with so many channels kept; exact."""
         return self._scale(self.macs, outputs, inputs)
 
     def norm_at(self, outputs: int) -> int:
@@ -91,7 +95,10 @@ class Cost:
             return amount
         if not self.inputs:
             return amount * outputs // self.outputs
-        return amount * outputs * inputs // (self.outputs * self.inputs)
+        square = int(amount * self.squared)
+        return square * outputs**2 // self.outputs**2 + (amount - square) * outputs * inputs // (
+            self.outputs * self.inputs
+        )
 
 
 @dataclass(frozen=True)
@@ -192,6 +199,7 @@ class Recorder:
                     outputs=outputs,
                     inputs=inputs,
                     calls=self.calls.get(name, 0),
+                    squared=rule_of(module).squared(module),
                 )
             else:
                 other += params

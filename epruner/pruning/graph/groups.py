@@ -23,6 +23,11 @@ from epruner.pruning.network.layers import (
     is_depthwise,
     layers_of,
     parameter_dim,
+<<<<<<< HEAD
+=======
+    sides,
+    ties,
+>>>>>>> h-kinds
 )
 from epruner.pruning.plan.parts import ModulePlan
 from epruner.pruning.plan.plan import Plan
@@ -164,7 +169,7 @@ def find_groups(
         group = None
         if not costs.modules[name].calls:
             reason = "was not run by the example inputs"
-        elif not can_resize(module):
+        elif not can_resize(module) or ties(module) is not None:
             reason = mixing(name, module)
         elif is_depthwise(module):
             continue  # goes with the layer before it
@@ -300,6 +305,7 @@ class _Builder:
         sort = np.lexsort((index, root))
         return Member(name, index[sort], root[sort], len(roots))
 
+<<<<<<< HEAD
     def _blocks(
         self, member: Member, groups: int, channels: int, blocks: int
     ) -> tuple[int, str]:
@@ -330,6 +336,22 @@ class _Builder:
 
     def _placed(self, member: Member) -> int:
         return self._place(member.module)
+=======
+    def _module_objection(self, label: str, node: Any) -> str:
+        module = node.module
+        if not can_resize(module) or ties(module) is not None:
+            return mixing(label, module)
+        cost = self._costs.modules.get(label)
+        if cost is not None and cost.calls > 1:
+            return f"{label!r} is used {cost.calls} times in one forward pass"
+        for tensor in own_tensors(module):
+            if others := [x for x in self._owners.get(address_of(tensor), ()) if x != label]:
+                return f"the parameters of {label!r} are shared with {others[0]!r}"
+        groups = 1 if is_depthwise(module) else getattr(module, "groups", 1)
+        if groups > 1 and groups in (module.in_channels, module.out_channels):
+            return f"{label!r} is a depthwise convolution with a channel multiplier"
+        return ""
+>>>>>>> h-kinds
 
 
 def _components(parts: Sequence[Indices]) -> dict[int, int]:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from epruner.pruning.network.attention import unfolded
+
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -36,8 +38,8 @@ def deep_copy(model: nn.Module) -> nn.Module:
 def tracing_copy(model: nn.Module) -> tuple[nn.Module, frozenset[str]]:
     """A private copy to trace: eval mode, at least float32, unfrozen, no parametrizations.
 
-    Frozen parameters would silently vanish from the graph, parametrizations break it, and half
-    precision is too coarse to verify with.
+    Its attention is unfolded (see `network.attention`). Frozen parameters would silently vanish
+    from the graph, parametrizations break it, and half precision is too coarse to verify with.
 
     Returns
     -------
@@ -45,7 +47,7 @@ def tracing_copy(model: nn.Module) -> tuple[nn.Module, frozenset[str]]:
     parametrized : frozenset of str
         Names of the modules whose weights are computed; these cannot be sliced.
     """
-    traced = deep_copy(model)
+    traced = unfolded(working_copy(model))
     parametrized = set()
     for name, module in list(traced.named_modules()):
         if parametrize.is_parametrized(module):
@@ -58,12 +60,16 @@ def tracing_copy(model: nn.Module) -> tuple[nn.Module, frozenset[str]]:
     for parameter in traced.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
-    return _evaluated(model, traced), frozenset(parametrized)
+    return traced, frozenset(parametrized)
 
 
 def working_copy(model: nn.Module) -> nn.Module:
     """A copy in eval mode and at least float32."""
-    return _evaluated(model, deep_copy(model))
+    copied = deep_copy(model).eval()
+    if has_halves(copied):
+        copied.float()
+        tie(model, copied)
+    return copied
 
 
 def with_weights_of(model: nn.Module, other: nn.Module) -> nn.Module:
@@ -82,14 +88,6 @@ def with_weights_of(model: nn.Module, other: nn.Module) -> nn.Module:
 def has_halves(model: nn.Module) -> bool:
     """Whether a network has tensors of half precision."""
     return any(t.dtype in HALVES for t in (*model.parameters(), *model.buffers()))
-
-
-def _evaluated(model: nn.Module, copied: nn.Module) -> nn.Module:
-    copied.eval()
-    if has_halves(copied):
-        copied.float()
-        tie(model, copied)
-    return copied
 
 
 def tie(model: nn.Module, copied: nn.Module) -> None:

@@ -10,30 +10,27 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from epruner.pruning.network.layers import weight_dims
+from epruner.pruning.network.layers import rule_of
 
 Matrix = npt.NDArray[np.floating[Any]]
 
 
 def filter_rows(module: nn.Module) -> Tensor:
-    """Filters of a convolution or linear layer, on the device of its weights.
+    """Filters of a layer, on the device of its weights.
 
     Parameters
     ----------
     module : torch.nn.Module
-        A convolution (transposed ones too) or linear layer, n outputs.
+        A convolution (transposed ones too), linear or recurrent layer, n outputs.
 
     Returns
     -------
     Tensor of shape (n, d)
         float64 for float64 weights, float32 for all others. For a convolution
-        d = c * kh * kw / groups; for a linear layer the row is the hidden neuron's input weights.
+        d = c * kh * kw / groups; for a linear layer the row is the hidden neuron's input weights,
+        for a recurrent one those of all gates and layers of a hidden unit in one direction.
     """
-    weight = module.weight
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"{type(module).__name__} has no weight tensor")
-    rows = weight.detach().movedim(weight_dims(module)[0], 0)  # groups are not pruned here
-    rows = rows.reshape(rows.shape[0], -1)
+    rows = rule_of(module).filters(module)
     return rows.double() if rows.element_size() == 8 else rows.float()
 
 

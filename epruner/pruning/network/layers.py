@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 Kept = Sequence[int] | None  # ascending; None keeps all
+Indices = npt.NDArray[np.intp]
 
 
 class Rule:
@@ -30,12 +34,36 @@ class Rule:
         """Whether it has to stay whole, as no channel can go without the others."""
         return False
 
+    def ties(self, module: Any) -> Indices | None:
+        """A number for every output channel, shape (outputs,): those of one number go together.
+
+        None where each can go alone.
+        """
+        return None
+
     def resize(self, module: Any, out: Kept, in_: Kept) -> None:
         """Keep these channels, in place."""
 
     def macs(self, module: Any, read: torch.Size, written: torch.Size) -> int:
         """Multiply-adds of one call, from the shapes of its first input and output."""
         return 0
+
+    def squared(self, module: Any) -> Fraction:
+        """Share of its multiply-adds and weights that grows with the square of its outputs.
+
+        The rest grows with outputs times inputs.
+        """
+        return Fraction(0)
+
+    def filters(self, module: Any) -> Tensor:
+        """Weights of every output channel, detached: (outputs, d)."""
+        if not isinstance(module.weight, Tensor):
+            raise TypeError(f"{type(module).__name__} has no weight tensor")
+        return module.weight.detach().movedim(weight_dims(module)[0], 0).flatten(1)
+
+    def reset(self, module: Any) -> None:
+        """Draw its parameters anew."""
+        module.reset_parameters()
 
 
 class _Unknown(Rule):
@@ -59,12 +87,18 @@ def rule(*kinds: type[nn.Module]) -> Callable[[type[Rule]], type[Rule]]:
 
 def rule_of(module: nn.Module) -> Rule:
     """What is known of a module's type."""
-    return next((_RULES[kind] for kind in type(module).__mro__ if kind in _RULES), _UNKNOWN)
+    known = next((_RULES[kind] for kind in type(module).__mro__ if kind in _RULES), None)
+    return known or (_CONV1D if is_conv1d(module) else _UNKNOWN)
 
 
 def can_resize(module: nn.Module) -> bool:
     """Whether a module is known to lose channels without a change to the others."""
     return not rule_of(module).mixes(module)
+
+
+def ties(module: nn.Module) -> Indices | None:
+    """A number for every output channel, those of one number go together; None if none do."""
+    return rule_of(module).ties(module)
 
 
 def sides(module: nn.Module) -> tuple[int, int]:
@@ -106,6 +140,29 @@ class _Linear(Rule):
 
     def macs(self, module: nn.Linear, read: torch.Size, written: torch.Size) -> int:
         return written.numel() * module.in_features
+
+
+class _Conv1D(_Linear):
+    def sides(self, module: Any) -> tuple[int, int]:
+        inputs, outputs = module.weight.shape
+        return outputs, inputs
+
+    def resize(self, module: Any, out: Kept, in_: Kept) -> None:
+        module.weight = take(take(module.weight, 1, out), 0, in_)
+        _take_rows(module, out, "bias")
+        module.nf = module.weight.shape[1]
+        if hasattr(module, "nx"):  # newer ones
+            module.nx = module.weight.shape[0]
+
+    def macs(self, module: Any, read: torch.Size, written: torch.Size) -> int:
+        return int(written.numel() * len(module.weight))
+
+    def reset(self, module: Any) -> None:
+        nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+_CONV1D = _Conv1D()
 
 
 @rule(_ConvNd)
@@ -155,11 +212,21 @@ class _GroupNorm(Rule):
         return module.num_channels, 0
 
     def mixes(self, module: nn.GroupNorm) -> bool:
-        return module.num_groups != module.num_channels
+        return module.num_groups == 1 != module.num_channels
+
+    def ties(self, module: nn.GroupNorm) -> Indices | None:
+        width = module.num_channels // module.num_groups
+        return np.arange(module.num_channels) // width if width > 1 else None
 
     def resize(self, module: nn.GroupNorm, out: Kept, in_: Kept) -> None:
+        if out is None:
+            return
+        width = module.num_channels // module.num_groups
+        groups, sizes = np.unique(np.asarray(out) // width, return_counts=True)
+        if (sizes != width).any():
+            raise ValueError(f"a GroupNorm of {width} channels a group keeps parts of groups")
         _take_rows(module, out, "weight", "bias")
-        module.num_groups = module.num_channels = module.num_channels if out is None else len(out)
+        module.num_groups, module.num_channels = len(groups), len(out)
 
 
 @rule(nn.PReLU)
@@ -188,13 +255,70 @@ class _Attention(Rule):
 class _Recurrent(Rule):
     multiplies = True
 
-    def mixes(self, module: nn.Module) -> bool:
-        return True
+    def sides(self, module: Any) -> tuple[int, int]:
+        if self.mixes(module):
+            return 0, 0
+        return self._directions(module) * module.hidden_size, module.input_size
 
-    def macs(self, module: nn.Module, read: torch.Size, written: torch.Size) -> int:
+    def mixes(self, module: Any) -> bool:
+        return bool(getattr(module, "proj_size", 0))
+
+    def ties(self, module: Any) -> Indices | None:
+        # one number of units holds for all layers and both directions
+        return np.tile(np.arange(module.hidden_size), self._directions(module))
+
+    def resize(self, module: Any, out: Kept, in_: Kept) -> None:
+        hidden, directions = module.hidden_size, self._directions(module)
+        units = None if out is None else [unit for unit in out if unit < hidden]
+        if units is not None:
+            if list(out or ()) != [d * hidden + unit for d in range(directions) for unit in units]:
+                raise ValueError("the two directions of a recurrent layer keep different units")
+            module.hidden_size = len(units)
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            gates = len(parameter) // hidden
+            rows = units and [gate * hidden + unit for gate in range(gates) for unit in units]
+            taken = take(parameter, 0, rows)
+            if "weight" in name:
+                columns = units if "_hh" in name else in_ if _reads_input(name) else out
+                taken = take(taken, 1, columns)
+            setattr(module, name, taken)
+        module.input_size = module.input_size if in_ is None else len(in_)
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
+
+    def macs(self, module: Any, read: torch.Size, written: torch.Size) -> int:
         # every matrix (of each gate, layer and direction) works once on every step of every input
-        matrices = (p.numel() for p in module.parameters(recurse=False) if p.dim() == 2)
-        return math.prod(written[:-1]) * sum(matrices)
+        return math.prod(written[:-1]) * sum(w.numel() for w in self._matrices(module).values())
+
+    def squared(self, module: Any) -> Fraction:
+        sizes = {name: weight.numel() for name, weight in self._matrices(module).items()}
+        reading = sum(size for name, size in sizes.items() if _reads_input(name))
+        return 1 - Fraction(reading, sum(sizes.values()))
+
+    def filters(self, module: Any) -> Tensor:
+        hidden = module.hidden_size
+        sides = []
+        for reverse in (False, True)[: self._directions(module)]:
+            weights = [
+                weight.detach().view(-1, hidden, weight.shape[1]).movedim(1, 0).flatten(1)
+                for name, weight in self._matrices(module).items()
+                if name.endswith("_reverse") == reverse
+            ]
+            sides.append(torch.cat(weights, 1))  # (hidden, gates and layers)
+        return torch.cat(sides)
+
+    @staticmethod
+    def _directions(module: Any) -> int:
+        return 2 if getattr(module, "bidirectional", False) else 1
+
+    @staticmethod
+    def _matrices(module: nn.Module) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in module.named_parameters(recurse=False) if p.dim() == 2}
+
+
+def _reads_input(name: str) -> bool:
+    """Whether a weight of a recurrent layer or cell is one that works on what it reads."""
+    return name.removesuffix("_reverse") in ("weight_ih", "weight_ih_l0")
 
 
 def ties(module: nn.Module) -> None:
@@ -218,9 +342,24 @@ def is_depthwise(module: nn.Module) -> bool:
     )
 
 
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is GPT-2's linear layer, with weights of shape (inputs, outputs).
+
+    It is known by its name, as the library that it is of (transformers) need not be there.
+    """
+    named = any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
+    weight = getattr(module, "weight", None)
+    return named and hasattr(module, "nf") and isinstance(weight, Tensor) and weight.dim() == 2
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer, the channels of which are its last dimension."""
+    return isinstance(module, nn.Linear) or is_conv1d(module)
+
+
 def weight_dims(module: nn.Module) -> tuple[int, int]:
     """Dimensions of a weight that stand for the (output, input) channels of its layer."""
-    return (1, 0) if getattr(module, "transposed", False) else (0, 1)
+    return (1, 0) if getattr(module, "transposed", False) or is_conv1d(module) else (0, 1)
 
 
 def scale_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:

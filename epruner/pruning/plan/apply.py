@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from epruner.pruning.network.attention import any_folded, unfolded
 from epruner.pruning.network.copies import deep_copy
 from epruner.pruning.network.layers import (
     multiplies,
@@ -23,24 +24,47 @@ from epruner.pruning.plan.parts import ModulePlan
 INITS = ("exemplar", "random", "random_projection")
 BN_MODES = ("slice", "reset")
 Parts = Mapping[str, ModulePlan]
+Attributes = Mapping[str, Mapping[str, tuple[int, int]]]
 
 
-def resized(model: nn.Module, parts: Parts) -> nn.Module:
+def resized(model: nn.Module, parts: Parts, attributes: Attributes) -> nn.Module:
     """A deep copy of a full-size model that keeps what `parts` say, the weights that stay with it.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    parts, attributes
+        Of a `Plan`.
 
     Raises
     ------
     ValueError
-        `model` lacks a module or has it in another size, or no rule knows it.
+        `model` lacks a module or an attribute or has it in another size, or no rule knows it.
     """
-    small = deep_copy(model)
+    small = unfolded(deep_copy(model), _owners(parts))
     modules = dict(small.named_modules())
     for name, part in parts.items():
         if name in modules:
             _resize_module(name, modules[name], part)
         else:
             _resize_tensor(small, name, part)
+    for name, counts in attributes.items():
+        for attribute, (before, after) in counts.items():
+            _set_count(modules.get(name), name, attribute, before, after)
     return small
+
+
+def counterpart(model: nn.Module, parts: Parts) -> nn.Module:
+    """The full-size model with the modules of the one that is made of it.
+
+    A copy where its attention has to be unfolded for that, else the model itself.
+    """
+    owners = _owners(parts)
+    return unfolded(deep_copy(model), owners) if any_folded(model, owners) else model
+
+
+def _owners(parts: Parts) -> set[str]:
+    return {name.rpartition(".")[0] for name in parts}
 
 
 def _resize_module(name: str, module: nn.Module, part: ModulePlan) -> None:
@@ -76,6 +100,19 @@ def _resize_tensor(model: nn.Module, name: str, part: ModulePlan) -> None:
     setattr(owner, leaf, take(tensor, dim, part.out))
 
 
+def _set_count(
+    module: nn.Module | None, name: str, attribute: str, before: int, after: int
+) -> None:
+    found = getattr(module, attribute, None)
+    if type(found) is not int or found != before:
+        has = "has not" if found is None else f"has as {found!r:.60}"
+        raise ValueError(
+            f"the plan changes {f'{name}.{attribute}'.lstrip('.')!r} from {before} to {after}, "
+            f"which this model {has}; apply it to a full-size model of the same kind"
+        )
+    setattr(module, attribute, after)
+
+
 def initialise(
     model: nn.Module, small: nn.Module, parts: Parts, *, init: str, bn: str, seed: int
 ) -> None:
@@ -88,7 +125,8 @@ def initialise(
     parts, init, bn, seed
         See `Plan.apply`.
     """
-    before, after = dict(model.named_modules()), dict(small.named_modules())
+    before = dict(counterpart(model, parts).named_modules())
+    after = dict(small.named_modules())
     if bn == "reset":
         for name in parts:
             if isinstance(module := after.get(name), _BatchNorm):
@@ -110,7 +148,7 @@ def initialise(
 def _reset_on_cpu(module: nn.Module) -> None:
     # drawn on the CPU, so that the seed means the same on every device
     fresh = copy.deepcopy(module).cpu().float()
-    fresh.reset_parameters()  # type: ignore[operator]
+    rule_of(fresh).reset(fresh)
     for target, source in zip(module.parameters(), fresh.parameters(), strict=True):
         target.copy_(source)
 

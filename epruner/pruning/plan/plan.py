@@ -8,15 +8,15 @@ class.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
 from epruner._tables import Table
-from epruner.pruning.plan.apply import BN_MODES, INITS, initialise, resized
+from epruner.pruning.plan.apply import BN_MODES, INITS, Attributes, initialise, resized
 from epruner.pruning.plan.parts import ModulePlan
 
 FORMAT = "epruner-plan"
@@ -31,27 +31,39 @@ class Plan:
     ----------
     modules : mapping of str to ModulePlan
         By dotted name, as in ``model.named_modules()`` (or ``named_parameters()`` or
-        ``named_buffers()`` for a tensor that belongs to no known layer type).
+        ``named_buffers()`` for a tensor that belongs to no known layer type). The projections
+        ``q_proj``, ``k_proj`` and ``v_proj`` of a `torch.nn.MultiheadAttention` are modules here.
+    attributes : mapping of str to mapping of str to (int, int)
+        By module, numbers that it holds and that change: name, before and after.
+
+    Raises
+    ------
+    ValueError
+        An attribute that is no pair of integers.
     """
 
     modules: Mapping[str, ModulePlan]
+    attributes: Attributes = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        attributes = {name: _pairs(name, counts) for name, counts in self.attributes.items()}
         object.__setattr__(self, "modules", MappingProxyType(dict(self.modules)))
+        object.__setattr__(self, "attributes", MappingProxyType(attributes))
 
     def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy can be neither copied nor pickled
-        return Plan, (dict(self.modules),)
+        attributes = {name: dict(counts) for name, counts in self.attributes.items()}
+        return Plan, (dict(self.modules), attributes)
 
     def to_json(self) -> str:
         """The plan as compact JSON."""
-        return json.dumps(
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "modules": {name: module.to_dict() for name, module in self.modules.items()},
-            },
-            separators=(",", ":"),
-        )
+        record: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "modules": {name: module.to_dict() for name, module in self.modules.items()},
+        }
+        if self.attributes:
+            record["attributes"] = {name: dict(counts) for name, counts in self.attributes.items()}
+        return json.dumps(record, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -76,7 +88,13 @@ class Plan:
         modules = record.get("modules")
         if not isinstance(modules, dict) or not all(isinstance(m, dict) for m in modules.values()):
             raise ValueError("not a pruning plan: 'modules' must map names to objects")
-        return cls({name: ModulePlan.from_dict(module) for name, module in modules.items()})
+        attributes = record.get("attributes", {})
+        if not isinstance(attributes, dict) or not all(
+            isinstance(counts, dict) for counts in attributes.values()
+        ):
+            raise ValueError("not a pruning plan: 'attributes' must map names to objects")
+        parts = {name: ModulePlan.from_dict(module) for name, module in modules.items()}
+        return cls(parts, attributes)
 
     def apply(
         self,
@@ -109,18 +127,19 @@ class Plan:
         Raises
         ------
         ValueError
-            `model` lacks a module of the plan or has it in another size; an unknown start.
+            `model` lacks a module or an attribute of the plan or has it in another size; an unknown
+            start.
         """
         for option, value, choices in (("init", init, INITS), ("bn", bn, BN_MODES)):
             if value not in choices:
                 names = ", ".join(map(repr, choices))
                 raise ValueError(f"{option} must be one of {names}, got {value!r:.80}")
-        small = resized(model, self.modules)
+        small = resized(model, self.modules, self.attributes)
         initialise(model, small, self.modules, init=init, bn=bn, seed=random_state)
         return small
 
     def table(self) -> Table:
-        """One row a module: how many outputs and inputs stay."""
+        """One row a module or attribute: how many outputs and inputs stay, what it becomes."""
 
         def side(kept: tuple[int, ...] | None, before: int | None) -> str:
             return "all" if kept is None else f"{len(kept)} of {before}"
@@ -129,7 +148,23 @@ class Plan:
             (name, side(part.out, part.out_before), side(part.in_, part.in_before))
             for name, part in self.modules.items()
         ]
+        rows += [
+            (f"{name}.{attribute}".lstrip("."), f"{after} of {before}", "")
+            for name, counts in self.attributes.items()
+            for attribute, (before, after) in counts.items()
+        ]
         return Table(("module", "outputs", "inputs"), rows)
 
     def __str__(self) -> str:
         return self.table().to_text()
+
+
+def _pairs(name: str, counts: Mapping[str, Sequence[int]]) -> Mapping[str, tuple[int, int]]:
+    """The attributes of one module as they can be neither changed nor wrong."""
+    for attribute, pair in counts.items():
+        if not isinstance(pair, (tuple, list)) or [type(x) for x in pair] != [int, int]:
+            raise ValueError(
+                f"attribute {attribute!r} of {name!r} must be (before, after), two integers, got "
+                f"{pair!r:.60}"
+            )
+    return MappingProxyType({key: (pair[0], pair[1]) for key, pair in counts.items()})

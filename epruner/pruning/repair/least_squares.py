@@ -28,6 +28,7 @@ from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.network.layers import scale_shift
 from epruner.pruning.network.outputs import output_error, outputs
 from epruner.pruning.network.statistics import estimate_statistics, not_finite
+from epruner.pruning.plan.apply import counterpart
 from epruner.pruning.plan.plan import Plan
 from epruner.pruning.report.records import LayerRepair, Repair
 from epruner.pruning.trace.normal import (
@@ -97,7 +98,8 @@ def refit(
     TraceError
         The forward pass cannot be followed op by op.
     """
-    reference, work = working_copy(full), working_copy(small)
+    reference = working_copy(counterpart(full, plan.modules))
+    work = working_copy(small)
     batches = (*calibration.fit, *calibration.held_back)
     full_traces, traces = record_all(reference, batches), record_all(work, batches)
     if [s.label for s in full_traces[0].ops] != [s.label for s in traces[0].ops]:

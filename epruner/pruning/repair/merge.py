@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from epruner.pruning.graph.groups import Group
 from epruner.pruning.network.layers import take, weight_dims
+from epruner.pruning.plan.apply import counterpart
 from epruner.pruning.plan.plan import Plan
 from epruner.pruning.select.features import folded_matrix
 from epruner.pruning.select.importance import Indices, Matrix
@@ -44,7 +45,8 @@ def merge(
     list of str
         Notes: what was left off and why.
     """
-    before, after = dict(full.named_modules()), dict(small.named_modules())
+    before = dict(counterpart(full, plan.modules).named_modules())
+    after = dict(small.named_modules())
     left = []
     for group in groups:
         own = plan.modules.get(group.name)
