@@ -8,26 +8,29 @@ called. What runs between them is followed operation by operation.
 from __future__ import annotations
 
 import sys
+import warnings
 import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from epruner.pruning.errors import TraceError
 from epruner.pruning.graph.costs import Recorder
 from epruner.pruning.graph.labels import Algebra, Classes, Facet, Operand
-from epruner.pruning.graph.operations import Call, Facets, facets_after
+from epruner.pruning.graph.operations import Call, Facets, Look, facets_after
 from epruner.pruning.network.copies import address_of, owners, own_tensors
 from epruner.pruning.network.layers import (
     can_resize,
     channel_dim,
-    has_filters,
     is_depthwise,
+    multiplies,
     sides,
     ties,
 )
@@ -82,7 +85,14 @@ def follow(
     mode = _Follower(model, recorder)
     mode.given(tensors_in((args, dict(kwargs))))
     try:
-        with torch.no_grad(), recorder.recording(), mode.hooked(model), mode:
+        with (
+            warnings.catch_warnings(),
+            torch.no_grad(),
+            recorder.recording(),
+            mode.hooked(model),
+            mode,
+        ):
+            warnings.simplefilter("ignore")
             output = model(*args, **kwargs)
     except Exception as error:
         at = recorder.running[-1] if recorder.running else ""
@@ -125,7 +135,7 @@ class _Following:
             )
             if id(tensor) not in self._owned
         }
-        self._keep: list[Tensor] = []
+        self._looks: dict[int, Look] = {}
 
     def given(self, tensors: list[Tensor]) -> None:
         """Know the model's inputs."""
@@ -156,6 +166,10 @@ class _Following:
             return func(*args, **kwargs)
         tensors = [(tensor, self._operand(tensor)) for tensor in tensors_in((args, kwargs))]
         operands = {id(tensor): operand for tensor, operand in tensors}
+        if func is not torch.ops.aten._local_scalar_dense.default:
+            for look in [self._looks.pop(id(t)) for t, _ in tensors if id(t) in self._looks]:
+                for facet in look.facets:
+                    self._algebra.classes.fix(facet.labels, look.why)
         multiplied = iter(range(len(self._recorder.products), sys.maxsize))
         result = func(*args, **kwargs)
         results = tensors_in(result)
@@ -174,6 +188,7 @@ class _Following:
             lambda tensor: operands.get(id(tensor)) or Operand(tensor, ()),
             self._running(),
             lambda facets: self._product(next(multiplied), facets),
+            lambda look: self._looks.update({id(results[0]): look}),
         )
         found = facets_after(call)
         for tensor, facets in zip(results, found, strict=True):
@@ -204,8 +219,12 @@ class _Following:
         mine = [f for f in source.facets if f.along(dim)]
         classes = self._algebra.classes
         outputs, inputs = self._sides(name, module)
-        if outputs is None:  # a layer without channels of its own
-            self._note(written[0], source.facets, source.given)
+        if outputs is None:
+            for tensor in read if multiplies(module) else ():  # what no rule can resize
+                for facet in self._operand(tensor).facets:
+                    classes.fix(facet.labels, mixing(name, module))
+            if not multiplies(module):  # a PReLU of one parameter
+                self._note(written[0], source.facets, source.given)
             return
         reads = outputs if inputs is None else inputs
         along = _placed(reads, dim, read[0].dim())
@@ -214,7 +233,7 @@ class _Following:
         if not mine and len(reads) > 1 and read[0].stride(dim):
             how = "the model's input" if source.given else "a tensor of fixed size"
             classes.fix(reads, f"{name!r} reads {how}")
-        if not isinstance(module, nn.Linear):
+        if isinstance(module, _ConvNd):
             positions = range(dim + 1, read[0].dim())
             why = f"its channels lie where {name!r} expects positions"
             for facet in rest:
@@ -233,11 +252,10 @@ class _Following:
         if name not in self._found.outputs and outputs:
             why = self._objection(name, module)
             labels = self._algebra.classes.new([outputs], why)
-            tied = ties(module)
-            if tied is not None:
-                for channels in tied:
-                    first = labels[channels[:1]]
-                    self._algebra.classes.unify(labels[channels], first, f"{name!r} ties them")
+            if (tied := ties(module)) is not None:
+                _, first, number = np.unique(tied, return_index=True, return_inverse=True)
+                why = mixing(name, module)
+                self._algebra.classes.unify(labels, labels[torch.from_numpy(first[number])], why)
             self._found.outputs[name] = labels
             if inputs:
                 self._found.inputs[name] = self._algebra.classes.new([inputs], why)
@@ -245,7 +263,7 @@ class _Following:
 
     def _objection(self, name: str, module: nn.Module) -> str | None:
         if not can_resize(module):
-            return f"{type(module).__name__} {name!r} mixes its channels"
+            return mixing(name, module)
         for tensor in own_tensors(module):
             others = [x for x in self._owners.get(address_of(tensor), ()) if x != name]
             if others:
@@ -306,8 +324,13 @@ class _Follower(_Following, TorchDispatchMode):  # type: ignore[no-untyped-call]
     pass
 
 
+def mixing(name: str, module: nn.Module) -> str:
+    """The reason of layers that stay whole: norms over channels, attention, recurrence."""
+    return f"{type(module).__name__} {name!r} mixes its channels"
+
+
 def _is_leaf(module: nn.Module) -> bool:
-    return any(sides(module)) or has_filters(module)
+    return multiplies(module) or any(sides(module)) or isinstance(module, nn.PReLU)
 
 
 def _is_part(tensor: Tensor) -> bool:

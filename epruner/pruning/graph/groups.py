@@ -16,18 +16,12 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from epruner.pruning.graph.costs import Costs, Recorder
-from epruner.pruning.graph.follow import Followed, follow
+from epruner.pruning.graph.follow import Followed, follow, mixing
 from epruner.pruning.network.layers import (
     can_resize,
-    has_filters,
     is_depthwise,
     layers_of,
     parameter_dim,
-<<<<<<< HEAD
-=======
-    sides,
-    ties,
->>>>>>> h-kinds
 )
 from epruner.pruning.plan.parts import ModulePlan
 from epruner.pruning.plan.plan import Plan
@@ -169,7 +163,7 @@ def find_groups(
         group = None
         if not costs.modules[name].calls:
             reason = "was not run by the example inputs"
-        elif not can_resize(module) or ties(module) is not None:
+        elif not can_resize(module):
             reason = mixing(name, module)
         elif is_depthwise(module):
             continue  # goes with the layer before it
@@ -181,11 +175,6 @@ def find_groups(
             groups.append(group)
             done.update(member.module for member in group.producers)
     return Structure(tuple(groups), tuple(skipped), costs)
-
-
-def mixing(name: str, module: nn.Module) -> str:
-    """The reason of layers that stay whole: norms over channels, attention, recurrence."""
-    return f"{type(module).__name__} {name!r} mixes its channels"
 
 
 def plan_of(groups: Sequence[Group], kept: Mapping[str, Indices]) -> Plan:
@@ -305,7 +294,6 @@ class _Builder:
         sort = np.lexsort((index, root))
         return Member(name, index[sort], root[sort], len(roots))
 
-<<<<<<< HEAD
     def _blocks(
         self, member: Member, groups: int, channels: int, blocks: int
     ) -> tuple[int, str]:
@@ -336,22 +324,6 @@ class _Builder:
 
     def _placed(self, member: Member) -> int:
         return self._place(member.module)
-=======
-    def _module_objection(self, label: str, node: Any) -> str:
-        module = node.module
-        if not can_resize(module) or ties(module) is not None:
-            return mixing(label, module)
-        cost = self._costs.modules.get(label)
-        if cost is not None and cost.calls > 1:
-            return f"{label!r} is used {cost.calls} times in one forward pass"
-        for tensor in own_tensors(module):
-            if others := [x for x in self._owners.get(address_of(tensor), ()) if x != label]:
-                return f"the parameters of {label!r} are shared with {others[0]!r}"
-        groups = 1 if is_depthwise(module) else getattr(module, "groups", 1)
-        if groups > 1 and groups in (module.in_channels, module.out_channels):
-            return f"{label!r} is a depthwise convolution with a channel multiplier"
-        return ""
->>>>>>> h-kinds
 
 
 def _components(parts: Sequence[Indices]) -> dict[int, int]:

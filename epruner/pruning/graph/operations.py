@@ -23,6 +23,24 @@ Facets = tuple[Facet, ...]
 
 
 @dataclass(frozen=True)
+class Look:
+    """A single number made of channels, as a forward pass makes it to look whether all is well.
+
+    Parameters
+    ----------
+    result : Tensor
+        Held, so that nothing else can be in its place.
+    facets : tuple of Facet
+    why : str
+        These channels would have to stay if anything were made of it.
+    """
+
+    result: Tensor
+    facets: Facets
+    why: str
+
+
+@dataclass(frozen=True)
 class Call:
     """One call of an operation.
 
@@ -43,6 +61,8 @@ class Call:
         Name of the module whose forward is under way, for reasons.
     product : callable
         Told of the facets of each matrix product that is made.
+    look : callable
+        Told of a single number that is made.
     """
 
     algebra: Algebra
@@ -53,6 +73,7 @@ class Call:
     operand: Callable[[Tensor], Operand]
     module: str
     product: Callable[[Facets], None]
+    look: Callable[[Look], None]
 
     def __getitem__(self, name: str) -> Any:
         return self.args[name]
@@ -250,6 +271,9 @@ def _padded(call: Call) -> Facets:
     return found.facets
 
 
+_LOOKED_AT = frozenset(["all", "any", "max", "min"])
+
+
 # fmt: off
 @operation(
     "sum", "nansum", "mean", "prod", "amax", "amin", "max", "min", "aminmax", "any", "all", "argmax",
@@ -263,6 +287,9 @@ def _reduced(call: Call) -> Facets:
         return _one_by_one(call)
     dims = call.dims()
     why = f"its channels are mixed: one number is made of them ({call.name})"
+    if call.name in _LOOKED_AT and call.results[0].dim() == 0:
+        call.look(Look(call.results[0], operands[0].facets, why))
+        return ()
     facets = call.algebra.reduce(
         operands[0].facets, dims, why, sums=call.name in ("sum", "nansum")
     )

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from epruner.pruning.graph.groups import Group, Indices, Skipped, plan_of
 from epruner.pruning.network.copies import deep_copy
 from epruner.pruning.network.inputs import in_float64
-from epruner.pruning.network.layers import channel_dim, has_filters
+from epruner.pruning.network.layers import channel_dim, has_filters, rule_of
 from epruner.pruning.network.tree import mapped, tensors_in
 from epruner.pruning.plan.plan import Plan
 
@@ -247,7 +247,7 @@ class _Trial:
             if has_filters(module)
         }
         try:
-            with self._hooked(model, layers, self._record, self._fill):
+            with self._silent(model), self._hooked(model, layers, self._record, self._fill):
                 expected = _run(model, args, kwargs)
         except Exception:  # anything that a forward pass can raise
             return False
@@ -275,6 +275,20 @@ class _Trial:
             for member in group.consumers
             for side in (stays, ~stays)
         )
+
+    @contextmanager
+    def _silent(self, model: nn.Module) -> Iterator[None]:
+        """Let layers that read their own outputs (recurrent ones) not read those that go."""
+        saved = []
+        for name, module in model.named_modules():
+            if (name, False) in self._sides and rule_of(module).reads_itself:
+                saved += [(tensor.data, tensor.data.clone()) for tensor in module.parameters()]
+                rule_of(module).silence(module, self._sides[name, False][1].tolist())
+        try:
+            yield
+        finally:
+            for tensor, values in saved:
+                tensor.copy_(values)
 
     @contextmanager
     def _hooked(

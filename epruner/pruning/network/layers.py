@@ -25,6 +25,7 @@ class Rule:
     """A layer type; the defaults are those of one that neither multiplies nor has channels."""
 
     multiplies = False  # by weights: its costs count, and the report names it if it stays whole
+    reads_itself = False  # its own outputs, as a recurrent layer does
 
     def sides(self, module: Any) -> tuple[int, int]:
         """(output, input) channels; inputs 0 where they are the outputs, (0, 0) if it has none."""
@@ -43,6 +44,9 @@ class Rule:
 
     def resize(self, module: Any, out: Kept, in_: Kept) -> None:
         """Keep these channels, in place."""
+
+    def silence(self, module: Any, gone: Sequence[int]) -> None:
+        """Let output channels not be read within the module itself, in place."""
 
     def macs(self, module: Any, read: torch.Size, written: torch.Size) -> int:
         """Multiply-adds of one call, from the shapes of its first input and output."""
@@ -254,6 +258,7 @@ class _Attention(Rule):
 @rule(nn.RNNBase, nn.RNNCellBase)
 class _Recurrent(Rule):
     multiplies = True
+    reads_itself = True
 
     def sides(self, module: Any) -> tuple[int, int]:
         if self.mixes(module):
@@ -285,6 +290,12 @@ class _Recurrent(Rule):
         module.input_size = module.input_size if in_ is None else len(in_)
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()
+
+    def silence(self, module: Any, gone: Sequence[int]) -> None:
+        units = [channel for channel in gone if channel < module.hidden_size]
+        for name, weight in self._matrices(module).items():
+            if not _reads_input(name):
+                weight.data[:, units if "_hh" in name else list(gone)] = 0
 
     def macs(self, module: Any, read: torch.Size, written: torch.Size) -> int:
         # every matrix (of each gate, layer and direction) works once on every step of every input
@@ -319,10 +330,6 @@ class _Recurrent(Rule):
 def _reads_input(name: str) -> bool:
     """Whether a weight of a recurrent layer or cell is one that works on what it reads."""
     return name.removesuffix("_reverse") in ("weight_ih", "weight_ih_l0")
-
-
-def ties(module: nn.Module) -> None:
-    return None
 
 
 def channel_dim(module: nn.Module, tensor: Tensor) -> int:
