@@ -187,6 +187,5 @@ def _measure(
 def _columns(member: Member, module: nn.Module) -> Tensor:
     """Columns of the unfolded input that each channel of the group fills: (n, k)."""
     taps = int(np.prod(module.kernel_size)) if isinstance(module, _ConvNd) else 1
-    by_channel = member.index.reshape(-1, member.fold)  # sorted by channel of the group
-    columns = by_channel[:, :, None] * taps + np.arange(taps)
-    return torch.from_numpy(columns.reshape(len(by_channel), -1))
+    columns = member.entries[:, :, None] * taps + np.arange(taps)
+    return torch.from_numpy(columns.reshape(len(columns), -1))
