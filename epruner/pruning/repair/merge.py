@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from epruner.pruning.graph.groups import Group
-from epruner.pruning.network.layers import is_linear, take, weight_dims
+from epruner.pruning.network.layers import is_conv1d, take, weight_dims
 from epruner.pruning.plan.apply import counterpart
 from epruner.pruning.plan.plan import Plan
 from epruner.pruning.select.features import folded_matrix
@@ -88,7 +88,7 @@ def merge(
 
 def _is_product(module: nn.Module) -> bool:
     """Whether a module does no more than multiply what it reads by a weight."""
-    return isinstance(module, _ConvNd) or is_linear(module)
+    return isinstance(module, (_ConvNd, nn.Linear)) or is_conv1d(module)
 
 
 def _heirs(
