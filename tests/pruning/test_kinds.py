@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from networks import difference
 from torch import Tensor, nn
 
+from epruner.pruning.data.calibration import Calibration
 from epruner.pruning.graph.costs import Recorder, Totals, measure
+from epruner.pruning.graph.groups import Group, Member, plan_of
 from epruner.pruning.network.filters import filter_rows
+from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.network.layers import rule_of, sides, ties
 from epruner.pruning.plan.parts import ModulePlan
 from epruner.pruning.plan.plan import Plan
+from epruner.pruning.repair.least_squares import refit
+from epruner.pruning.select.readers import measured
+from epruner.pruning.select.substitution import substitution_losses
 
 INPUTS, HIDDEN = 5, 6
 STAYS, READ = (0, 2, 3, 5), (1, 2, 4)  # hidden units and inputs that are kept
@@ -219,6 +227,42 @@ def test_the_linear_layer_of_gpt2(newer: bool) -> None:
     assert torch.equal(random[0].get_parameter("0.weight"), random[1].get_parameter("0.weight").T)
     drawn = plan.apply(models[0], init="random").get_parameter("0.weight")
     assert 0 < drawn.abs().max() < 0.2
+
+
+class Block(nn.Module):
+    """GPT-2's MLP on a stream, with either kind of linear layer."""
+
+    def __init__(self, kind: Callable[[int, int], nn.Module]) -> None:
+        super().__init__()
+        self.up, self.down = kind(8, INPUTS), kind(INPUTS, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        return x + self.down(torch.relu(self.up(x)))
+
+
+@torch.no_grad()
+def test_the_linear_layer_of_gpt2_is_refit_and_read_as_any_other() -> None:
+    block, twin = Block(Conv1D).eval(), Block(lambda nf, nx: nn.Linear(nx, nf)).eval()
+    for name, tensor in block.named_parameters():
+        twin.get_parameter(name).copy_(tensor.t())
+    units = np.arange(8)
+    sides = (Member("up", units, units, 8),), (), (Member("down", units, units, 8),)
+    group = Group("up", 8, 1, False, *sides)
+    plan = plan_of([group], {"up": np.array([0, 2, 3, 5, 7])})
+    batches: list[Arguments] = [((torch.randn(16, 3, INPUTS),), {}) for _ in range(3)]
+    outputs, losses = [], []
+    for model in (block, twin):
+        small = plan.apply(model)
+        before = small(*batches[2][0])
+        found = refit(model, small, plan, Calibration(tuple(batches[:2]), tuple(batches[2:])))
+        assert found.record is not None
+        assert [layer.name for layer in found.record.layers] == ["down"]
+        assert found.record.after < found.record.before
+        assert torch.equal(small(*batches[2][0]), before)
+        outputs.append(found.model(*batches[2][0]))
+        losses.append(measured(model, [group], batches, substitution_losses)[0]["up"])
+    assert difference(outputs[0], outputs[1]) <= 1e-5
+    assert np.allclose(losses[0], losses[1], rtol=1e-5)
 
 
 def test_other_modules_of_that_name_are_not_known() -> None:

@@ -41,7 +41,7 @@ class Member:
         Its channels that belong to the group.
     root : ndarray of int, shape (m,)
         Channel of the group that each of them goes with. A flattened feature map gives several
-        entries per channel, a concatenation an offset between the two.
+        entries per channel (as many for each), a concatenation an offset between the two.
     size : int
         All channels of this side of the module.
     """
@@ -53,8 +53,13 @@ class Member:
 
     @property
     def fold(self) -> int:
-        """Entries per channel of the group: 1, or the positions of a flattened map."""
+        """Entries per channel of the group: 1, the positions of a map, the width of a head, ..."""
         return len(self.index) // len(np.unique(self.root))
+
+    @property
+    def entries(self) -> Indices:
+        """`index` by channel of the group: (channels, fold)."""
+        return self.index[np.argsort(self.root, kind="stable")].reshape(-1, self.fold)
 
 
 @dataclass(frozen=True)

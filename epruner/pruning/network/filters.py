@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from epruner.pruning.network.layers import rule_of
+from epruner.pruning.network.layers import Indices, rule_of
 
 Matrix = npt.NDArray[np.floating[Any]]
 
@@ -40,7 +40,17 @@ def filter_matrix(module: nn.Module) -> Matrix:
     return matrix
 
 
-def joint_rows(modules: Iterable[nn.Module]) -> Tensor:
-    """Filters of all layers that produce the same channels, side by side: (n, sum of d)."""
-    rows = [filter_rows(module) for module in modules]
+def joint_rows(parts: Iterable[tuple[nn.Module, Indices]]) -> Tensor:
+    """Filters of all layers that produce the same channels, side by side.
+
+    Parameters
+    ----------
+    parts : iterable of (torch.nn.Module, ndarray of int, shape (n, k))
+        Layers, and which k of its outputs each channel consists of.
+
+    Returns
+    -------
+    Tensor of shape (n, sum of k * d)
+    """
+    rows = [filter_rows(module)[torch.from_numpy(outputs)].flatten(1) for module, outputs in parts]
     return torch.cat([x.to(rows[0].device) for x in rows], dim=1) if len(rows) > 1 else rows[0]

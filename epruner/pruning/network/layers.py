@@ -356,12 +356,20 @@ def is_conv1d(module: nn.Module) -> bool:
     """
     named = any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
     weight = getattr(module, "weight", None)
-    return named and hasattr(module, "nf") and isinstance(weight, Tensor) and weight.dim() == 2
+    return (
+        named and hasattr(module, "nf") and isinstance(weight, nn.Parameter) and weight.dim() == 2
+    )
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer, the channels of which are its last dimension."""
-    return isinstance(module, nn.Linear) or is_conv1d(module)
+def as_linear(module: Any) -> Any:
+    """The module; for GPT-2's linear layer a `torch.nn.Linear` that shares its memory."""
+    if not is_conv1d(module):
+        return module
+    inputs, outputs = module.weight.shape
+    linear = nn.Linear(inputs, outputs, device="meta").train(module.training)
+    linear.weight = nn.Parameter(module.weight.detach().T, module.weight.requires_grad)
+    linear.bias = module.bias
+    return linear
 
 
 def weight_dims(module: nn.Module) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from epruner.pruning.data.calibration import Calibration, inputs_in
 from epruner.pruning.errors import RepairWarning
 from epruner.pruning.network.copies import deep_copy, with_weights_of, working_copy
 from epruner.pruning.network.inputs import Arguments
-from epruner.pruning.network.layers import scale_shift
+from epruner.pruning.network.layers import as_linear, scale_shift
 from epruner.pruning.network.outputs import output_error, outputs
 from epruner.pruning.network.statistics import estimate_statistics, not_finite
 from epruner.pruning.plan.apply import counterpart
@@ -167,7 +167,7 @@ class _Pair:
 
     def repair(self, site: Site) -> LayerRepair | None:
         """Refit one layer; None where there was nothing to gain."""
-        module = self._modules[site.name]
+        module = as_linear(self._modules[site.name])
         norm = self._modules.get(site.norm or "")
         chosen = fit_positions(site, module, self._small.traces[: self._n_fit])
         normal, held_back = Normal.empty(module), Normal.empty(module)

@@ -7,9 +7,10 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from epruner.pruning.graph.groups import Group
-from epruner.pruning.network.layers import take, weight_dims
+from epruner.pruning.network.layers import is_conv1d, take, weight_dims
 from epruner.pruning.plan.apply import counterpart
 from epruner.pruning.plan.plan import Plan
 from epruner.pruning.select.features import folded_matrix
@@ -47,19 +48,26 @@ def merge(
     """
     before = dict(counterpart(full, plan.modules).named_modules())
     after = dict(small.named_modules())
-    left = []
+    several, unread = [], []
     for group in groups:
         own = plan.modules.get(group.name)
         if own is None or own.out is None or group.name in leave:
             continue
-        chosen = np.asarray(own.out, np.intp)
-        gone = np.setdiff1d(np.arange(group.channels), chosen)
+        if any(m.fold > 1 or not _is_product(before[m.module]) for m in group.producers):
+            several.append(group.name)
+            continue
+        stays = np.isin(group.producers[0].entries[:, 0], own.out)
+        chosen, gone = np.flatnonzero(stays), np.flatnonzero(~stays)
         heirs, shares = _heirs(folded_matrix(before, group), chosen, gone)
-        readers = [m for m in group.consumers if getattr(before[m.module], "groups", 1) == 1]
+        readers = [
+            m
+            for m in group.consumers
+            if _is_product(before[m.module]) and getattr(before[m.module], "groups", 1) == 1
+        ]
         if len(readers) < len(group.consumers):
-            left.append(group.name)
+            unread.append(group.name)
         for member in readers:
-            columns = member.index.reshape(-1, member.fold)
+            columns = member.entries
             out_dim, in_dim = weight_dims(before[member.module])
             part = plan.modules.get(member.module)
             if part is None or part.in_ is None:
@@ -68,9 +76,19 @@ def merge(
             lost = take(take(whole, out_dim, part.out), in_dim, columns[gone].reshape(-1).tolist())
             places = np.searchsorted(np.asarray(part.in_), columns[heirs].reshape(-1))
             _add(after[member.module], in_dim, places, np.repeat(shares, member.fold), lost)
-    if not left:
-        return []
-    return [f"merge left off for {', '.join(left[:3])}: grouped convolutions read its channels"]
+    return [
+        f"merge left off for {', '.join(names[:3])}: {reason}"
+        for names, reason in (
+            (several, "each of its channels is made of several filters, as those of a head are"),
+            (unread, "grouped convolutions or recurrent layers read its channels"),
+        )
+        if names
+    ]
+
+
+def _is_product(module: nn.Module) -> bool:
+    """Whether a module does no more than multiply what it reads by a weight."""
+    return isinstance(module, (_ConvNd, nn.Linear)) or is_conv1d(module)
 
 
 def _heirs(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from epruner.pruning.graph.groups import Group
+from epruner.pruning.graph.groups import Group, Member
 from epruner.pruning.network.filters import Matrix, filter_matrix
 from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.network.layers import scale_shift
@@ -59,25 +59,32 @@ def features_of(
     assert callable(features)
     return {
         group.name: np.concatenate(
-            [_checked(features, m.module, modules[m.module], group) for m in group.producers],
+            [_checked(features, member, modules[member.module]) for member in group.producers],
             axis=1,
         )
         for group in groups
     }
 
 
-def _checked(function: Features, name: str, layer: nn.Module, group: Group) -> Matrix:
-    matrix = np.asarray(function(layer))
-    if matrix.ndim != 2 or len(matrix) != group.channels:
+def _checked(function: Features, member: Member, layer: nn.Module) -> Matrix:
+    matrix, name = np.asarray(function(layer)), member.module
+    if matrix.ndim != 2 or len(matrix) != member.size:
         raise ValueError(
             f"features returned an array of shape {matrix.shape} for {name!r}; it must have one "
-            f"row for each of its {group.channels} filters"
+            f"row for each of its {member.size} filters"
         )
     if not np.issubdtype(matrix.dtype, np.number) or np.iscomplexobj(matrix):
         raise TypeError(f"features returned an array of {matrix.dtype} for {name!r}")
     if not np.isfinite(matrix).all():
         raise ValueError(f"features returned NaN or infinity for {name!r}")
-    return matrix.astype(np.float64 if matrix.dtype.itemsize == 8 else np.float32)
+    matrix = matrix.astype(np.float64 if matrix.dtype.itemsize == 8 else np.float32)
+    return by_channel(matrix, member)
+
+
+def by_channel(matrix: Matrix, member: Member) -> Matrix:
+    """Rows of a module's channels, those of one channel of the group side by side."""
+    entries = member.entries
+    return matrix[entries].reshape(len(entries), -1)
 
 
 def folded_matrix(modules: Mapping[str, nn.Module], group: Group) -> Matrix:
@@ -92,13 +99,13 @@ def folded_matrix(modules: Mapping[str, nn.Module], group: Group) -> Matrix:
     -------
     ndarray of shape (n, d + 1)
         Per producer, side by side: the filter times the scale of the BatchNorm that follows it,
-        and the shift. Without BatchNorm the filter and its bias.
+        and the shift. Without BatchNorm the filter and its bias. Where a channel consists of
+        several filters of a producer, these are side by side.
     """
     norms = [
         (member, norm)
         for member in group.followers
         if isinstance(norm := modules.get(member.module), _BatchNorm)
-        and member.fold == 1
         and norm.running_mean is not None
     ]
     parts = []
@@ -108,15 +115,23 @@ def folded_matrix(modules: Mapping[str, nn.Module], group: Group) -> Matrix:
         bias = np.zeros(len(rows), rows.dtype)
         if isinstance(module.bias, Tensor):
             bias = module.bias.detach().cpu().to(torch.float64).numpy().astype(rows.dtype)
-        found = next((pair for pair in norms if len(pair[0].index) == len(rows)), None)
+        rows, bias = rows[producer.entries], bias[producer.entries]  # (n, fold, d), (n, fold)
+        found = next((pair for pair in norms if _is_on(pair[0], producer)), None)
         if found is not None:
             member, norm = found
             scale, shift = (
-                x.cpu().numpy()[member.index].astype(rows.dtype) for x in scale_shift(norm)
+                x.cpu().numpy()[member.entries].astype(rows.dtype) for x in scale_shift(norm)
             )
-            rows, bias = rows * scale[:, None], bias * scale + shift
-        parts += [rows, bias[:, None]]
+            rows, bias = rows * scale[..., None], bias * scale + shift
+        parts += [rows.reshape(len(rows), -1), bias]
     return np.concatenate(parts, axis=1)
+
+
+def _is_on(norm: Member, producer: Member) -> bool:
+    """Whether the entries of a norm are those of a producer, one by one."""
+    if norm.fold == producer.fold == 1:  # wherever they lie in a concatenation
+        return True
+    return np.array_equal(norm.entries, producer.entries)
 
 
 def _responses(
@@ -128,18 +143,12 @@ def _responses(
     """Responses of each filter at the same positions of the same inputs, after BatchNorm."""
     traces = record_all(model, batches)
     run = Replay(traces, batches)
-    norms = {
-        group.name: {
-            m.module for m in group.followers if isinstance(modules.get(m.module), _BatchNorm)
-        }
-        for group in groups
-    }
-    homes: dict[str, list[str]] = {}
+    homes: dict[str, list[tuple[str, Member]]] = {}
     for group in groups:
-        for name in norms[group.name] or {m.module for m in group.producers}:
-            homes.setdefault(name, []).append(group.name)
+        norms = [m for m in group.followers if isinstance(modules.get(m.module), _BatchNorm)]
+        for member in norms or group.producers:
+            homes.setdefault(member.module, []).append((group.name, member))
     parts: dict[str, list[Matrix]] = {}
-    channels = {group.name: group.channels for group in groups}
     for index, op in enumerate(traces[0].ops):
         wanted = homes.get(op.module or "", [])
         for batch, trace in enumerate(traces):
@@ -159,7 +168,6 @@ def _responses(
                     f"activations of layer {op.module!r} are NaN or infinite on the "
                     "calibration inputs"
                 )
-            for name in wanted:
-                if len(sample) == channels[name]:  # a norm over a concatenation has more
-                    parts.setdefault(name, []).append(sample)
+            for name, member in wanted:
+                parts.setdefault(name, []).append(by_channel(sample, member))
     return {name: np.concatenate(samples, axis=1) for name, samples in parts.items()}

@@ -137,7 +137,7 @@ def make_layers(
         if group.name in described:
             rows = described[group.name]
         else:
-            rows = joint_rows(modules[member.module] for member in group.producers)
+            rows = joint_rows((modules[m.module], m.entries) for m in group.producers)
         places.append(range(len(filters), len(filters) + group.blocks))
         filters += list(rows.reshape(group.blocks, -1, rows.shape[1]))
     comparison, notes = compare(filters, n_threads=n_threads)

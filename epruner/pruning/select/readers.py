@@ -21,7 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from epruner.pruning.graph.groups import Group, Member
 from epruner.pruning.network.inputs import Arguments
-from epruner.pruning.network.layers import scale_shift
+from epruner.pruning.network.layers import as_linear, scale_shift
 from epruner.pruning.network.statistics import not_finite
 from epruner.pruning.trace.normal import inner, input_rows
 from epruner.pruning.trace.record import record_all
@@ -138,7 +138,7 @@ def _end(site: Site) -> int:
 def _measure(
     run: Replay, site: Site, modules: Mapping[str, Any], members: Sequence[Member]
 ) -> list[Reader]:
-    module = modules[site.name]
+    module = as_linear(modules[site.name])
     chosen = fit_positions(site, module, run.traces)
     columns = [_columns(member, module) for member in members]  # (n, k) each
     averaged = [index.numel() > MAX_COLUMNS for index in columns]
@@ -187,6 +187,5 @@ def _measure(
 def _columns(member: Member, module: nn.Module) -> Tensor:
     """Columns of the unfolded input that each channel of the group fills: (n, k)."""
     taps = int(np.prod(module.kernel_size)) if isinstance(module, _ConvNd) else 1
-    by_channel = member.index.reshape(-1, member.fold)  # sorted by channel of the group
-    columns = by_channel[:, :, None] * taps + np.arange(taps)
-    return torch.from_numpy(columns.reshape(len(by_channel), -1))
+    columns = member.entries[:, :, None] * taps + np.arange(taps)
+    return torch.from_numpy(columns.reshape(len(columns), -1))

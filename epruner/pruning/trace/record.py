@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from epruner.pruning.errors import TraceError
 from epruner.pruning.network.inputs import Arguments
+from epruner.pruning.network.layers import as_linear
 from epruner.pruning.network.tree import mapped, tensors_in
 from epruner.pruning.trace.trace import Op, Trace, Value, values_in
 
@@ -67,7 +68,7 @@ def record(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     hooks = [
         hook
         for name, module in model.named_modules()
-        if isinstance(module, LEAVES)
+        if isinstance(as_linear(module), LEAVES)
         for hook in recorder.hooks(name, module)
     ]
     try:
@@ -189,7 +190,7 @@ class _Recording:
         def leave(_: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
             read = self._inside.pop()
             if not self._inside:
-                self._add(f"module {name}", name, module, read, result)
+                self._add(f"module {name}", name, as_linear(module), read, result)
 
         return [
             module.register_forward_pre_hook(enter, with_kwargs=True),
