@@ -25,6 +25,7 @@ from epruner.pruning.network.layers import (
 )
 from epruner.pruning.plan.parts import ModulePlan
 from epruner.pruning.plan.plan import Plan
+from epruner.pruning.plan.views import View
 
 Indices = npt.NDArray[np.intp]
 
@@ -63,6 +64,27 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Number:
+    """An integer that a module holds, and that is a multiple of the number of a group's channels.
+
+    Parameters
+    ----------
+    module : str
+        Dotted name.
+    attribute : str
+    value : int
+        At full size.
+    per : int
+        What each channel counts for.
+    """
+
+    module: str
+    attribute: str
+    value: int
+    per: int
+
+
+@dataclass(frozen=True)
 class Group:
     """Channels that can only be removed together, wherever they appear.
 
@@ -85,6 +107,10 @@ class Group:
         Layers that read the channels.
     products : tuple of Member
         Matrix products of computed tensors that are made for each channel.
+    numbers : tuple of Number
+        What modules hold of the number of channels.
+    views : tuple of (str, View)
+        By module, sizes that its forward writes and that have to be inferred.
     """
 
     name: str
@@ -95,6 +121,8 @@ class Group:
     followers: tuple[Member, ...]
     consumers: tuple[Member, ...]
     products: tuple[Member, ...] = ()
+    numbers: tuple[Number, ...] = ()
+    views: tuple[tuple[str, View], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,11 +221,20 @@ def plan_of(groups: Sequence[Group], kept: Mapping[str, Indices]) -> Plan:
     """
     dropped: dict[tuple[str, str], set[int]] = {}
     sizes: dict[tuple[str, str], int] = {}
+    attributes: dict[str, dict[str, tuple[int, int]]] = {}
+    views: dict[str, tuple[View, ...]] = {}
     for group in groups:
         if group.name not in kept or len(kept[group.name]) == group.channels:
             continue
         stays = np.zeros(group.channels, dtype=bool)
         stays[kept[group.name]] = True
+        gone = group.channels - len(kept[group.name])
+        for number in group.numbers:
+            mine = attributes.setdefault(number.module, {})
+            _, after = mine.get(number.attribute, (0, number.value))
+            mine[number.attribute] = (number.value, after - gone * number.per)
+        for module, view in group.views:
+            views[module] = (*views.get(module, ()), view)
         members = [("out", m) for m in (*group.producers, *group.followers)]
         members += [("in", m) for m in group.consumers]
         for side, member in members:
@@ -205,12 +242,12 @@ def plan_of(groups: Sequence[Group], kept: Mapping[str, Indices]) -> Plan:
             sizes[key] = member.size
             dropped.setdefault(key, set()).update(member.index[~stays[member.root]].tolist())
     parts: dict[str, dict[str, Any]] = {}
-    for (name, side), gone in dropped.items():
+    for (name, side), without in dropped.items():
         size = sizes[name, side]
         part = parts.setdefault(name, {})
-        part["in_" if side == "in" else "out"] = tuple(i for i in range(size) if i not in gone)
+        part["in_" if side == "in" else "out"] = tuple(i for i in range(size) if i not in without)
         part[f"{side}_before"] = size
-    return Plan({name: ModulePlan(**part) for name, part in parts.items()})
+    return Plan({name: ModulePlan(**part) for name, part in parts.items()}, attributes, views)
 
 
 class _Builder:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from epruner.pruning.graph.groups import Group, Indices, Skipped, plan_of
+from epruner.pruning.graph.numbers import Attempt, with_numbers
 from epruner.pruning.network.copies import deep_copy
 from epruner.pruning.network.inputs import in_float64
 from epruner.pruning.network.layers import channel_dim, has_filters, rule_of
@@ -92,7 +93,8 @@ def sound_groups(
     sound: list[Group] = []
 
     def admit(some: Sequence[Group], probe: Probe) -> None:
-        fault, proven = _outcome(model, args, kwargs, [*sound, *some], kept, probe)
+        tried, proven = _attempted(model, args, kwargs, [*sound, *some], kept, probe)
+        fault = tried.fault
         if not fault:
             sound.extend(group for group in some if group.name in proven)
         elif len(some) == 1:
@@ -101,6 +103,11 @@ def sound_groups(
             admit(some[: len(some) // 2], probe)
             admit(some[len(some) // 2 :], probe)
 
+    def attempt(some: Sequence[Group]) -> Attempt:
+        return _attempted(model, args, kwargs, some, kept, PROBES[0])[0]
+
+    with _redrawn(model):
+        groups = with_numbers(model, groups, attempt)
     rest = list(groups)
     for probe in PROBES:
         if rest:
@@ -172,14 +179,14 @@ def _drawn(like: Tensor) -> Tensor:
     return torch.rand(like.shape, generator=generator).to(like) * (0.1 / math.sqrt(fan_in))
 
 
-def _outcome(
+def _attempted(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     groups: Sequence[Group],
     kept: Mapping[str, Indices],
     probe: Probe,
-) -> tuple[str, set[str]]:
+) -> tuple[Attempt, set[str]]:
     """What goes wrong when all these groups are halved, and which of them the trial tells of."""
     if probe.redrawn:
         args, kwargs = mapped((args, kwargs), lambda x: _drawn(x) if _faint(x) else x)
@@ -187,7 +194,7 @@ def _outcome(
     trial = _Trial(plan, probe)
     limit = TOLERANCE
     if not trial.run(model, args, kwargs):
-        return "", set()
+        return Attempt("", None, {}), set()
     if not trial.fault and TOLERANCE < trial.difference < math.inf:
         wide = _Trial(plan, probe)
         try:
@@ -203,7 +210,8 @@ def _outcome(
             "removing its channels does more than silencing them (as seen in what "
             f"{trial.place}): something counts or mixes them"
         )
-    return trial.fault, {group.name for group in groups if trial.tells_of(group, kept)}
+    proven = {group.name for group in groups if trial.tells_of(group, kept)}
+    return Attempt(trial.fault, trial.error, trial.names), proven
 
 
 class _Trial:
@@ -236,6 +244,8 @@ class _Trial:
         }
         self._generator = torch.Generator().manual_seed(probe.sign + 1)
         self.fault = ""
+        self.error: Exception | None = None
+        self.names: dict[nn.Module, str] = {}  # of the sliced network, where it raised an error
         self.difference = 0.0
         self.place = ""
 
@@ -256,7 +266,8 @@ class _Trial:
             with self._hooked(small, layers, self._compare, self._lift):
                 got = _run(small, args, kwargs)
         except Exception as error:
-            self.fault = _in_words(error)
+            self.fault, self.error = _in_words(error), error
+            self.names = {module: name for name, module in small.named_modules()}
             return True
         if [t.shape for t in got] != [t.shape for t in expected]:
             self.fault = "the model's output changes its shape with its channels"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from epruner.pruning.network.layers import (
     weight_dims,
 )
 from epruner.pruning.plan.parts import ModulePlan
+from epruner.pruning.plan.views import View, infer
 
 INITS = ("exemplar", "random", "random_projection")
 BN_MODES = ("slice", "reset")
@@ -27,13 +28,15 @@ Parts = Mapping[str, ModulePlan]
 Attributes = Mapping[str, Mapping[str, tuple[int, int]]]
 
 
-def resized(model: nn.Module, parts: Parts, attributes: Attributes) -> nn.Module:
+def resized(
+    model: nn.Module, parts: Parts, attributes: Attributes, views: Mapping[str, Sequence[View]]
+) -> nn.Module:
     """A deep copy of a full-size model that keeps what `parts` say, the weights that stay with it.
 
     Parameters
     ----------
     model : torch.nn.Module
-    parts, attributes
+    parts, attributes, views
         Of a `Plan`.
 
     Raises
@@ -51,6 +54,10 @@ def resized(model: nn.Module, parts: Parts, attributes: Attributes) -> nn.Module
     for name, counts in attributes.items():
         for attribute, (before, after) in counts.items():
             _set_count(modules.get(name), name, attribute, before, after)
+    for name, found in views.items():
+        if name not in modules:
+            raise ValueError(f"the plan changes {name!r}, which this model has not")
+        infer(modules[name], found)
     return small
 
 

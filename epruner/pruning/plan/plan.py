@@ -18,6 +18,7 @@ from torch import nn
 from epruner._tables import Table
 from epruner.pruning.plan.apply import BN_MODES, INITS, Attributes, initialise, resized
 from epruner.pruning.plan.parts import ModulePlan
+from epruner.pruning.plan.views import View
 
 FORMAT = "epruner-plan"
 VERSION = 1
@@ -35,6 +36,8 @@ class Plan:
         ``q_proj``, ``k_proj`` and ``v_proj`` of a `torch.nn.MultiheadAttention` are modules here.
     attributes : mapping of str to mapping of str to (int, int)
         By module, numbers that it holds and that change: name, before and after.
+    views : mapping of str to tuple of View
+        By module, sizes that its forward writes and that are inferred.
 
     Raises
     ------
@@ -44,15 +47,18 @@ class Plan:
 
     modules: Mapping[str, ModulePlan]
     attributes: Attributes = field(default_factory=dict)
+    views: Mapping[str, tuple[View, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         attributes = {name: _pairs(name, counts) for name, counts in self.attributes.items()}
         object.__setattr__(self, "modules", MappingProxyType(dict(self.modules)))
         object.__setattr__(self, "attributes", MappingProxyType(attributes))
+        views = {name: tuple(sorted(found)) for name, found in self.views.items()}
+        object.__setattr__(self, "views", MappingProxyType(views))
 
     def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy can be neither copied nor pickled
         attributes = {name: dict(counts) for name, counts in self.attributes.items()}
-        return Plan, (dict(self.modules), attributes)
+        return Plan, (dict(self.modules), attributes, dict(self.views))
 
     def to_json(self) -> str:
         """The plan as compact JSON."""
@@ -63,6 +69,11 @@ class Plan:
         }
         if self.attributes:
             record["attributes"] = {name: dict(counts) for name, counts in self.attributes.items()}
+        if self.views:
+            record["views"] = {
+                name: [[view.method, view.call, view.size] for view in found]
+                for name, found in self.views.items()
+            }
         return json.dumps(record, separators=(",", ":"))
 
     @classmethod
@@ -94,7 +105,7 @@ class Plan:
         ):
             raise ValueError("not a pruning plan: 'attributes' must map names to objects")
         parts = {name: ModulePlan.from_dict(module) for name, module in modules.items()}
-        return cls(parts, attributes)
+        return cls(parts, attributes, _views(record.get("views", {})))
 
     def apply(
         self,
@@ -134,7 +145,7 @@ class Plan:
             if value not in choices:
                 names = ", ".join(map(repr, choices))
                 raise ValueError(f"{option} must be one of {names}, got {value!r:.80}")
-        small = resized(model, self.modules, self.attributes)
+        small = resized(model, self.modules, self.attributes, self.views)
         initialise(model, small, self.modules, init=init, bn=bn, seed=random_state)
         return small
 
@@ -153,10 +164,31 @@ class Plan:
             for name, counts in self.attributes.items()
             for attribute, (before, after) in counts.items()
         ]
+        rows += [
+            (f"{name}.{view.method}".lstrip("."), "infers a size", "")
+            for name, found in self.views.items()
+            for view in found
+        ]
         return Table(("module", "outputs", "inputs"), rows)
 
     def __str__(self) -> str:
         return self.table().to_text()
+
+
+def _views(record: Any) -> dict[str, tuple[View, ...]]:
+    """The sizes to infer, from plain JSON."""
+    try:
+        found = {name: tuple(View(*view) for view in views) for name, views in record.items()}
+        sound = all(
+            isinstance(view.method, str) and type(view.call) is type(view.size) is int
+            for views in found.values()
+            for view in views
+        )
+    except (AttributeError, TypeError):
+        sound = False
+    if not sound:
+        raise ValueError("not a pruning plan: 'views' must map names to [method, call, size]")
+    return found
 
 
 def _pairs(name: str, counts: Mapping[str, Sequence[int]]) -> Mapping[str, tuple[int, int]]:

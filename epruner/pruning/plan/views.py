@@ -1,0 +1,161 @@
+"""Sizes written in a forward pass that have to follow the channels.
+
+Attention is often written with the width of what it reads, ``x.reshape(n, t, c)``, although what
+is reshaped has only as many channels as its heads. With fewer heads that size has to be inferred:
+the method is compiled anew with -1 in its place, for the one module whose heads go. Nothing else of
+it changes.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import linecache
+import math
+import re
+import types
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+_CALLS = frozenset(["view", "reshape"])
+_REFUSED = re.compile(r"shape '\[([-\d, ]+)\]' is invalid for input of size (\d+)")
+
+
+@dataclass(frozen=True, order=True)
+class View:
+    """A size that a method of a module writes and that is to be inferred.
+
+    Parameters
+    ----------
+    method : str
+    call : int
+        Number of the call of ``view`` or ``reshape`` in the method, in the order of its text.
+    size : int
+        Number of the size in that call.
+    """
+
+    method: str
+    call: int
+    size: int
+
+
+def blamed(error: BaseException) -> tuple[nn.Module, View] | None:
+    """The size to infer so that a view succeeds that raised an error, and whose forward it is in.
+
+    None where another error was raised, no size helps, or the text of the method cannot be had.
+    """
+    refused = _REFUSED.search(str(error))
+    if refused is None:
+        return None
+    sizes = [int(size) for size in refused[1].split(",")]
+    spans = []
+    for code, instruction, local in _frames(error):
+        spans.append((code.co_filename, list(code.co_positions())[instruction // 2]))
+        module = local.get("self")
+        function = getattr(type(module), code.co_name, None)
+        if not isinstance(module, nn.Module) or getattr(function, "__code__", None) is not code:
+            continue
+        for number, (call, written) in enumerate(_calls(_definition(function))):
+            span = (call.lineno, call.end_lineno, call.col_offset, call.end_col_offset)
+            if (code.co_filename, span) in spans and len(written) == len(sizes):
+                for size in reversed(range(len(sizes))):
+                    others = math.prod(sizes[:size] + sizes[size + 1 :])
+                    if 0 < int(refused[2]) // max(others, 1) < sizes[size]:
+                        return module, View(code.co_name, number, size)
+    return None
+
+
+def infer(module: nn.Module, views: Iterable[View]) -> None:
+    """Let methods of a module infer sizes, in place.
+
+    Raises
+    ------
+    ValueError
+        It has not these methods, or their text cannot be had.
+    """
+    kind = type(module)
+    changed: dict[str, Any] = {}
+    for method in sorted({view.method for view in views}):
+        function = getattr(kind, method, None)
+        definition = copy.deepcopy(_definition(function))
+        calls = list(_calls(definition))
+        for view in views:
+            if view.method != method:
+                continue
+            if view.call >= len(calls) or view.size >= len(calls[view.call][1]):
+                raise ValueError(
+                    f"the plan infers a size in {method!r} of {kind.__name__}, whose text is not "
+                    "what it was made for or cannot be had"
+                )
+            calls[view.call][1][view.size] = ast.UnaryOp(ast.USub(), ast.Constant(1))
+        changed[method] = _compiled(function, definition)
+    module.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__, **changed})
+
+
+def _frames(error: BaseException) -> Iterator[tuple[types.CodeType, int, dict[str, Any]]]:
+    """Code, instruction and variables of all frames that an error passed, the innermost first."""
+    found = []
+    trace = error.__traceback__
+    while trace is not None:
+        found.append((trace.tb_frame.f_code, trace.tb_lasti, trace.tb_frame.f_locals))
+        trace = trace.tb_next
+    yield from reversed(found)
+
+
+def _definition(function: Any) -> ast.FunctionDef | None:
+    """The syntax tree of a function that is written in a file and is not decorated."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return None
+    try:
+        tree = ast.parse("".join(linecache.getlines(code.co_filename)))
+    except SyntaxError:
+        return None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.lineno == code.co_firstlineno:
+            return None if node.decorator_list else node
+    return None
+
+
+def _calls(definition: ast.AST | None) -> Iterator[tuple[ast.Call, list[ast.expr]]]:
+    """The calls of ``view`` and ``reshape`` in the order of the text, with the sizes they write."""
+    calls = [
+        node
+        for node in (ast.walk(definition) if definition is not None else ())
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in _CALLS
+    ]
+    for call in sorted(calls, key=lambda c: (c.end_lineno or 0, c.end_col_offset or 0)):
+        tupled = call.args and isinstance(call.args[-1], (ast.Tuple, ast.List))
+        yield call, call.args[-1].elts if tupled else call.args
+
+
+def _compiled(function: Any, definition: ast.FunctionDef | None) -> Any:
+    """A function from its changed syntax tree, with the surroundings of the original."""
+    assert definition is not None
+    code = function.__code__
+    outer = ast.parse("def outer():\n    pass").body[0]
+    assert isinstance(outer, ast.FunctionDef)
+    outer.body = [
+        *ast.parse("".join(f"{name} = None\n" for name in code.co_freevars)).body,
+        definition,
+        ast.Return(ast.Name(definition.name, ast.Load())),
+    ]
+    tree = ast.fix_missing_locations(ast.Module([outer], []))
+    namespace: dict[str, Any] = {}
+    exec(compile(tree, code.co_filename, "exec"), function.__globals__, namespace)
+    made = namespace["outer"]()
+    cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+    result = types.FunctionType(
+        made.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        tuple(cells[name] for name in made.__code__.co_freevars),
+    )
+    result.__kwdefaults__ = function.__kwdefaults__
+    return result
