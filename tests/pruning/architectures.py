@@ -101,7 +101,7 @@ class Sppf(nn.Module):
     def forward(self, x: Tensor) -> Any:
         parts = [self.cv1(x)]
         for _ in range(3):
-            parts.append(self.pool(parts[-1]))  # noqa: PERF401
+            parts.append(self.pool(parts[-1]))
         return self.cv2(torch.cat(parts, 1))
 
 
@@ -490,7 +490,7 @@ class SeparateAttention(nn.Module):
         k = self.key(x).view(*shape).transpose(1, 2)
         v = self.value(x).view(*shape).transpose(1, 2)
         y = attend(q, k, v, mask, self.explicit).permute(0, 2, 1, 3).contiguous()
-        return self.dense(y.view(y.shape[:-2] + (self.all_head_size,)))
+        return self.dense(y.view((*y.shape[:-2], self.all_head_size)))
 
 
 class FusedAttention(nn.Module):
@@ -695,7 +695,7 @@ class Conv1D(nn.Module):
         self.bias = nn.Parameter(torch.zeros(nf))
 
     def forward(self, x: Tensor) -> Any:
-        shape = x.size()[:-1] + (self.nf,)
+        shape = (*x.size()[:-1], self.nf)
         return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(shape)
 
 
@@ -711,7 +711,7 @@ class GptAttention(nn.Module):
         self.causal: Tensor
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.view(x.size()[:-1] + (self.num_heads, self.head_dim)).permute(0, 2, 1, 3)
+        return x.view((*x.size()[:-1], self.num_heads, self.head_dim)).permute(0, 2, 1, 3)
 
     def forward(self, x: Tensor) -> Any:
         q, k, v = map(self._heads, self.c_attn(x).split(self.split_size, dim=2))
@@ -720,7 +720,7 @@ class GptAttention(nn.Module):
         lowest = torch.full([], torch.finfo(scores.dtype).min, dtype=scores.dtype)
         scores = torch.where(self.causal[:, :, :t, :t], scores, lowest)
         y = torch.matmul(scores.softmax(-1), v).permute(0, 2, 1, 3).contiguous()
-        return self.c_proj(y.view(y.size()[:-2] + (self.num_heads * self.head_dim,)))
+        return self.c_proj(y.view((*y.size()[:-2], self.num_heads * self.head_dim)))
 
 
 class Gpt(nn.Module):
@@ -1007,4 +1007,98 @@ CASES: dict[str, Case] = {
     "llama-fused": Case(lambda: Llama(fused=True), TEXT, {"*.qkv_proj": 4, "*.gate_up_proj": 48}),
     "bert": Case(Bert, MASKED, {**HEADS_HF, "*.intermediate": 48, "pooler": 24}),
     "mixer": Case(Mixer, IMAGE, {"tokens.*.0": 24, "channels.*.0": 40}),
+}
+
+
+# What no channel can leave without a change to the others
+
+
+class Between(nn.Module):
+    """Two convolutions with something between them, and a third that nothing hinders."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 12, 3, padding=1)
+        self.between = between
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.between(self.first(x))
+        return self.head(F.relu(self.second(x)).mean((2, 3)))
+
+
+class Picked(nn.Module):
+    """Channels in an order that a buffer says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 12, 3, padding=1)
+        order = torch.randperm(16, generator=torch.Generator().manual_seed(3))
+        self.register_buffer("order", order)
+        self.order: Tensor
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.first(x)[:, self.order]
+        return self.head(F.relu(self.second(x)).mean((2, 3)))
+
+
+class Features(nn.Module):
+    """Returns what the head reads, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 12, 3, padding=1)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        features = F.relu(self.second(F.relu(self.first(x))))
+        return {"features": features, "classes": self.head(features.mean((2, 3)))}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A network, a layer of it that must stay whole, and words of the true reason.
+
+    Parameters
+    ----------
+    make : callable
+    inputs : tensor
+    module : str
+    reason : str
+        A pattern (re.search).
+    """
+
+    make: Callable[[], nn.Module]
+    inputs: Any
+    module: str
+    reason: str
+
+
+REFUSED: dict[str, Refusal] = {
+    "normalised-stream": Refusal(
+        lambda: vit(SeparateAttention), IMAGE, "blocks.0.fc2", r"LayerNorm '(blocks\.\d\.)?norm\d?'"
+    ),
+    "softmax": Refusal(lambda: Between(lambda x: x.softmax(1)), IMAGE, "first", "softmax"),
+    "one-group-norm": Refusal(
+        lambda: Between(nn.GroupNorm(1, 16)), IMAGE, "first", "GroupNorm 'between'"
+    ),
+    "mean": Refusal(lambda: Between(lambda x: x - x.mean(1, keepdim=True)), IMAGE, "first", "mean"),
+    "maximum": Refusal(
+        lambda: Between(lambda x: x / x.amax(1, keepdim=True).exp()), IMAGE, "first", "amax"
+    ),
+    "sum": Refusal(lambda: Between(lambda x: x.cumsum(1)), IMAGE, "first", "cumsum"),
+    "normalised": Refusal(lambda: Between(lambda x: F.normalize(x, dim=1)), IMAGE, "first", "norm"),
+    "picked": Refusal(Picked, IMAGE, "first", "order|index"),
+    "output": Refusal(Features, IMAGE, "second", "output of the model"),
+    "spatial-gate": Refusal(Cbam, IMAGE, "conv.0", "mean|amax"),
+    "joined-by-a-size": Refusal(
+        lambda: vit(FusedAttention, fixed=True), IMAGE, "blocks.0.attn.qkv", "reshape|view"
+    ),
+    "constant": Refusal(
+        lambda: Between(lambda x: x * torch.arange(16.0)[:, None, None]),
+        IMAGE,
+        "first",
+        "constant",
+    ),
 }
