@@ -85,7 +85,7 @@ class C2f(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         y = self.cv1(x)
-        parts = list(y.split((self.c, self.c), 1) if self.by_size else y.chunk(2, 1))
+        parts = list(torch.split(y, [self.c, self.c], 1) if self.by_size else y.chunk(2, 1))
         parts.extend(block(parts[-1]) for block in self.m)
         return self.cv2(torch.cat(parts, 1))
 
@@ -135,8 +135,8 @@ class Yolo(nn.Module):
         n5 = self.out5(torch.cat([self.down4(n4), p5], 1))
         maps = [align(y) for align, y in zip(self.align, (n3, n4, n5), strict=True)]
         found = [torch.cat([self.box(y), self.kind(y)], 1).flatten(2) for y in maps]
-        box, kind = torch.cat(found, 2).split((4 * self.bins, self.classes), 1)
-        spread = box.unflatten(1, (4, self.bins)).softmax(2)
+        box, kind = torch.split(torch.cat(found, 2), [4 * self.bins, self.classes], 1)
+        spread = box.view(len(box), 4, self.bins, -1).softmax(2)
         sides = torch.einsum("nsba,b->nsa", spread, self.places)
         return torch.cat([sides, kind.sigmoid()], 1)
 
@@ -723,19 +723,27 @@ class GptAttention(nn.Module):
         return self.c_proj(y.view((*y.size()[:-2], self.num_heads * self.head_dim)))
 
 
+class GptBlock(nn.Module):
+    """Norm before attention, norm before two such layers."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = GptAttention(width, heads)
+        self.c_fc, self.c_proj = Conv1D(4 * width, width), Conv1D(width, 4 * width)
+
+    def forward(self, x: Tensor) -> Any:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.c_proj(F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh"))
+
+
 class Gpt(nn.Module):
     """Words and positions, two blocks, logits by the words' own vectors."""
 
     def __init__(self) -> None:
         super().__init__()
         self.wte, self.wpe = nn.Embedding(40, 24), nn.Embedding(16, 24)
-        self.h = nn.ModuleList()
-        for _ in range(2):
-            block = nn.Module()
-            block.ln_1, block.ln_2 = nn.LayerNorm(24), nn.LayerNorm(24)
-            block.attn = GptAttention(24, 4)
-            block.c_fc, block.c_proj = Conv1D(96, 24), Conv1D(24, 96)
-            self.h.append(block)
+        self.h = nn.ModuleList(GptBlock(24, 4) for _ in range(2))
         self.ln_f = nn.LayerNorm(24)
         self.lm_head = nn.Linear(24, 40, bias=False)
         self.lm_head.weight = self.wte.weight
@@ -743,8 +751,7 @@ class Gpt(nn.Module):
     def forward(self, ids: Tensor) -> Any:
         x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1], device=ids.device))
         for block in self.h:
-            x = x + block.attn(block.ln_1(x))
-            x = x + block.c_proj(F.gelu(block.c_fc(block.ln_2(x)), approximate="tanh"))
+            x = block(x)
         return self.lm_head(self.ln_f(x))
 
 
@@ -828,19 +835,27 @@ class LlamaMlp(nn.Module):
         return self.down_proj(F.silu(gate) * up)
 
 
+class LlamaLayer(nn.Module):
+    """Attention and a gated MLP, each after its norm."""
+
+    def __init__(self, width: int, fused: bool) -> None:
+        super().__init__()
+        self.input_layernorm, self.post_attention_layernorm = RmsNorm(width), RmsNorm(width)
+        self.self_attn = LlamaAttention(width, 8, 4, fused)
+        self.mlp = LlamaMlp(width, 48, fused)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Any:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
 class Llama(nn.Module):
     """Two layers with rotary positions and grouped queries."""
 
     def __init__(self, fused: bool = False) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(40, 32)
-        self.layers = nn.ModuleList()
-        for _ in range(2):
-            layer = nn.Module()
-            layer.input_layernorm, layer.post_attention_layernorm = RmsNorm(32), RmsNorm(32)
-            layer.self_attn = LlamaAttention(32, 8, 4, fused)
-            layer.mlp = LlamaMlp(32, 48, fused)
-            self.layers.append(layer)
+        self.layers = nn.ModuleList(LlamaLayer(32, fused) for _ in range(2))
         self.norm, self.lm_head = RmsNorm(32), nn.Linear(32, 40, bias=False)
         self.register_buffer("inv_freq", 100.0 ** -(torch.arange(0, 4, 2) / 4), persistent=False)
         self.inv_freq: Tensor
@@ -851,9 +866,22 @@ class Llama(nn.Module):
         angles = torch.cat((angles, angles), dim=-1)
         cos, sin = angles.cos(), angles.sin()
         for layer in self.layers:
-            x = x + layer.self_attn(layer.input_layernorm(x), cos, sin)
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
+            x = layer(x, cos, sin)
         return self.lm_head(self.norm(x))
+
+
+class BertLayer(nn.Module):
+    """Attention and two linear layers, each added to what it reads and normalised."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = SeparateAttention(width, heads, explicit=True)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.intermediate, self.output = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Any:
+        x = self.norm1(x + self.attention(x, mask))
+        return self.norm2(x + self.output(F.gelu(self.intermediate(x))))
 
 
 class Bert(nn.Module):
@@ -865,13 +893,7 @@ class Bert(nn.Module):
         self.register_buffer("position_ids", torch.arange(16)[None])
         self.position_ids: Tensor
         self.norm = nn.LayerNorm(24)
-        self.layer = nn.ModuleList()
-        for _ in range(2):
-            layer = nn.Module()
-            layer.attention = SeparateAttention(24, 4, explicit=True)
-            layer.norm1, layer.norm2 = nn.LayerNorm(24), nn.LayerNorm(24)
-            layer.intermediate, layer.output = nn.Linear(24, 48), nn.Linear(48, 24)
-            self.layer.append(layer)
+        self.layer = nn.ModuleList(BertLayer(24, 4) for _ in range(2))
         self.pooler, self.classifier = nn.Linear(24, 24), nn.Linear(24, 3)
 
     def forward(self, *, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
@@ -879,8 +901,7 @@ class Bert(nn.Module):
         x = self.norm(x)
         mask = (1.0 - attention_mask[:, None, None, :]) * torch.finfo(x.dtype).min
         for layer in self.layer:
-            x = layer.norm1(x + layer.attention(x, mask))
-            x = layer.norm2(x + layer.output(F.gelu(layer.intermediate(x))))
+            x = layer(x, mask)
         pooled = torch.tanh(self.pooler(x[:, 0]))
         return {"last_hidden_state": x, "logits": self.classifier(pooled)}
 

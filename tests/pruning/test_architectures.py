@@ -105,7 +105,6 @@ def silenced(model: nn.Module, result: PruningResult) -> Iterator[nn.Module]:
     a unit of the last one), and the projection inside torch's attention.
     """
     full = copy.deepcopy(model)
-    small = dict(result.model.named_modules())
     hooks = []
     for name, part in result.plan.modules.items():
         module: Any = dict(full.named_modules()).get(name)
@@ -121,9 +120,10 @@ def silenced(model: nn.Module, result: PruningResult) -> Iterator[nn.Module]:
                 recurrent.data[:, column] = 0
     for name, module in full.named_modules():
         if isinstance(module, nn.MultiheadAttention):
-            weight, left = module.out_proj.weight.data, small[name].out_proj.weight  # type: ignore[union-attr]
-            for column in weight.unbind(1):
-                if not any(torch.equal(column, other) for other in left.unbind(1)):  # type: ignore[operator]
+            # what stays is known by its values: nothing was repaired
+            left = result.model.get_submodule(name).out_proj.weight.unbind(1)  # type: ignore[union-attr, operator]
+            for column in module.out_proj.weight.data.unbind(1):
+                if not any(torch.equal(column, other) for other in left):
                     column.zero_()
     try:
         yield full
