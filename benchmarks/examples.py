@@ -1,0 +1,62 @@
+"""Accuracy of the examples on trained networks, and their pictures for the documentation.
+
+    python benchmarks/examples.py                  # all three
+    python benchmarks/examples.py text_reader
+
+Writes results/examples.json and docs/*.png. Needs the wheels that the examples name.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from epruner import analyse, prune
+
+RESULTS = Path(__file__).parent / "results" / "examples.json"
+DOCS = Path(__file__).parents[1] / "docs"
+NAMES = ("sentence_encoder", "text_reader", "pitch_tracker")
+
+
+def measure(name: str) -> list[dict[str, Any]]:
+    """The original; cut by norms alone; pruned and repaired. The last one is drawn."""
+    example = import_module(f"examples.{name}")
+    model = example.network()
+    calibration, held_out = example.inputs()
+    net = analyse(model, calibration[:2])
+    rows = [{"network": "original", "macs": 1.0} | example.accuracy(model, held_out)]
+    for which, options in (
+        ("cut", {"method": "l1", "repair": "none"}),
+        ("pruned", {"calibrate": calibration}),
+    ):
+        start, cpu = time.perf_counter(), time.process_time()
+        result = prune(model, net, macs=example.MACS, **options)
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        report = result.report
+        row = {
+            "network": which,
+            "macs": report.after.macs / report.before.macs,
+            "seconds": seconds,
+            "cpu_seconds": cpu,
+        }
+        rows.append(row | example.accuracy(result.model, held_out))
+        print(name, rows[-1], flush=True)
+    example.draw(model, result.model, held_out, str(DOCS / f"{name.replace('_', '-')}.png"))
+    return rows
+
+
+def main() -> None:
+    """Measure the examples named, or all, and write what they gave beside the others."""
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in sys.argv[1:] or NAMES:
+        found[name] = measure(name)
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
