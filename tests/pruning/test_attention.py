@@ -14,6 +14,7 @@ from networks import difference
 from torch import Tensor, nn
 
 import epruner
+from epruner.pruning.graph.costs import measure
 from epruner.pruning.network.attention import UnfoldedAttention, unfolded
 from epruner.pruning.network.copies import owners, tracing_copy
 from epruner.pruning.plan.parts import ModulePlan
@@ -251,6 +252,20 @@ def test_what_reads_the_heads_that_stay_is_refit() -> None:
         expected, before, after = model(x), small(x), repaired(x)
     assert (after - expected).square().sum() < 0.9 * (before - expected).square().sum()
     assert type(model.self_attn) is nn.MultiheadAttention
+
+
+@torch.no_grad()
+def test_whole_and_unfolded_attention_are_counted_alike() -> None:
+    model = Seq2Seq()
+    inputs = (torch.randn(2, S, WIDTH), torch.randn(2, L, WIDTH))
+    padding = torch.arange(S) >= torch.tensor([[4], [S]])
+    totals = measure(model, (*inputs, padding))
+    assert totals == measure(unfolded(copy.deepcopy(model)), (*inputs, padding))
+    assert totals.params == sum(p.numel() for p in model.parameters())
+    # positions that the four projections of each attention read, and the two layers after it
+    read = 2 * 4 * S + 4 * L + (2 * L + 2 * S)
+    assert totals.macs >= 2 * (read * WIDTH**2 + (2 * S + L) * 2 * WIDTH * 16)
+    assert type(model.get_submodule("decoder.layers.0.self_attn")) is nn.MultiheadAttention
 
 
 @torch.no_grad()
