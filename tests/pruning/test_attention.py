@@ -14,6 +14,7 @@ from networks import difference
 from torch import Tensor, nn
 
 import epruner
+from epruner.pruning.graph.costs import measure
 from epruner.pruning.network.attention import UnfoldedAttention, unfolded
 from epruner.pruning.network.copies import owners, tracing_copy
 from epruner.pruning.plan.parts import ModulePlan
@@ -176,6 +177,9 @@ def test_heads_go() -> None:
     assert small.out_proj.weight.shape == (WIDTH, 12)
     silent, x = without_heads(whole, (1, 2)), torch.randn(N, L, WIDTH)
     assert difference(small(x, x, x)[0], silent(x, x, x)[0]) <= 1e-5
+    projected = heads_plan("0", (0, 3)).apply(model, init="random_projection")
+    assert torch.equal(projected.get_parameter("0.q_proj.weight"), small.q_proj.weight)
+    assert not torch.equal(projected.get_parameter("0.out_proj.weight"), small.out_proj.weight)
     mask = torch.randn(N, HEADS, L, L)
     expected = silent(x, x, x, attn_mask=mask.flatten(0, 1))[0]
     got = small(x, x, x, attn_mask=mask[:, [0, 3]].flatten(0, 1))[0]
@@ -232,6 +236,36 @@ def test_transformers_lose_heads_and_are_saved(tmp_path: Path) -> None:
     back = epruner.load(Seq2Seq().eval(), tmp_path / "small.safetensors")
     assert torch.equal(back(source, target, padding), got)
     assert difference(back.train()(source, target, padding), got) > 0.01  # its dropout is at work
+
+
+def test_what_reads_the_heads_that_stay_is_refit() -> None:
+    model = nn.TransformerEncoderLayer(WIDTH, HEADS, 16, batch_first=True).eval()
+    plan = heads_plan("self_attn", (0, 1, 3))
+    small = plan.apply(model)
+    inputs = torch.randn(64, S, WIDTH)
+    repaired, record = epruner.repair(model, small, plan, calibrate=inputs, repair="least_squares")
+    assert record is not None
+    assert "self_attn.out_proj" in [layer.name for layer in record.layers]
+    assert record.after < 0.9 * record.before
+    x = torch.randn(64, S, WIDTH)
+    with torch.no_grad():
+        expected, before, after = model(x), small(x), repaired(x)
+    assert (after - expected).square().sum() < 0.9 * (before - expected).square().sum()
+    assert type(model.self_attn) is nn.MultiheadAttention
+
+
+@torch.no_grad()
+def test_whole_and_unfolded_attention_are_counted_alike() -> None:
+    model = Seq2Seq()
+    inputs = (torch.randn(2, S, WIDTH), torch.randn(2, L, WIDTH))
+    padding = torch.arange(S) >= torch.tensor([[4], [S]])
+    totals = measure(model, (*inputs, padding))
+    assert totals == measure(unfolded(copy.deepcopy(model)), (*inputs, padding))
+    assert totals.params == sum(p.numel() for p in model.parameters())
+    # positions that the four projections of each attention read, and the two layers after it
+    read = 2 * 4 * S + 4 * L + (2 * L + 2 * S)
+    assert totals.macs >= 2 * (read * WIDTH**2 + (2 * S + L) * 2 * WIDTH * 16)
+    assert type(model.get_submodule("decoder.layers.0.self_attn")) is nn.MultiheadAttention
 
 
 @torch.no_grad()

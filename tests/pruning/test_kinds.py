@@ -159,6 +159,8 @@ def test_small_recurrent_layers_train_and_are_drawn_anew() -> None:
     assert not torch.equal(
         small.get_parameter("0.weight_hh_l1"), plan.apply(model).get_parameter("0.weight_hh_l1")
     )
+    sliced = plan.apply(model, init="random_projection").state_dict()
+    assert all(torch.equal(x, sliced[name]) for name, x in plan.apply(model).state_dict().items())
     small(torch.randn(4, 3, len(READ)))[0].sum().backward()
     assert all(p.grad is not None for p in small.parameters())
 

@@ -148,7 +148,11 @@ def initialise(
                 continue
             if init == "random":
                 _reset_on_cpu(module)
-            elif part.in_ is not None and getattr(module, "groups", 1) == 1:
+            elif (
+                part.in_ is not None
+                and isinstance(getattr(module, "weight", None), Tensor)
+                and getattr(module, "groups", 1) == 1
+            ):
                 _project_inputs(before[name], module, part)
 
 

@@ -124,7 +124,8 @@ class Plan:
         init : {"exemplar", "random", "random_projection"}
             Weights of the small network: those that stay (the same bits as the pruned network if
             `model` has the original's weights); drawn anew in every pruned layer; or with the
-            inputs of the consumers from a sparse random projection of all of them.
+            inputs of the consumers (but grouped and recurrent ones) from a sparse random projection
+            of all of them.
         bn : {"slice", "reset"}
             Keep the rows of pruned BatchNorm layers, or start these layers anew.
         random_state : int
