@@ -1007,15 +1007,18 @@ CASES: dict[str, Case] = {
     "vit-fused-explicit": Case(
         lambda: vit(FusedAttention, explicit=True), IMAGE, {"*.qkv": 4, "*.fc1": 48}
     ),
-    "vit-torch": Case(lambda: vit(TorchAttention), IMAGE, {"*.attention": 4, "*.fc1": 48}),
+    "vit-fused-fixed": Case(
+        lambda: vit(FusedAttention, fixed=True), IMAGE, {"*.qkv": 4, "*.fc1": 48}
+    ),
+    "vit-torch": Case(lambda: vit(TorchAttention), IMAGE, {"*.q_proj": 4, "*.fc1": 48}),
     "vit-torch-explicit": Case(
-        lambda: vit(TorchAttention, explicit=True), IMAGE, {"*.attention": 4, "*.fc1": 48}
+        lambda: vit(TorchAttention, explicit=True), IMAGE, {"*.q_proj": 4, "*.fc1": 48}
     ),
     "encoder-layer": Case(
-        lambda: vit_encoder(norm_first=True), IMAGE, {"*.self_attn": 4, "*.linear1": 48}
+        lambda: vit_encoder(norm_first=True), IMAGE, {"*.q_proj": 4, "*.linear1": 48}
     ),
     "encoder-layer-post": Case(
-        lambda: vit_encoder(norm_first=False), IMAGE, {"*.self_attn": 4, "*.linear1": 48}
+        lambda: vit_encoder(norm_first=False), IMAGE, {"*.q_proj": 4, "*.linear1": 48}
     ),
     "swin": Case(Swin, IMAGE, {"*.attn.qkv": 4, "*.fc1": None}),
     "mobilevit": Case(MobileVit, IMAGE, {"stem.0": None, "local.0": 12, "*.qkv": 4, "*.fc1": 48}),
@@ -1110,16 +1113,13 @@ REFUSED: dict[str, Refusal] = {
     ),
     "sum": Refusal(lambda: Between(lambda x: x.cumsum(1)), IMAGE, "first", "cumsum"),
     "normalised": Refusal(lambda: Between(lambda x: F.normalize(x, dim=1)), IMAGE, "first", "norm"),
-    "picked": Refusal(Picked, IMAGE, "first", "order|index"),
+    "picked": Refusal(Picked, IMAGE, "first", "picked by their numbers"),
     "output": Refusal(Features, IMAGE, "second", "output of the model"),
     "spatial-gate": Refusal(Cbam, IMAGE, "conv.0", "mean|amax"),
-    "joined-by-a-size": Refusal(
-        lambda: vit(FusedAttention, fixed=True), IMAGE, "blocks.0.attn.qkv", "reshape|view"
-    ),
     "constant": Refusal(
         lambda: Between(lambda x: x * torch.arange(16.0)[:, None, None]),
         IMAGE,
         "first",
-        "constant",
+        "fixed size",
     ),
 }

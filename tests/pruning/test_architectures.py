@@ -23,41 +23,6 @@ from epruner.pruning.io.export import export_onnx
 
 TOLERANCE = 1e-5
 TOO_COARSE = pytest.mark.filterwarnings("ignore:the budget is")
-# Units that the analysis does not find yet, by network.
-NOT_YET: dict[str, set[str]] = {
-    "yolo-chunk": {"*.cv1.0", "box.0.0", "kind.0.0"},
-    "yolo-split": {"*.cv1.0", "box.0.0", "kind.0.0"},
-    "csp": {"cv3.0"},
-    "pixelshuffle": {"up.0"},
-    "gated-convs": {"second", "third"},
-    "unet": {"bottom.3", "level1.0"},
-    "siamese": {"backbone.0", "backbone.3", "backbone.8"},
-    "pyramid": {"box.0", "box.2", "kind.0", "kind.2"},
-    "cbam": {"mlp.0"},
-    "wavenet": {"dilated.*"},
-    "text-reader": {"between", "features.7", "rnn*"},
-    "text-lstm": {"rnn"},
-    "text-gru": {"rnn"},
-    "vit-separate": {"*.query", "*.key", "*.value"},
-    "vit-separate-explicit": {"*.query", "*.key", "*.value"},
-    "vit-fused": {"*.qkv"},
-    "vit-fused-explicit": {"*.qkv"},
-    "vit-torch": {"*.attention"},
-    "vit-torch-explicit": {"*.attention"},
-    "encoder-layer": {"*.self_attn"},
-    "encoder-layer-post": {"*.self_attn"},
-    "swin": {"*.attn.qkv"},
-    "mobilevit": {"*.qkv"},
-    "gpt2": {"*.attn.c_attn", "*.c_fc"},
-    "llama": {"*.q_proj", "*.k_proj", "*.v_proj"},
-    "llama-fused": {"*.qkv_proj", "*.gate_up_proj"},
-    "bert": {"*.query", "*.key", "*.value"},
-}
-# Reasons that are not yet the true ones.
-NOT_YET_SAID = {"mean", "maximum", "spatial-gate", "joined-by-a-size", "constant"}
-# Networks of which anything can be pruned.
-PRUNABLE = [name for name, case in CASES.items() if NOT_YET.get(name) != set(case.units)]
-
 
 @cache
 def analysed(name: str) -> tuple[nn.Module, Analysis]:
@@ -136,9 +101,10 @@ def missing(name: str) -> set[str]:
     """Patterns of units that the analysis did not find as the case states them."""
     model, analysis = analysed(name)
     channels = {p.module: g.channels for g in analysis.groups for p in g.producers}
+    names = {name for name, _ in model.named_modules()} | set(channels)
     found = set()
     for pattern, units in CASES[name].units.items():
-        layers = [layer for layer, _ in model.named_modules() if fnmatch(layer, pattern)]
+        layers = [name for name in names if fnmatch(name, pattern)]
         assert layers, f"{pattern!r} names nothing"
         if not all(
             layer in channels and channels[layer] == (units or channels[layer]) for layer in layers
@@ -149,11 +115,11 @@ def missing(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_belongs_together_is_found(name: str) -> None:
-    assert missing(name) == NOT_YET.get(name, set())
+    assert not missing(name)
 
 
 @TOO_COARSE
-@pytest.mark.parametrize("name", PRUNABLE)
+@pytest.mark.parametrize("name", CASES)
 def test_slicing_is_silencing(name: str) -> None:
     model, _ = analysed(name)
     result = halved(name)
@@ -167,14 +133,14 @@ def test_slicing_is_silencing(name: str) -> None:
 
 
 @TOO_COARSE
-@pytest.mark.parametrize("name", [name for name in CASES if name not in NOT_YET])
+@pytest.mark.parametrize("name", CASES)
 def test_half_of_the_multiply_adds_can_go(name: str) -> None:
     report = halved(name).report
     assert report.after.macs <= 0.5 * report.before.macs
 
 
 @TOO_COARSE
-@pytest.mark.parametrize("name", PRUNABLE)
+@pytest.mark.parametrize("name", CASES)
 def test_the_saved_network_gives_the_same_bits(name: str, tmp_path: Path) -> None:
     result = halved(name)
     save(result, tmp_path / "small.safetensors")
@@ -188,7 +154,7 @@ def test_the_saved_network_gives_the_same_bits(name: str, tmp_path: Path) -> Non
 @pytest.mark.slow
 @TOO_COARSE
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", PRUNABLE)
+@pytest.mark.parametrize("name", CASES)
 def test_onnx_computes_the_same(name: str, tmp_path: Path) -> None:
     ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime (extra test)")
     inputs, small = CASES[name].inputs, halved(name).model
@@ -210,4 +176,4 @@ def test_what_cannot_be_pruned_says_why(name: str) -> None:
     assert case.module not in members
     assert members, "the rest of the network is pruned"
     (reason,) = (layer.reason for layer in analysis.skipped if layer.name == case.module)
-    assert bool(re.search(case.reason, reason, re.IGNORECASE)) == (name not in NOT_YET_SAID), reason
+    assert re.search(case.reason, reason, re.IGNORECASE), reason

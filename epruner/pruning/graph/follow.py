@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -152,6 +152,7 @@ class _Following:
 
     def finished(self, outputs: list[Tensor]) -> Followed:
         """Everything that was found, now that the pass is over."""
+        self._used(outputs)
         for tensor in outputs:
             for facet in self._operand(tensor).facets:
                 self._algebra.classes.fix(facet.labels, "its channels are the output of the model")
@@ -167,9 +168,7 @@ class _Following:
         tensors = [(tensor, self._operand(tensor)) for tensor in tensors_in((args, kwargs))]
         operands = {id(tensor): operand for tensor, operand in tensors}
         if func is not torch.ops.aten._local_scalar_dense.default:
-            for look in [self._looks.pop(id(t)) for t, _ in tensors if id(t) in self._looks]:
-                for facet in look.facets:
-                    self._algebra.classes.fix(facet.labels, look.why)
+            self._used(tensor for tensor, _ in tensors)
         multiplied = iter(range(len(self._recorder.products), sys.maxsize))
         result = func(*args, **kwargs)
         results = tensors_in(result)
@@ -188,7 +187,7 @@ class _Following:
             lambda tensor: operands.get(id(tensor)) or Operand(tensor, ()),
             self._running(),
             lambda facets: self._product(next(multiplied), facets),
-            lambda look: self._looks.update({id(results[0]): look}),
+            lambda look: self._looks.update({id(look.result): look}),
         )
         found = facets_after(call)
         for tensor, facets in zip(results, found, strict=True):
@@ -202,6 +201,13 @@ class _Following:
             self._note(tensor, facets, given)
         return result
 
+    def _used(self, tensors: Iterable[Tensor]) -> None:
+        """Let channels stay of which numbers are made that something is made of."""
+        for tensor in tensors:
+            if look := self._looks.pop(id(tensor), None):
+                for facet in look.facets:
+                    self._algebra.classes.join(facet.labels, look.dims, look.why)
+
     def _enter(self, module: nn.Module, _: Any) -> None:
         self._inside += 1
 
@@ -213,6 +219,7 @@ class _Following:
         read, written = tensors_in((args, kwargs)), tensors_in(output)
         if not read or not written:
             return
+        self._used(read)
         source = self._operand(read[0])
         dim = channel_dim(module, read[0])
         rest = [f for f in source.facets if not f.along(dim)]
@@ -254,8 +261,8 @@ class _Following:
             labels = self._algebra.classes.new([outputs], why)
             if (tied := ties(module)) is not None:
                 _, first, number = np.unique(tied, return_index=True, return_inverse=True)
-                why = mixing(name, module)
-                self._algebra.classes.unify(labels, labels[torch.from_numpy(first[number])], why)
+                others = labels[torch.from_numpy(first[number])]
+                self._algebra.classes.unify(labels, others, mixing(name, module))
             self._found.outputs[name] = labels
             if inputs:
                 self._found.inputs[name] = self._algebra.classes.new([inputs], why)

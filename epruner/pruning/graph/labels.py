@@ -145,6 +145,7 @@ class Algebra:
     def __init__(self) -> None:
         self.classes = Classes()
         self.ragged: list[Tensor] = []  # facets that change along two dimensions or more
+        self._cuts: dict[tuple[int, int], tuple[Tensor, set[tuple[int, int]], str]] = {}
         self.added: list[Tensor] = []  # labels where what different layers made is added
 
     def settled(self, facets: Iterable[Facet]) -> tuple[Facet, ...]:
@@ -184,6 +185,7 @@ class Algebra:
             replace(o, facets=self.settled(o.facets)).like(lambda t: t[(None,) * (dims - t.dim())])
             for o in operands
         ]
+        operands = self._parted(operands)
         for dim in range(dims):
             size = max(o.tensor.shape[dim] for o in operands)
             wide = [o for o in operands if o.tensor.shape[dim] == size > 1]
@@ -249,41 +251,53 @@ class Algebra:
         return self.settled([Facet(torch.cat(parts, dim), makers), *across])
 
     def reduce(
-        self, facets: Iterable[Facet], dims: Sequence[int], why: str, *, sums: bool = False
+        self, facets: Iterable[Facet], dims: Sequence[int], why: str
     ) -> tuple[Facet, ...]:
-        """What is left of facets when dimensions are reduced to one element each.
+        """What is left of facets when a number is made of all along some dimensions."""
+        facets = tuple(facets)
+        for facet in facets:
+            self.classes.join(facet.labels, dims, why)
+        return self.summed(facets, dims)
 
-        Parameters
-        ----------
-        sums : bool
-            Without the channels that go nothing is missed but they.
-        """
+    def summed(self, facets: Iterable[Facet], dims: Sequence[int]) -> tuple[Facet, ...]:
+        """What is left of facets when along some dimensions only sums are left."""
         found = []
         for facet in facets:
-            inside = [d for d in facet.dims if d in dims]
-            if not (sums and len(inside) == len(facet.dims)):
-                self.classes.join(facet.labels, inside, why)
             labels = facet.labels
-            for d in inside:
+            rest = not set(facet.dims) <= set(dims)
+            for d in dims:
+                if rest:
+                    self.classes.unify(labels, labels.narrow(d, 0, 1))
                 labels = labels.narrow(d, 0, 1)
             found.append(Facet(labels, facet.makers))
         return self.settled(found)
 
     def cut(self, facets: Iterable[Facet], dim: int, start: int, length: int, why: str) -> None:
-        """Before a part of a dimension is taken: the same channels go from all equal parts."""
+        """Note that a part of a dimension is taken."""
         for facet in facets:
-            size = facet.labels.shape[dim]
-            if length < size and size % length == 0 and start % length == 0:
-                parts = facet.labels.unflatten(dim, (size // length, length))
-                self.classes.unify(parts, parts.narrow(dim, 0, 1), why)
-                if length == 1:
-                    self.classes.join(facet.labels, [dim], why)
+            if facet.along(dim) and length < facet.labels.shape[dim]:
+                key = (id(facet.labels), dim)
+                _, parts, _ = self._cuts.setdefault(key, (facet.labels, set(), why))
+                parts.add((start, length))
 
     def square(self) -> None:
-        """Unite labels until along each tensor whole slices go.
+        """Unite labels until along each tensor whole slices go, and as many from equal parts.
 
-        Of a facet that changes along two dimensions the longer one is left to choose from.
+        Parts of different sizes are left to themselves. Of a facet that changes along two dimensions
+        the longer one is left to choose from.
         """
+        for (_, dim), (labels, parts, why) in self._cuts.items():
+            size = labels.shape[dim]
+            lengths = {length for _, length in parts}
+            (length, *others) = sorted(lengths)
+            if length == 1:
+                for start, some in parts:
+                    if some == 1:
+                        self.classes.fix(labels.narrow(dim, start, 1), why)
+            elif not others and not size % length and not any(start % length for start, _ in parts):
+                equal = labels.unflatten(dim, (size // length, length))
+                self.classes.unify(equal, equal.narrow(dim, 0, 1), why)
+
         changed = True
         while changed:
             changed = False
@@ -296,6 +310,22 @@ class Algebra:
                     why = f"its channels are arranged as {shape}"
                     self.classes.join(labels, [d for d in dims if d != longest], why)
                     changed = True
+
+    def _parted(self, operands: Sequence[Operand]) -> list[Operand]:
+        """Let bare tensors be of fixed size inside the heads that channels are arranged in.
+
+        They could be cut there, too, but then the same channels of every head would have to go.
+        """
+        made = [f for o in operands for f in o.facets if f.makers]
+        inner = {d for facet in made for d in facet.dims[1:]}
+        found = []
+        for operand in operands:
+            cut = [f for f in operand.facets if not f.makers and inner.intersection(f.dims)]
+            for facet in cut:
+                self.classes.fix(facet.labels, "it scales the channels within heads")
+            kept = tuple(f for f in operand.facets if f.makers or not inner.intersection(f.dims))
+            found.append(replace(operand, facets=kept) if cut else operand)
+        return found
 
     def _reduced(self, labels: Tensor) -> Tensor:
         for dim, stride in enumerate(labels.stride()):

@@ -24,19 +24,21 @@ Facets = tuple[Facet, ...]
 
 @dataclass(frozen=True)
 class Look:
-    """A single number made of channels, as a forward pass makes it to look whether all is well.
+    """Numbers made of several channels each, which a forward pass may only look at.
 
     Parameters
     ----------
     result : Tensor
         Held, so that nothing else can be in its place.
     facets : tuple of Facet
+    dims : tuple of int
+        Along these the channels would have to stay if anything were made of the numbers.
     why : str
-        These channels would have to stay if anything were made of it.
     """
 
     result: Tensor
     facets: Facets
+    dims: tuple[int, ...]
     why: str
 
 
@@ -75,6 +77,11 @@ class Call:
     product: Callable[[Facets], None]
     look: Callable[[Look], None]
 
+    @property
+    def where(self) -> str:
+        """The module, for reasons."""
+        return f" in {self.module!r}" if self.module else ""
+
     def __getitem__(self, name: str) -> Any:
         return self.args[name]
 
@@ -98,7 +105,7 @@ class Call:
     def meets(self, fixed: bool) -> str:
         """Why channels stay that meet a tensor without channels."""
         if not fixed:
-            return "its channels meet a tensor of fixed size"
+            return f"its channels meet a tensor of fixed size{self.where}"
         how = "added to" if self.name == "add" else "combined with"
         return f"its channels are {how} the model's input and must keep their number and order"
 
@@ -132,7 +139,8 @@ def facets_after(call: Call) -> list[Facets]:
         return [()] * len(call.results)
     if known is None:
         for operand in operands:
-            call.fix(operand.facets, f"its channels pass {call.name!r}, which may not keep them apart")
+            why = f"its channels pass {call.name!r}{call.where}, which may not keep them apart"
+            call.fix(operand.facets, why)
         return [()] * len(call.results)
     found = known(call)
     return found if isinstance(found, list) else [found] * len(call.results)
@@ -181,21 +189,18 @@ def _taken(call: Call) -> list[Facets]:
     """A part of a dimension, or all of its parts."""
     dim = call.dims()[0]
     size = call.first.tensor.shape[dim]
-    why = "its channels are split into parts of equal size"
+    why = f"its channels are split into parts{call.where}"
     if call.name in ("select", "unbind"):
-        why = "its channels are picked one by one"
-        call.algebra.cut(call.first.facets, dim, 0, 1, why)
-    elif call.name == "slice":
-        start, step = call["start"] or 0, call["step"]
-        length = call.results[0].shape[dim]
-        if step > 1:
-            _strided(call, dim, step)
-        else:
-            call.algebra.cut(call.first.facets, dim, start % max(size, 1), length, why)
-    else:
-        sizes = [result.shape[dim] for result in call.results]
-        if len(set(sizes)) == 1:
-            call.algebra.cut(call.first.facets, dim, 0, sizes[0], why)
+        for facet in call.first.facets:
+            picked = f"its channels are picked one by one{call.where}"
+            call.algebra.classes.join(facet.labels, [dim], picked)
+    elif call.name == "slice" and call["step"] > 1:
+        _strided(call, dim, call["step"])
+    elif size:
+        start = (call.args.get("start") or 0) % size
+        for result in call.results:
+            call.algebra.cut(call.first.facets, dim, start, result.shape[dim], why)
+            start += result.shape[dim]
     return _apply(call, call.function)
 
 
@@ -204,7 +209,7 @@ def _strided(call: Call, dim: int, step: int) -> None:
         if not facet.along(dim):
             continue
         size = facet.labels.shape[dim]
-        why = f"of its channels every {step}th is taken"
+        why = f"of its channels every {step}th is taken{call.where}"
         if size % step:
             call.fix([facet], why)
         else:
@@ -222,7 +227,7 @@ def _picked(call: Call) -> list[Facets]:
     else:
         dims = [0] if call.name == "embedding" else call.dims()
         indices = [call[name] for name in ("index", "indices") if name in call.args]
-    why = "its channels are picked by their numbers"
+    why = f"its channels are picked by their numbers{call.where}"
     kept = []
     for facet in source.facets:
         if any(facet.along(d) for d in dims):
@@ -271,9 +276,6 @@ def _padded(call: Call) -> Facets:
     return found.facets
 
 
-_LOOKED_AT = frozenset(["all", "any", "max", "min"])
-
-
 # fmt: off
 @operation(
     "sum", "nansum", "mean", "prod", "amax", "amin", "max", "min", "aminmax", "any", "all", "argmax",
@@ -286,13 +288,13 @@ def _reduced(call: Call) -> Facets:
     if call.name in ("max", "min") and len(operands) == 2:
         return _one_by_one(call)
     dims = call.dims()
-    why = f"its channels are mixed: one number is made of them ({call.name})"
-    if call.name in _LOOKED_AT and call.results[0].dim() == 0:
-        call.look(Look(call.results[0], operands[0].facets, why))
-        return ()
-    facets = call.algebra.reduce(
-        operands[0].facets, dims, why, sums=call.name in ("sum", "nansum")
-    )
+    facets = operands[0].facets
+    mixed = any(facet.along(d) for facet in facets for d in dims)
+    if mixed and call.name not in ("sum", "nansum"):
+        why = f"its channels are mixed{call.where}: one number is made of them ({call.name})"
+        for result in call.results:
+            call.look(Look(result, facets, tuple(dims), why))
+    facets = call.algebra.summed(facets, dims)
     return _dropped(facets, dims) if not call.args.get("keepdim") else facets
 
 
@@ -305,7 +307,7 @@ def _reduced(call: Call) -> Facets:
 def _along(call: Call) -> Facets:
     """What is made along a dimension, which is there still."""
     dims = call.dims("dims" if call.name == "roll" else "dim")
-    why = f"its channels are mixed: {call.name.lstrip('_')!r} runs along them"
+    why = f"its channels are mixed{call.where}: {call.name.lstrip('_')} runs along them"
     for facet in call.first.facets:
         if inside := [d for d in facet.dims if d in dims]:
             call.algebra.classes.join(facet.labels, inside, why)
@@ -365,7 +367,7 @@ def _attended(call: Call) -> list[Facets]:
     masks = [call.operand(call[n]) for n in ("attn_mask", "attn_bias") if tensors_in(call.args.get(n))]
     if masks:
         facets = call.algebra.meet([Operand(scores, facets), *masks], call.meets)
-    why = "its channels are mixed: attention's softmax runs along them"
+    why = f"its channels are mixed{call.where}: attention runs along them"
     for facet in facets:
         if facet.along(scores.dim() - 1):
             call.algebra.classes.join(facet.labels, [scores.dim() - 1], why)
@@ -390,7 +392,7 @@ def _product(call: Call, a: Operand, b: Operand) -> Facets:
     one, other = a.like(lambda t: t[..., None]), b.like(lambda t: t[..., None, :, :])
     facets = call.algebra.meet([one, other], call.meets)
     k = max(one.tensor.dim(), other.tensor.dim()) - 2
-    why = "its channels are summed in a matrix product outside of a layer"
+    why = f"its channels are summed in a matrix product{call.where}, outside of a layer"
     facets = _dropped(call.algebra.reduce(facets, [k], why), [k])
     call.product(facets)
     return facets
@@ -445,7 +447,7 @@ def _group_normalized(call: Call) -> list[Facets]:
 def _gated(call: Call) -> Facets:
     dim = call.dims()[0]
     length = call.results[0].shape[dim]
-    call.algebra.cut(call.first.facets, dim, 0, length, "its channels gate each other")
+    call.algebra.cut(call.first.facets, dim, 0, length, f"its channels gate each other{call.where}")
     halves = [call.first.like(lambda t, s=s: t.narrow(dim, s, length) if t.shape[dim] > 1 else t)
               for s in (0, length)]
     return call.algebra.meet(halves, call.meets)

@@ -232,6 +232,7 @@ class _Trial:
         self._probe = probe
         self._read: dict[str, list[list[Tensor]]] = {}  # what stays of the inputs, call by call
         self._lifts: dict[str, list[Tensor]] = {}  # of the channels that stay, call by call
+        self._calls: dict[str, int] = {}
         self._filled: dict[str, Tensor] = {}  # by layer: which of the channels it reads hold values
         self._sides = {
             (name, reads): _split(kept, size)
@@ -347,7 +348,10 @@ class _Trial:
                 self._lifts.setdefault(name, []).append(lift)
                 wide = lift.new_zeros(written.shape[dim]).index_copy(0, stays, lift)
                 written.add_(_along(dim, wide, written))
-            written.index_copy_(dim, gone, _huge(written, dim, len(gone)) * self._probe.sign)
+            # other numbers in every call, as what two of them made may be compared
+            calls = self._calls[name] = self._calls.get(name, 0) + 1
+            huge = _huge(written, dim, len(gone)) * self._probe.sign * calls
+            written.index_copy_(dim, gone, huge)
 
     def _compare(self, name: str, module: nn.Module, inputs: Any) -> Any:
         """Before a layer of the sliced network: is it what the full one read here?"""
