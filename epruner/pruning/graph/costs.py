@@ -19,10 +19,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from epruner.pruning.network.attention import any_folded, unfolded
-from epruner.pruning.network.copies import deep_copy
 from epruner.pruning.network.layers import multiplies, rule_of, sides
 from epruner.pruning.network.tree import tensors_in
+from epruner.pruning.plan.apply import counterpart
 
 
 @dataclass(frozen=True)
@@ -216,8 +215,7 @@ def measure(
         Multiply-adds of the layers; parameters; and multiply-adds in the convention of the
         published tables, plus four per element of every BatchNorm output.
     """
-    if any_folded(model):  # what is pruned is counted unfolded, and so is what is not
-        model = unfolded(deep_copy(model))
+    model = counterpart(model)  # what is pruned is counted unfolded, and so is what is not
     recorder = Recorder(model)
     with eval_mode(model), torch.no_grad(), recorder.recording():
         model(*args, **(kwargs or {}))
