@@ -181,9 +181,7 @@ def prune(
         warnings.warn(BudgetWarning(note), stacklevel=2)
     sizes = Sizes(net.costs, chosen.groups)
     report = Report(
-        layers=layer_reports(
-            counterpart(model, chosen.plan.modules), net.costs, chosen.layers, choice, sizes
-        ),
+        layers=layer_reports(counterpart(model), net.costs, chosen.layers, choice, sizes),
         skipped=chosen.skipped,
         before=totals_of(model, net.costs.totals()),
         after=totals_of(small, sizes.totals(choice.counts)),

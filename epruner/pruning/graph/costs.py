@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from epruner.pruning.network.attention import any_folded, unfolded
-from epruner.pruning.network.copies import deep_copy
 from epruner.pruning.network.layers import multiplies, rule_of, sides
 from epruner.pruning.network.tree import tensors_in
+from epruner.pruning.plan.apply import counterpart
 
 
 @dataclass(frozen=True)
@@ -286,8 +285,7 @@ def measure(
         Multiply-adds; parameters; and multiply-adds in the convention of the
         published tables, plus four per element of every BatchNorm output.
     """
-    if any_folded(model):  # what is pruned is counted unfolded, and so is what is not
-        model = unfolded(deep_copy(model))
+    model = counterpart(model)  # what is pruned is counted unfolded, and so is what is not
     recorder = Recorder(model)
     with eval_mode(model), torch.no_grad(), recorder.recording():
         model(*args, **(kwargs or {}))

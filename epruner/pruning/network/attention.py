@@ -163,7 +163,7 @@ def unfolded(model: nn.Module, names: Collection[str] | None = None) -> nn.Modul
     return model
 
 
-def any_folded(model: nn.Module, names: Collection[str] | None = None) -> bool:
+def any_folded(model: nn.Module, names: Collection[str] | None) -> bool:
     """Whether there is anything for `unfolded` to do."""
     return bool(_folded(model, names))
 

@@ -61,12 +61,12 @@ def resized(
     return small
 
 
-def counterpart(model: nn.Module, parts: Parts) -> nn.Module:
-    """The full-size model with the modules of the one that is made of it.
+def counterpart(model: nn.Module, parts: Parts | None = None) -> nn.Module:
+    """The full-size model with the modules that `parts` name; default: that an analysis knows.
 
     A copy where its attention has to be unfolded for that, else the model itself.
     """
-    owners = _owners(parts)
+    owners = None if parts is None else _owners(parts)
     return unfolded(deep_copy(model), owners) if any_folded(model, owners) else model
 
 

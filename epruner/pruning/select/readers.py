@@ -125,7 +125,8 @@ def measured(
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         notes.append(
             f"what reads the channels cannot be measured for {', '.join(missing[:3])}{more} (it is "
-            "grouped, transposed, shared or has a forward of its own); weights decide there"
+            "grouped, transposed, recurrent, shared or has a forward of its own); weights decide "
+            "there"
         )
     return ranked, notes
 
