@@ -71,7 +71,7 @@ def test_branches_that_are_thrown_away_are_followed() -> None:
     assert [m.module for m in groups["aside"].consumers] == ["spare"]
     found = reasons(networks.ThrownAway())
     assert set(found) == {"spare", "head"}
-    assert found["spare"] == "nothing that could be made smaller reads its channels"
+    assert found["spare"] == "its channels are mixed: softmax runs along them"
 
 
 def test_grouped_transposed_convolutions_are_left_alone() -> None:
@@ -88,8 +88,7 @@ def test_streams_through_layer_norm_are_left_alone_in_either_scope() -> None:
         bert: Any = {"input_ids": torch.arange(7)[None], "attention_mask": torch.ones(1, 7)}
         found = reasons(networks.BertLayer(), bert, scope=scope)
         assert "LayerNorm" in found["output"]
-        for name in ("query", "key", "value"):
-            assert "view" in found[f"attention.{name}"]
+        assert "attention.query" not in found
 
 
 def test_a_gate_is_no_stream_but_a_sum_is() -> None:
@@ -139,21 +138,23 @@ def test_padded_shortcuts_are_left_alone_and_named() -> None:
 
 def test_channel_shuffles_do_not_break_the_analysis() -> None:
     found = reasons(networks.ChannelShuffle())
-    assert "view" in found["first"]
+    assert found["first"] == "its channels do not lie in the groups of 'second' as they are made"
     assert set(found) == {"first", "head"}
-    found = reasons(networks.SplitNet())
-    assert "split" in found["stem"]
-    assert "branch1" not in found
+    torch.manual_seed(0)
+    check_exact(networks.SplitNet(), "stem")
 
 
 def test_shufflenet() -> None:
     model = get_model("shufflenetv2_wd2")
-    found = reasons(model, (1, 3, 224, 224), beta=0.9)
-    assert any("split" in r or "rearranged" in r for r in found.values())
+    found = reasons(model, (1, 3, 224, 224), beta=0.9, scope="all")
+    assert set(found) == {"output"}
 
 
-def test_split_channels_are_left_alone() -> None:
-    assert "split" in reasons(networks.ChunkedMlp(), (2, 12))["both"]
+def test_halves_of_split_channels_go_together() -> None:
+    (both, _) = structure_of(networks.ChunkedMlp(), torch.randn(2, 12)).groups
+    (member,) = both.producers
+    assert both.channels == 40
+    assert member.index[member.root == 3].tolist() == [3, 43]
 
 
 def test_what_mixes_channels_is_left_alone() -> None:
@@ -161,18 +162,16 @@ def test_what_mixes_channels_is_left_alone() -> None:
     assert set(found) == {"stem", "down", "head"}
     assert "LayerNorm 'norm' mixes" in found["stem"]
     normed = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1)
+        nn.Conv2d(3, 8, 3), nn.GroupNorm(1, 8), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1)
     )
     assert "GroupNorm '1' mixes" in reasons(normed)["0"]
 
 
-def test_only_a_trial_shows_that_a_mean_counts_channels() -> None:
-    for seed in range(20):  # with some weights it does not count for much
-        torch.manual_seed(seed)
-        found = reasons(networks.ChannelMean())
-        assert "more than silencing" in found["second"]
-        assert "first" not in found
-        assert "third" not in found
+def test_a_mean_counts_channels() -> None:
+    found = reasons(networks.ChannelMean())
+    assert found["second"] == "its channels are mixed: one number is made of them (mean)"
+    assert "first" not in found
+    assert "third" not in found
 
 
 class LargeNoise(nn.Module):
@@ -221,9 +220,7 @@ def test_numbers_written_in_the_forward_are_left_alone() -> None:
     assert "a" not in found
 
 
-def test_shared_modules_and_parameters_are_left_alone() -> None:
-    found = reasons(networks.Shared())
-    assert "'twice' is used 2 times" in found["stem"]
+def test_shared_parameters_are_left_alone() -> None:
     tied = nn.Sequential(
         nn.Linear(6, 6),
         nn.ReLU(),
@@ -237,6 +234,14 @@ def test_shared_modules_and_parameters_are_left_alone() -> None:
     assert "parameters of '2' are shared with '0'" in reasons(tied, (1, 6))["2"]
     assert "shared" in reasons(tied, (1, 6))["0"]
     assert "4" not in reasons(tied, (1, 6))
+
+
+def test_modules_used_twice_are_pruned_for_both_uses() -> None:
+    groups = {g.name: g for g in structure_of(networks.Shared()).groups}
+    assert [m.module for m in groups["stem"].producers] == ["stem", "twice"]
+    assert [m.module for m in groups["stem"].consumers] == ["twice", "inner"]
+    torch.manual_seed(0)
+    check_exact(networks.Shared(), "stem")
 
 
 def chain() -> Any:
@@ -350,12 +355,6 @@ def test_layers_that_do_not_run_are_named() -> None:
     assert reasons(Spare())["spare"] == "was not run by the example inputs"
 
 
-def test_attention_is_left_alone_and_named() -> None:
-    found = reasons(networks.Vit())
-    assert {f"attention.{x}_proj" for x in ("q", "k", "v", "out")} <= set(found)
-    assert "fc1" not in found
-
-
 def test_frozen_layers_are_seen() -> None:
     frozen = networks.Vgg().requires_grad_(False)
     thawed = copy.deepcopy(frozen).requires_grad_(True)
@@ -369,14 +368,16 @@ def test_no_grad_around_the_call_does_not_matter() -> None:
     assert inside.plan == cut(model, IMAGE).plan
 
 
-def test_a_forward_without_gradients_is_reported() -> None:
+def test_a_forward_without_gradients_is_followed() -> None:
     class NoGrad(networks.Vgg):
         @torch.no_grad()
         def forward(self, x: Tensor) -> Any:
             return super().forward(x)
 
-    with pytest.raises(TraceError, match="no_grad"):
-        cut(NoGrad(), IMAGE)
+    model = networks.Vgg()
+    other = NoGrad()
+    other.load_state_dict(model.state_dict())
+    assert cut(other, IMAGE).plan == cut(model, IMAGE).plan
 
 
 def test_a_failing_forward_names_the_module_and_what_to_check() -> None:
@@ -424,12 +425,11 @@ class FlattenedHeads(nn.Module):
         return torch.cat([y, coarse * 2], 1)
 
 
-@pytest.mark.timeout(60)
-def test_flattened_heads_are_left_alone_without_following_them_for_ever() -> None:
-    found = reasons(FlattenedHeads())
-    assert "flattened and then concatenated" in found["fine"]
-    assert "coarse" in found
-    assert set(found) == {"fine", "coarse", "head"}
+def test_flattened_heads_may_be_concatenated() -> None:
+    groups = {g.name: g for g in structure_of(FlattenedHeads(), torch.randn(1, 3, 16, 16)).groups}
+    (mix,) = groups["fine"].consumers
+    assert (mix.module, mix.size, mix.fold) == ("mix", 6 * 64 + 6 * 16, 64)
+    assert reasons(FlattenedHeads())["coarse"] == "its channels are the output of the model"
 
 
 class GroupedFlattened(nn.Module):
@@ -507,7 +507,6 @@ ONE_BY_ONE: dict[str, Callable[[Tensor], Tensor]] = {
 ACROSS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda x: x.softmax(1),
     "norm": lambda x: x / x.norm(dim=-3, keepdim=True),
-    "flip": lambda x: x + x.flip(1),
     "slice": lambda x: F.pad(x[:, 1:], (0, 0, 0, 0, 1, 0)),
     "permuted": lambda x: x.permute(0, 2, 3, 1).softmax(-1).permute(0, 3, 1, 2),
 }
@@ -523,6 +522,12 @@ def test_operations_that_keep_channels_apart(name: str) -> None:
 def test_operations_across_channels_are_left_alone(name: str) -> None:
     model = Between(ACROSS[name], nn.Sequential(nn.Conv2d(8, 9, 1), nn.Conv2d(9, 4, 1)))
     assert set(reasons(model)) == {"first", "head.1"}
+
+
+def test_channels_that_meet_their_mirror_images_go_in_pairs() -> None:
+    model = Between(lambda x: x + x.flip(1), nn.Conv2d(8, 4, 1))
+    (group,) = structure_of(model).groups
+    assert group.producers[0].index[group.producers[0].root == 1].tolist() == [1, 6]
 
 
 FLATTENED: dict[str, Callable[[Tensor], Tensor]] = {
@@ -542,7 +547,7 @@ def test_maps_may_be_permuted_before_they_are_flattened(order: str) -> None:
     check_exact(Between(FLATTENED[order], head), "first", (2, 3, 16, 12))
 
 
-def test_operations_of_ones_own_are_not_known() -> None:
+def test_operations_of_ones_own_are_what_they_are_made_of() -> None:
     class Double(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -552,17 +557,18 @@ def test_operations_of_ones_own_are_not_known() -> None:
         def backward(ctx: Any, *gradients: Tensor) -> Tensor:
             return 2 * gradients[0]
 
-    def double(x: Tensor) -> Any:
-        return Double.apply(x)  # type: ignore[no-untyped-call]
+    torch.manual_seed(0)
+    model = Between(lambda x: Double.apply(x) + 1, nn.Conv2d(8, 4, 1))  # type: ignore[no-untyped-call]
+    check_exact(model, "first")
 
-    operations: list[Callable[[Tensor], Tensor]] = [
-        lambda x: double(x)[:, :, 1:],
-        lambda x: double(x).flatten(2)[..., None],
-        lambda x: double(x) + 1,
-    ]
-    for operation in operations:
-        model = Between(operation, nn.Sequential(nn.Conv2d(8, 9, 1), nn.Conv2d(9, 4, 1)))
-        assert "DoubleBackward" in reasons(model)["first"]
+
+def test_operations_that_are_not_known_are_named() -> None:
+    model = Between(
+        lambda x: torch.linalg.qr(x)[0], nn.Sequential(nn.Conv2d(8, 9, 1), nn.Conv2d(9, 2, 1))
+    )
+    assert reasons(model)["first"] == (
+        "its channels pass 'linalg_qr', which may not keep them apart"
+    )
 
 
 def test_tokens_may_be_flattened() -> None:

@@ -202,7 +202,8 @@ def test_recurrent_layers_are_counted_and_named(
     assert result.report.after == measure(result.model, (x,))
     found = {s.name: s.reason for s in result.report.skipped}
     assert list(found) == ["second", "recurrent", "head"]
-    assert found["recurrent"] == f"{kind.__name__} 'recurrent' mixes its channels"
+    unnamed, mixes = "no pattern of n_filters matches it", f"{kind.__name__} 'recurrent' mixes"
+    assert found["recurrent"].startswith(mixes if projected else unnamed)
     with torch.no_grad():
         assert difference(result.model(x), silenced(model, result.plan)(x)) <= 1e-5
 
@@ -214,7 +215,7 @@ def test_packed_sequences_and_cells_are_counted() -> None:
 
 
 def test_what_stays_whole_can_be_ignored_but_not_asked_for() -> None:
-    model = Reader(nn.GRU(6, 4), 4)
+    model = Reader(nn.LSTM(6, 4, proj_size=3), 3)
     x = torch.randn(3, 2, 5)
     with pytest.raises(ValueError, match=r"'recurrent' cannot be pruned.* mixes its channels"):
         cut(model, x, layers=["recurrent"])

@@ -45,6 +45,10 @@ def by_sum_of_negatives(x: Tensor) -> Tensor:
     return x / (1 + torch.relu(-x).sum(1, keepdim=True))
 
 
+# What the operations themselves tell of these, before any trial.
+STATIC = {by_mean: "(mean)", by_maximum: "(amax)"}
+
+
 def alone(x: Tensor) -> Tensor:
     """Every channel to itself."""
     return torch.tanh(x) + 0.1 * x
@@ -162,7 +166,9 @@ def test_nothing_hides_what_counts_or_mixes_channels(hiding: str, operation: Ope
         return  # after a rectifier there are none
     for seed in range(3):
         torch.manual_seed(seed)
-        assert "more than silencing" in skipped_of(make(operation).eval(), x)["first"]
+        assert STATIC.get(operation, "more than silencing") in skipped_of(
+            make(operation).eval(), x
+        )["first"]
 
 
 @pytest.mark.parametrize("operation", [alone, torch.relu, torch.sigmoid, nn.ReLU6()])
@@ -181,24 +187,9 @@ def test_what_is_right_is_not_refused_where_it_is_hidden(hiding: str, operation:
     assert torch.allclose(got, expected, atol=1e-5)
 
 
-def test_a_maximum_over_the_channels_of_a_single_vector() -> None:
-    class Vector(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.Linear(6, 4)
-            self.second = nn.Linear(4, 3)
-
-        def forward(self, x: Tensor) -> Any:
-            return self.second(by_maximum(self.first(x)))
-
-    for seed in range(8):  # in some, the largest of the four stays
-        torch.manual_seed(seed)
-        assert "more than silencing" in skipped_of(Vector(), torch.randn(1, 6))["first"]
-
-
 def test_the_reason_says_where_it_shows() -> None:
     torch.manual_seed(0)
-    assert "as seen in what 'third' reads" in skipped_of(networks.ChannelMean(), IMAGE)["second"]
+    assert "as seen in what 'second' reads" in skipped_of(Body(by_count).eval(), IMAGE)["first"]
 
 
 def test_a_forward_pass_that_checks_its_values_is_tried_with_finite_ones() -> None:
@@ -211,7 +202,7 @@ def test_a_forward_pass_that_checks_its_values_is_tried_with_finite_ones() -> No
 
     torch.manual_seed(0)
     assert "first" not in skipped_of(Checked(alone).eval(), IMAGE)
-    assert "more than silencing" in skipped_of(Checked(by_mean).eval(), IMAGE)["first"]
+    assert "more than silencing" in skipped_of(Checked(by_count).eval(), IMAGE)["first"]
 
 
 def test_a_forward_pass_that_needs_its_zeros_keeps_them() -> None:
