@@ -51,7 +51,7 @@ class Layer(nn.Module):
         """(n, length, width) -> the same."""
         n, length, _ = x.shape
         q, k, v = (
-            part(x).view(n, length, HEADS, -1).transpose(1, 2)
+            part(x).view(n, length, -1, WIDTH // HEADS).transpose(1, 2)
             for part in (self.query, self.key, self.value)
         )
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
