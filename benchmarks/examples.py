@@ -52,10 +52,10 @@ def measure(name: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure the examples named, or all, and write what they gave beside the others."""
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in sys.argv[1:] or NAMES:
-        found[name] = measure(name)
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+        rows = measure(name)
+        found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        RESULTS.write_text(json.dumps(found | {name: rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
