@@ -328,7 +328,7 @@ def example_rows(name: str) -> list[str]:
     }
     rows = []
     for row in results("examples")[name]:
-        costs = ("network", "macs", "seconds", "cpu_seconds")
+        costs = ("network", "macs", "cpu_seconds")
         figures = [100 * row["macs"], *(v for k, v in row.items() if k not in costs)]
         cells = " | ".join(f"{half_up(round(value, 4))} %" for value in figures)
         rows.append(f"| {titles[row['network']]} | {cells} |")
