@@ -17,7 +17,7 @@ NEEDS = {
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::epruner.pruning.errors.RepairWarning")  # few inputs, to be quick
+@pytest.mark.filterwarnings("ignore:too few calibration inputs")  # to be quick
 @pytest.mark.parametrize(
     ("name", "least"),
     [
