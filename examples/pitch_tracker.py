@@ -137,11 +137,16 @@ def draw(original: nn.Module, small: nn.Module, held_out: Any, path: str) -> Non
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots()
     hertz = 10 * 2 ** (cents / 1200)
-    axes.plot(time, hertz, color="#bbbbbb", linewidth=5, label="sung")
-    for name, tracker, colour in (("original", original, "#2166ac"), ("pruned", small, "#b2182b")):
+    axes.plot(time, hertz, ".", color="#cccccc", markersize=12, label="sung")
+    for name, tracker, colour, size in (
+        ("original", original, "#67a9cf", 7),
+        ("pruned", small, "#b2182b", 2),
+    ):
         answer = 10 * 2 ** (heard(tracker, windows) / 1200)
-        axes.plot(time, answer, ".", color=colour, markersize=3, label=f"heard by the {name}")
+        axes.plot(time, answer, ".", color=colour, markersize=size, label=f"heard by the {name}")
     axes.set(yscale="log", xlabel="seconds", ylabel="pitch (Hz)")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.legend(frameon=False, ncols=3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)

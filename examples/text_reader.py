@@ -139,7 +139,7 @@ def read(reader: nn.Module, pictures: Tensor) -> list[str]:
     found = []
     for row in scores.argmax(2).tolist():
         fresh = [now for last, now in zip([0, *row], row, strict=False) if now and now != last]
-        found.append("".join(LETTERS[letter - 1] for letter in fresh))
+        found.append("".join(LETTERS[letter - 1] for letter in fresh).strip())
     return found
 
 

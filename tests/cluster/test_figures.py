@@ -319,6 +319,22 @@ def neighbor_rows() -> list[str]:
     ]
 
 
+def example_rows(name: str) -> list[str]:
+    """docs/: an example on a trained network, cut by norms alone, and pruned with a repair."""
+    titles = {
+        "original": "original",
+        "cut": "cut by L1, not repaired",
+        "pruned": "pruned and repaired",
+    }
+    rows = []
+    for row in results("examples").get(name, []):
+        costs = ("network", "macs", "cpu_seconds")
+        figures = [100 * row["macs"], *(v for k, v in row.items() if k not in costs)]
+        cells = " | ".join(f"{half_up(round(value, 4))} %" for value in figures)
+        rows.append(f"| {titles[row['network']]} | {cells} |")
+    return rows
+
+
 def claims() -> dict[str, list[str]]:
     """Lines and phrases with measured figures, as the results say them, by document."""
     rows = [row for row in results("clustering")["rows"] if row["n"] >= 512]
@@ -378,6 +394,9 @@ def claims() -> dict[str, list[str]]:
             million_line(),
         ],
         "docs/drop-in.md": drop_in_rows(),
+        "docs/pitch-tracker.md": example_rows("pitch_tracker"),
+        "docs/sentence-encoder.md": example_rows("sentence_encoder"),
+        "docs/text-reader.md": example_rows("text_reader"),
         "docs/hierarchy-and-pictures.md": merging_lines(),
         "docs/pipelines.md": [
             f"The {layers[0]['layers']} layers of a ResNet-56, similarities included, take "
