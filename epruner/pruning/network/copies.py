@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,14 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def deep_copy(model: nn.Module) -> nn.Module:
-    """A deep copy of a network.
+    """A deep copy of a network, without `torch.compile` around parts of it.
 
     Raises
     ------
     ValueError
         The network holds tensors that torch cannot copy.
     """
+    model = uncompiled(model)
     try:
         copied = copy.deepcopy(model)
     except RuntimeError as error:
@@ -31,6 +33,27 @@ def deep_copy(model: nn.Module) -> nn.Module:
         ) from error
     tie(model, copied)
     return copied
+
+
+def compiled_parts(model: nn.Module) -> list[str]:
+    """Names of what comes from `torch.compile`; the network's own is empty."""
+    return [name for name, module in model.named_modules() if hasattr(module, "_orig_mod")]
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """A network of the same tensors without `torch.compile` around parts of it.
+
+    The network itself where there is none. Else names are those that the modules had before.
+    """
+    compiled = compiled_parts(model)
+    if not compiled:
+        return model
+    memo: dict[int, Any] = {id(t): t for t in chain(model.parameters(), model.buffers())}
+    for name in reversed(compiled):  # what is inside another first
+        wrapper: Any = model.get_submodule(name)
+        memo[id(wrapper)] = copy.deepcopy(wrapper._orig_mod, memo)
+    plain: nn.Module = copy.deepcopy(model, memo)
+    return plain
 
 
 def tracing_copy(model: nn.Module) -> tuple[nn.Module, frozenset[str]]:

@@ -100,7 +100,7 @@ def refit(
     reference, work = working_copy(full), working_copy(small)
     batches = (*calibration.fit, *calibration.held_back)
     full_traces, traces = record_all(reference, batches), record_all(work, batches)
-    if [s.label for s in full_traces[0].ops] != [s.label for s in traces[0].ops]:
+    if full_traces[0].course != traces[0].course:
         note = "least squares left off: the pruned network takes another course than the original"
         warnings.warn(RepairWarning(note), stacklevel=4)
         return Refit(deep_copy(small), None, (note,), {})

@@ -85,8 +85,11 @@ def find_sites(model: nn.Module, trace: Trace) -> tuple[list[Site], list[str]]:
 def fit_positions(site: Site, module: nn.Module, traces: Sequence[Trace]) -> Tensor | None:
     """Output positions of a layer to fit at over all batches; None is all of them."""
     shapes = [trace.ops[site.op].shapes[0] for trace in traces]
-    spatial = shapes[0][1:-1] if isinstance(module, nn.Linear) else shapes[0][2:]
-    return positions(spatial, sum(shape[0] for shape in shapes), unknowns(module))
+    linear = isinstance(module, nn.Linear)
+    spatial = {shape[1:-1] if linear else shape[2:] for shape in shapes}
+    if len(spatial) > 1:  # as values of each batch decide
+        return None
+    return positions(spatial.pop(), sum(shape[0] for shape in shapes), unknowns(module))
 
 
 def _shared(model: nn.Module) -> dict[str, str]:
