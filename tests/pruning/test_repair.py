@@ -466,7 +466,7 @@ def test_unfolded_rows_times_weights_are_the_layer(layer: nn.Module, some: bool)
     chosen = torch.tensor([0, 2, 3]) if some else None
     with torch.no_grad():
         expected = output_rows(layer(x), layer, chosen)
-        got = input_rows(x, layer, chosen) @ stacked(layer)
+        got = input_rows(x, layer, chosen) @ stacked(layer).float()
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     before = copy.deepcopy(layer.state_dict())
     unstack(layer, stacked(layer))

@@ -131,6 +131,25 @@ def tie(model: nn.Module, copied: nn.Module) -> None:
             target.data = source.data.as_strided(tensor.shape, tensor.stride())
 
 
+def retie(model: nn.Module, small: nn.Module) -> None:
+    """Let tensors of a resized copy be one where those of the model are, and were cut alike."""
+    theirs = dict(_tensors(small))
+    first: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in _tensors(model):
+        if not (address := address_of(tensor)):
+            continue
+        other, one = first.setdefault(address, (name, tensor))
+        source, target = theirs[other], theirs[name]
+        alike = tensor.shape == one.shape and tensor.stride() == one.stride()
+        if source is target or not alike or not torch.equal(source, target):
+            continue
+        if tensor is one:
+            owner, _, leaf = name.rpartition(".")
+            setattr(small.get_submodule(owner), leaf, source)
+        else:
+            target.data = source.data
+
+
 def owners(model: nn.Module) -> dict[int, list[str]]:
     """Names of the modules that hold each tensor, by the address of its memory.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from epruner.pruning.network.copies import deep_copy
+from epruner.pruning.network.copies import deep_copy, retie, uncompiled
 from epruner.pruning.network.layers import (
     multiplies,
     parameter_dim,
@@ -33,6 +33,7 @@ def resized(model: nn.Module, parts: Parts) -> nn.Module:
     ValueError
         `model` lacks a module or has it in another size, or no rule knows it.
     """
+    model = uncompiled(model)
     small = deep_copy(model)
     modules = dict(small.named_modules())
     for name, part in parts.items():
@@ -40,6 +41,7 @@ def resized(model: nn.Module, parts: Parts) -> nn.Module:
             _resize_module(name, modules[name], part)
         else:
             _resize_tensor(small, name, part)
+    retie(model, small)
     return small
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from epruner.pruning.network.tree import leaves
@@ -76,6 +76,10 @@ class Trace:
     def course(self) -> list[tuple[str, list[Value], list[Value]]]:
         """What is done with what: the same in all traces of which the ops correspond."""
         return [(op.label, op.reads, op.writes) for op in self.ops]
+
+    def reordered(self, order: Sequence[int]) -> Trace:
+        """The same with its ops in another order, in which each still finds what it reads."""
+        return replace(self, ops=tuple(self.ops[index] for index in order))
 
     def readers(self) -> dict[Value, list[int]]:
         """Indices of the ops that read each value."""
