@@ -212,6 +212,21 @@ def test_what_is_read_off_a_batch_counts_for_that_batch(how: str) -> None:
         other.advance(0, len(traces[0].ops))
 
 
+class Longer(nn.Module):
+    """Does more for some inputs than for others, after all that it does for these."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = x * 2
+        return (y, y + 1) if x.max() > 5 else (y, y)
+
+
+def test_more_ops_for_some_batches_are_another_course() -> None:
+    model, x = Longer().eval(), torch.zeros(2, 3)
+    batches: list[Any] = [((part,), {}) for part in (x, x + 9)]
+    with pytest.raises(TraceError, match=r"reads False .* and True .*nothing and aten::add"):
+        record_all(model, batches)
+
+
 def test_layers_whose_weights_decide_what_is_read_are_not_refit() -> None:
     torch.manual_seed(0)
     mixing = torch.randn(3, 8)

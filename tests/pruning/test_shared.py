@@ -72,8 +72,8 @@ class Refined(nn.Module):
 def halved(model: nn.Module, producer: str, *readers: str, more: tuple[str, ...] = ()) -> Plan:
     """Every other channel of a layer goes."""
     layer, reader = model.get_submodule(producer), model.get_submodule(readers[0])
-    n = int(layer.weight.shape[0])  # type: ignore[union-attr,index]
-    width = int(reader.weight.shape[1])  # type: ignore[union-attr,index]
+    n = int(layer.weight.shape[0])  # type: ignore[index]
+    width = int(reader.weight.shape[1])  # type: ignore[index]
     assert n == width
     kept = tuple(range(0, n, 2))
     out = ModulePlan(out=kept, out_before=n)

@@ -107,8 +107,9 @@ def record_all(model: nn.Module, batches: Sequence[Arguments]) -> list[Trace]:
 
 def _parting(first: Trace, other: Trace) -> str:
     """Where two forward passes part."""
+    both = first.ops, other.ops
     course = zip(first.course, other.course, strict=False)
-    parted = next((i for i, (a, b) in enumerate(course) if a != b), -1)
+    parted = next((i for i, (a, b) in enumerate(course) if a != b), min(map(len, both)))
     for mine, theirs in zip(first.ops[:parted], other.ops[:parted], strict=True):
         if mine.reader and not same_reading(mine.result, theirs.result):
             reason = (
@@ -117,7 +118,7 @@ def _parting(first: Trace, other: Trace) -> str:
             break
     else:
         reason = "it depends on how many inputs a batch holds, or on what no input decides"
-    then = (op.label for op in (first.ops[parted], other.ops[parted]))
+    then = (ops[parted].label if parted < len(ops) else "nothing" for ops in both)
     return (
         "the forward pass takes another course for some inputs than for others, so that it cannot "
         f"be followed layer by layer: {reason} (then come {' and '.join(then)})"
@@ -199,7 +200,7 @@ class _Recording:
     def leaves_torch(self, tensor: Tensor) -> None:
         """Values go where no op follows them: that they are read is an op."""
         if not self._inside and self._varies(self._references(tensor)):
-            read = (self._references((tensor,)), {})
+            read: Any = (self._references((tensor,)), {})
             self._add("tolist", None, Tensor.tolist, read, tensor.tolist(), self._running())
 
     def _convolution(self, name: str, args: Any) -> _ConvNd | None:
@@ -300,8 +301,7 @@ class _Leaving(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _LEAVES_TORCH:
-            with torch._C.DisableTorchFunction():
-                self._recorder.leaves_torch(args[0])
+            self._recorder.leaves_torch(args[0])
         return func(*args, **(kwargs or {}))
 
 
