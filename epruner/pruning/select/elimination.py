@@ -119,8 +119,7 @@ class _State:
         rows = self._inverse[own] - self._gains[:waiting].flatten(0, 1)[:, own].T @ earlier
         gains = self._inverted[place] @ rows
         self._weights.addmm_(gains.T, self._weights[own].clone(), alpha=-1)
-        by_channel = (x.view(k, n, k).permute(1, 2, 0) for x in (gains, rows))  # (n, k, k)
-        gain, row = by_channel
+        gain, row = (x.view(k, n, k).permute(1, 2, 0) for x in (gains, rows))  # (n, k, k)
         self._diagonal.baddbmm_(gain, row.transpose(1, 2), alpha=-1)
         self._rows[waiting], self._gains[waiting] = rows, gains
         self._waiting += 1
