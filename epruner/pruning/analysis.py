@@ -106,7 +106,7 @@ class Analysis:
         self._original: weakref.ref[nn.Module] | None = weakref.ref(model)
         with stages.run("analysis"):
             self._model, parametrized = tracing_copy(model)
-            self._kind = type(model).__name__
+            self._kind = type(self._model).__name__
             args, kwargs = (in_float32(part) for part in self.arguments)
             structure = find_groups(self._model, args, kwargs)
             groups, computed = resizable(structure.groups, parametrized)

@@ -17,7 +17,13 @@ from epruner.pruning.data.evidence import gather, kind_of
 from epruner.pruning.errors import BudgetWarning, RepairWarning, TraceError
 from epruner.pruning.graph.costs import eval_mode
 from epruner.pruning.graph.groups import Group
-from epruner.pruning.network.copies import deep_copy, has_halves, working_copy
+from epruner.pruning.network.copies import (
+    compiled_parts,
+    deep_copy,
+    has_halves,
+    uncompiled,
+    working_copy,
+)
 from epruner.pruning.network.inputs import Arguments, as_arguments, check_model, in_float32
 from epruner.pruning.options import (
     REPAIRS,
@@ -68,7 +74,8 @@ def prune(
     Parameters
     ----------
     model : torch.nn.Module
-        Never modified.
+        Never modified. Where parts of it come from `torch.compile`, what comes back is as before
+        that.
     inputs : Tensor, shape, tuple of arguments, dict of keyword arguments, or Analysis
         Of the model's forward. Used to trace the network and to count, not to choose filters. Or
         what `analyse` made of the model as it is now, to analyse it once for several prunings.
@@ -151,6 +158,11 @@ def prune(
         random_state=random_state,
         n_threads=n_threads,
     )
+    undone = [
+        f"torch.compile is undone around {name or 'the model'}; compile what comes back"
+        for name in compiled_parts(model)
+    ]
+    model = uncompiled(model)
     with closing(Stages(progress)) as stages:
         show = partial(gather, seed=request.random_state, stages=stages)
         evidence = None
@@ -186,7 +198,7 @@ def prune(
         before=totals_of(model, net.costs.totals()),
         after=totals_of(small, sizes.totals(choice.counts)),
         settings=request.settings(),
-        notes=(*evidence.notes, *choice.notes, *chosen.notes, *more),
+        notes=(*undone, *evidence.notes, *choice.notes, *chosen.notes, *more),
         repair=repaired,
         seconds=stages.seconds,
     )
@@ -246,6 +258,7 @@ def repair(
         It was left off, or rests on too little data.
     """
     _check_station(model, small, plan)
+    model, small = uncompiled(model), uncompiled(small)
     check_choice("repair", repair, ("auto", *REPAIRS))
     kind = kind_of(model, calibrate)
     if kind == "inputs" and inputs is None:
@@ -337,6 +350,7 @@ def distill(
         raise TypeError(f"small must be a torch.nn.Module, got {type(small).__name__}")
     if steps is not None and (type(steps) is not int or steps < 1):
         raise ValueError(f"steps must be a positive integer, got {steps!r}")
+    model, small = uncompiled(model), uncompiled(small)
     kind = kind_of(model, calibrate)
     if calibrate is None or kind == "noise":
         raise ValueError("distill needs calibrate: inputs without labels, or 'synthetic'")
@@ -376,7 +390,7 @@ def _check_station(model: nn.Module, small: nn.Module, plan: Plan) -> None:
         )
     if not isinstance(plan, Plan):
         raise TypeError(f"plan must be an epruner.Plan, got {type(plan).__name__}")
-    found = {name: tuple(tensor.shape) for name, tensor in small.named_parameters()}
+    found = {name: tuple(tensor.shape) for name, tensor in uncompiled(small).named_parameters()}
     for name, tensor in plan.apply(model).named_parameters():
         if found.get(name) != (shape := tuple(tensor.shape)):
             raise ValueError(

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from epruner.pruning.data.calibration import slots
 from epruner.pruning.data.noise import natural_noise
-from epruner.pruning.errors import TraceError
 from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.trace.record import record
 from epruner.pruning.trace.trace import Op
@@ -36,7 +35,7 @@ def made_up(model: nn.Module, example: Arguments, n: int, *, seed: int) -> tuple
         None of the inputs is one that can be drawn, or they are nested.
     """
     _, likes = slots(model, example)
-    readers = _readers(model, example, len(likes))
+    readers = _readers(model, example)
     generator = torch.Generator().manual_seed(seed)
     drawn = [_drawn(like, ops, n, generator) for like, ops in zip(likes, readers, strict=True)]
     if all(tensor is None for tensor in drawn):
@@ -49,19 +48,16 @@ def made_up(model: nn.Module, example: Arguments, n: int, *, seed: int) -> tuple
 
 def channels_last(model: nn.Module, example: Arguments) -> list[bool]:
     """Of each input whether its last dimension holds the channels, as a linear layer reads it."""
-    return [_last(ops) for ops in _readers(model, example, len(slots(model, example)[1]))]
+    return [_last(ops) for ops in _readers(model, example)]
 
 
 def _last(readers: Sequence[Op]) -> bool:
     return any(isinstance(op.function, nn.Linear) for op in readers)
 
 
-def _readers(model: nn.Module, example: Arguments, count: int) -> list[list[Op]]:
-    """Of each input the ops that read it; none where that cannot be followed."""
-    try:
-        trace = record(model, *example)
-    except TraceError:
-        return [[] for _ in range(count)]
+def _readers(model: nn.Module, example: Arguments) -> list[list[Op]]:
+    """Of each input the ops that read it."""
+    trace = record(model, *example)
     readers = trace.readers()
     return [[trace.ops[index] for index in readers.get(value, [])] for value in trace.inputs]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,14 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def deep_copy(model: nn.Module) -> nn.Module:
-    """A deep copy of a network.
+    """A deep copy of a network, without `torch.compile` around parts of it.
 
     Raises
     ------
     ValueError
         The network holds tensors that torch cannot copy.
     """
+    model = uncompiled(model)
     try:
         copied = copy.deepcopy(model)
     except RuntimeError as error:
@@ -33,6 +35,27 @@ def deep_copy(model: nn.Module) -> nn.Module:
         ) from error
     tie(model, copied)
     return copied
+
+
+def compiled_parts(model: nn.Module) -> list[str]:
+    """Names of what comes from `torch.compile`; the network's own is empty."""
+    return [name for name, module in model.named_modules() if hasattr(module, "_orig_mod")]
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """A network of the same tensors without `torch.compile` around parts of it.
+
+    The network itself where there is none. Else names are those that the modules had before.
+    """
+    compiled = compiled_parts(model)
+    if not compiled:
+        return model
+    memo: dict[int, Any] = {id(t): t for t in chain(model.parameters(), model.buffers())}
+    for name in reversed(compiled):  # what is inside another first
+        wrapper: Any = model.get_submodule(name)
+        memo[id(wrapper)] = copy.deepcopy(wrapper._orig_mod, memo)
+    plain: nn.Module = copy.deepcopy(model, memo)
+    return plain
 
 
 def tracing_copy(model: nn.Module) -> tuple[nn.Module, frozenset[str]]:
@@ -104,6 +127,25 @@ def tie(model: nn.Module, copied: nn.Module) -> None:
         source, target = theirs[first.setdefault(address, name)], theirs[name]
         if source is not target and source.numel() == target.numel():
             target.data = source.data.as_strided(tensor.shape, tensor.stride())
+
+
+def retie(model: nn.Module, small: nn.Module) -> None:
+    """Let tensors of a resized copy be one where those of the model are, and were cut alike."""
+    theirs = dict(_tensors(small))
+    first: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in _tensors(model):
+        if not (address := address_of(tensor)) or name not in theirs:
+            continue  # the copy's attention may be unfolded
+        other, one = first.setdefault(address, (name, tensor))
+        source, target = theirs[other], theirs[name]
+        alike = tensor.shape == one.shape and tensor.stride() == one.stride()
+        if source is target or not alike or not torch.equal(source, target):
+            continue
+        if tensor is one:
+            owner, _, leaf = name.rpartition(".")
+            setattr(small.get_submodule(owner), leaf, source)
+        else:
+            target.data = source.data
 
 
 def owners(model: nn.Module) -> dict[int, list[str]]:

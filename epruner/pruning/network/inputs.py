@@ -27,7 +27,7 @@ def check_model(model: object) -> None:
     Raises
     ------
     TypeError
-        It is not a torch module, or it holds one that another tool made of a network.
+        It is not a torch module, or it holds TorchScript.
     ValueError
         Its weights have no values, values that are not finite, or are computed by masks.
     """
@@ -37,11 +37,6 @@ def check_model(model: object) -> None:
         path = f"model.{name}" if name else "model"
         if isinstance(module, torch.jit.ScriptModule):
             raise TypeError(f"{path} is TorchScript; give the network that it was made of")
-        if hasattr(module, "_orig_mod"):
-            raise TypeError(
-                f"{path} comes from torch.compile; put the module itself ({path}._orig_mod) in its "
-                "place and compile what comes back"
-            )
         if any(isinstance(hook, BasePruningMethod) for hook in module._forward_pre_hooks.values()):
             raise ValueError(
                 f"the weights of {path} are computed by a mask of torch.nn.utils.prune; make it "
@@ -160,7 +155,8 @@ def as_patterns(model: nn.Module, option: str, wanted: Iterable[str | nn.Module]
             raise TypeError(f"{option}: {item!r} is neither a name or pattern nor a module")
         if isinstance(item, nn.Module) and item not in names:
             raise ValueError(f"{option}: {type(item).__name__} is not a module of this model")
-        patterns.append(names[item] if isinstance(item, nn.Module) else item)
+        named = names[item] if isinstance(item, nn.Module) else item
+        patterns.append(named.replace("_orig_mod.", ""))  # as without torch.compile
     return patterns
 
 

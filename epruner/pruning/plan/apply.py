@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from epruner.pruning.network.attention import any_folded, unfolded
-from epruner.pruning.network.copies import deep_copy
+from epruner.pruning.network.copies import deep_copy, retie, uncompiled
 from epruner.pruning.network.layers import (
     multiplies,
     parameter_dim,
@@ -44,6 +44,7 @@ def resized(
     ValueError
         `model` lacks a module or an attribute or has it in another size, or no rule knows it.
     """
+    model = uncompiled(model)
     small = unfolded(deep_copy(model), _owners(parts))
     modules = dict(small.named_modules())
     for name, part in parts.items():
@@ -58,6 +59,7 @@ def resized(
         if name not in modules:
             raise ValueError(f"the plan changes {name!r}, which this model has not")
         infer(modules[name], found)
+    retie(model, small)
     return small
 
 

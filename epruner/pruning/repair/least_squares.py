@@ -15,7 +15,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +43,7 @@ from epruner.pruning.trace.normal import (
 )
 from epruner.pruning.trace.record import record_all
 from epruner.pruning.trace.replay import Replay
-from epruner.pruning.trace.targets import Site, find_sites, fit_positions
+from epruner.pruning.trace.targets import Call, Site, find_sites, fit_positions
 from epruner.pruning.trace.trace import Value
 
 RIDGES = (1e-4, RIDGE, 1e-2, 1e-1, 1.0)  # tried on the inputs held back
@@ -102,19 +101,23 @@ def refit(
     work = working_copy(small)
     batches = (*calibration.fit, *calibration.held_back)
     full_traces, traces = record_all(reference, batches), record_all(work, batches)
-    if [s.label for s in full_traces[0].ops] != [s.label for s in traces[0].ops]:
+    if full_traces[0].course != traces[0].course:
         note = "least squares left off: the pruned network takes another course than the original"
         warnings.warn(RepairWarning(note), stacklevel=4)
         return Refit(deep_copy(small), None, (note,), {})
-    sites, notes = find_sites(work, traces[0])
+    order, sites, notes = find_sites(work, traces[0])
+    full_traces, traces = ([t.reordered(order) for t in found] for found in (full_traces, traces))
     if anchored:
         parts = plan.modules
         sites = [s for s in sites if s.norm or (s.name in parts and parts[s.name].in_ is not None)]
     sliced = outputs(work, calibration.unseen)
-    keep: dict[Value, int] = {}
-    for site in sites:  # in ascending order of `at`: of several that read one value the last counts
-        keep[traces[0].ops[site.op].reads[0]] = site.at
-    replays = Replay(full_traces, batches), Replay(traces, batches, keep)
+    keep: dict[Value, int] = {}  # what layers read
+    wanted: dict[Value, int] = {}  # and what they should give
+    for site in sites:  # in ascending order: of several that read one value the last counts
+        for call in site.calls:
+            keep[traces[0].ops[call.op].reads[0]] = site.begin
+            wanted[traces[0].ops[call.at].writes[0]] = site.end + 1
+    replays = Replay(full_traces, batches, wanted), Replay(traces, batches, keep)
     pair = _Pair(work, plan, *replays, len(calibration.fit))
     done = [(site, found) for site in sites if (found := pair.repair(site)) is not None]
     unseen = range(len(batches))[-len(calibration.unseen) :]
@@ -169,60 +172,75 @@ class _Pair:
         """Refit one layer; None where there was nothing to gain."""
         module = as_linear(self._modules[site.name])
         norm = self._modules.get(site.norm or "")
-        chosen = fit_positions(site, module, self._small.traces[: self._n_fit])
+        chosen = [
+            fit_positions(site, call, self._modules[call.name], self._small.traces[: self._n_fit])
+            for call in site.calls
+        ]
         normal, held_back = Normal.empty(module), Normal.empty(module)
+        judge = held_back if self._n_fit < len(self._small.traces) else normal
+        start = stacked(module)  # (groups, d + 1, o)
+        total, square = torch.zeros_like(judge.square), torch.zeros_like(judge.square)
         # what the layer gives is of use with the repaired weights only
-        branch = [s for s in (site.op, site.norm_op) if s >= 0 and site.other is not None]
+        branch = [i for call in site.calls for i in (call.op, call.norm_op) if 0 <= i < site.begin]
         for batch, trace in enumerate(self._small.traces):
-            self._full.advance(batch, site.at + 1)
-            self._small.advance(batch, site.at, branch)
-            read = self._small.value(batch, trace.ops[site.op].reads[0])
-            rows = input_rows(read, module, chosen)
+            self._full.advance(batch, site.end + 1)
+            self._small.advance(batch, site.begin, branch)
             part = normal if batch < self._n_fit else held_back
-            part.add(rows, self._target(batch, site, module, norm, chosen))
+            for call, places in zip(site.calls, chosen, strict=True):
+                read = self._small.value(batch, trace.ops[call.op].reads[0])
+                rows = input_rows(read, self._modules[call.name], places)
+                wanted = self._target(batch, call, norm, places)
+                part.add(rows, wanted - rows @ start.to(rows.dtype))
+                if part is judge:
+                    total += wanted.sum(1)
+                    square += wanted.square().sum(1)
         if not normal.finite() or not held_back.finite():
             raise ValueError(not_finite(f"layer {site.name!r}"))
-        judge = held_back if held_back.rows else normal
-        start, before = stacked(module), judge.error(stacked(module))  # (groups, o)
+        before = judge.square  # (groups, o)
         units = torch.ones_like(before)
         if isinstance(norm, _BatchNorm):  # what counts is what BatchNorm makes of an output
             units = scale_shift(norm)[0].square().view_as(before)
-        spread, error = float((judge.spread() * units).sum()), float((before * units).sum())
+        spread = float(((square - total.square() / judge.rows) * units).sum())
+        error = float((before * units).sum())
         if not spread > 0 or error <= EXACT * spread:
             return None
         if normal.rows < unknowns(module):
             self.poor.append(site.name)
         tried = []
         for ridge in RIDGES if held_back.rows else (RIDGE,):
-            solved = normal.solve(start, ridge, bias=norm is not None or module.bias is not None)
+            has_bias = norm is not None or module.bias is not None
+            solved = start + normal.solve(torch.zeros_like(start), ridge, bias=has_bias)
             # as the layer will hold it, so that the comparison is one of what comes to be
             solved = solved.to(module.weight.dtype).double()
-            tried.append((float((judge.error(solved) * units).sum()), ridge, solved))
-        _, ridge, solved = min(tried, key=lambda found: found[0])
-        weights = torch.where((judge.error(solved) < before)[:, None], solved, start)
+            left = judge.error(solved - start)
+            tried.append((float((left * units).sum()), ridge, solved, left))
+        _, ridge, solved, left = min(tried, key=lambda found: found[0])
+        better = left < before
+        weights = torch.where(better[:, None], solved, start)
         offset = unstack(module, weights)
         if isinstance(norm, _BatchNorm):
             _set_statistics(norm, normal, weights, offset if module.bias is None else None)
         return LayerRepair(
             site.name,
-            "output" if site.other is None else "stream",
+            "output" if site.calls[0].other is None else "stream",
             error / spread,
-            float((judge.error(weights) * units).sum()) / spread,
+            float((torch.where(better, left, before) * units).sum()) / spread,
             ridge,
         )
 
     def _target(
-        self, batch: int, site: Site, module: nn.Module, norm: nn.Module | None, chosen: Any
+        self, batch: int, call: Call, norm: nn.Module | None, chosen: Tensor | None
     ) -> Tensor:
-        """What the layer should give: (groups, rows, o)."""
-        at = self._full.traces[batch].ops[site.at].writes[0]
+        """What a call should give: (groups, rows, o), float64."""
+        module = self._modules[call.name]
+        at = self._full.traces[batch].ops[call.at].writes[0]
         wanted = at_positions(self._full.value(batch, at), module, chosen)
-        part = self._plan.modules.get(site.name)
+        part = self._plan.modules.get(call.name)
         dim = -1 if isinstance(module, nn.Linear) else 1
         if part is not None and part.out is not None:
             wanted = wanted.index_select(dim, torch.tensor(part.out, device=wanted.device))
-        if site.other is not None:
-            wanted = wanted - at_positions(self._small.value(batch, site.other), module, chosen)
+        if call.other is not None:
+            wanted = wanted - at_positions(self._small.value(batch, call.other), module, chosen)
             if isinstance(norm, _BatchNorm):
                 scale, shift = scale_shift(norm)
                 alive = scale.abs() > 1e-12
@@ -231,7 +249,7 @@ class _Pair:
                     view
                 )
                 wanted = undone * alive.view(view)
-        return as_rows(wanted, module)
+        return as_rows(wanted, module).double()
 
 
 def _set_statistics(

@@ -20,6 +20,8 @@ from epruner.pruning.select.importance import Candidates, Importance, Indices, l
 from epruner.pruning.select.readers import Reader
 from epruner.pruning.trace.normal import RIDGE
 
+_WAITING = 16  # channels of which the rows wait
+
 
 @dataclass(frozen=True)
 class Elimination:
@@ -44,48 +46,23 @@ class Elimination:
 def eliminate(readers: Sequence[Reader]) -> Elimination:
     """Rank the channels of a group by what reads them."""
     n = readers[0].channels
-    states = []
-    for reader in readers:
-        ridge = RIDGE * float(reader.gram.diagonal().mean()) + 1e-30
-        eye = torch.eye(len(reader.gram), dtype=torch.float64)
-        weights = reader.weights
-        if weights.shape[1] > len(weights):  # only W W' counts: any other root of it will do
-            weights = torch.linalg.qr(weights.T, mode="r").R.T
-        states.append((torch.linalg.inv(reader.gram + ridge * eye), weights.clone()))
+    states = [_State(reader) for reader in readers]
     channels = list(range(n))  # that the states have rows for
     alive = list(range(n))  # places of those that are left
     order: list[int] = []
     errors = np.zeros(n + 1)
     while alive:
-        if 2 * len(alive) <= len(channels):  # the rest of the states is zero
-            states = [
-                (_blocks(_blocks(x, alive, len(channels)).T, alive, len(channels)).T.contiguous(),
-                 _blocks(w, alive, len(channels)))
-                for x, w in states
-            ]  # fmt: skip
+        if 2 * len(alive) <= len(channels):
+            for state in states:
+                state.shrink(alive)
             channels, alive = [channels[i] for i in alive], list(range(len(alive)))
-        m = len(channels)
-        costs = torch.zeros(len(alive), dtype=torch.float64)
-        inverses = []
-        for inverse, weights in states:
-            k = len(inverse) // m
-            blocks = inverse.view(m, k, m, k)[alive, :, alive, :]  # (alive, k, k)
-            inverses.append(_inverses(blocks))
-            own = weights.view(m, k, -1)[alive]
-            costs += (own * (inverses[-1] @ own)).sum((1, 2))
+        costs = torch.stack([state.costs(alive) for state in states]).sum(0)
         best = int(costs.argmin())
         place = alive.pop(best)
         order.append(channels[place])
         errors[len(alive)] = errors[len(alive) + 1] + max(float(costs[best]), 0.0)
-        for (inverse, weights), blocks in zip(states, inverses, strict=True):
-            k = len(inverse) // m
-            rows = slice(place * k, (place + 1) * k)
-            gain = inverse[:, rows] @ blocks[best]
-            weights.addmm_(gain, weights[rows].clone(), alpha=-1)
-            inverse.addmm_(gain, inverse[rows].clone(), alpha=-1)
-            weights[rows] = 0
-            inverse[rows] = 0
-            inverse[:, rows] = 0
+        for state in states:
+            state.remove(place)
     sure = all(reader.sure for reader in readers)
     return Elimination(np.asarray(order, dtype=np.intp), errors, sure)
 
@@ -102,9 +79,66 @@ def by_elimination(ranked: Mapping[str, Elimination]) -> Importance:
     return reconstruction
 
 
-def _blocks(x: Tensor, places: Sequence[int], of: int) -> Tensor:
-    """Some of the equal blocks of rows of a matrix."""
-    return x.reshape(of, -1, x.shape[1])[list(places)].reshape(-1, x.shape[1])
+class _State:
+    """One reader's G^-1 and weights while channels go.
+
+    That a channel goes takes a multiple of its rows from all others: of G^-1 for the diagonal
+    blocks at once, for the rest of it in one matrix product for many channels.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self._n = reader.channels
+        ridge = RIDGE * float(reader.gram.diagonal().mean()) + 1e-30
+        eye = torch.eye(len(reader.gram), dtype=torch.float64)
+        weights = reader.weights
+        if weights.shape[1] > len(weights):  # only W W' counts: any other root of it will do
+            weights = torch.linalg.qr(weights.T, mode="r").R.T
+        self._weights = weights.clone()
+        self._set(torch.linalg.inv(reader.gram + ridge * eye))
+
+    def _set(self, inverse: Tensor) -> None:
+        n, k = self._n, len(inverse) // self._n
+        self._inverse = inverse  # without what waits
+        self._diagonal = inverse.view(n, k, n, k).diagonal(dim1=0, dim2=2).permute(2, 0, 1).clone()
+        self._rows = inverse.new_empty((_WAITING, k, n * k))  # that wait, and their multiples
+        self._gains = torch.empty_like(self._rows)
+        self._waiting = 0
+
+    def costs(self, alive: Sequence[int]) -> Tensor:
+        """What each channel's loss is that the others cannot make good: (alive,)."""
+        self._inverted = torch.zeros_like(self._diagonal)
+        self._inverted[alive] = _inverses(self._diagonal[alive])
+        own = self._weights.view(self._n, -1, self._weights.shape[1])[alive]
+        return (own * (self._inverted[alive] @ own)).sum((1, 2))
+
+    def remove(self, place: int) -> None:
+        """Let a channel go, after `costs`."""
+        k, n, waiting = self._diagonal.shape[1], self._n, self._waiting
+        own = slice(place * k, (place + 1) * k)
+        earlier = self._rows[:waiting].flatten(0, 1)  # (waiting k, n k)
+        rows = self._inverse[own] - self._gains[:waiting].flatten(0, 1)[:, own].T @ earlier
+        gains = self._inverted[place] @ rows
+        self._weights.addmm_(gains.T, self._weights[own].clone(), alpha=-1)
+        gain, row = (x.view(k, n, k).permute(1, 2, 0) for x in (gains, rows))  # (n, k, k)
+        self._diagonal.baddbmm_(gain, row.transpose(1, 2), alpha=-1)
+        self._rows[waiting], self._gains[waiting] = rows, gains
+        self._waiting += 1
+        if self._waiting == _WAITING:
+            self._settle()
+
+    def _settle(self) -> None:
+        rows, gains = (x[: self._waiting].flatten(0, 1) for x in (self._rows, self._gains))
+        self._inverse.addmm_(gains.T, rows, alpha=-1)
+        self._waiting = 0
+
+    def shrink(self, alive: Sequence[int]) -> None:
+        """Forget the channels that went."""
+        self._settle()
+        k = self._diagonal.shape[1]
+        kept = (torch.tensor(alive)[:, None] * k + torch.arange(k)).flatten()
+        self._weights = self._weights[kept]
+        self._n = len(alive)
+        self._set(self._inverse[kept][:, kept])
 
 
 def _inverses(blocks: Tensor) -> Tensor:

@@ -23,10 +23,10 @@ from epruner.pruning.graph.groups import Group, Member
 from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.network.layers import as_linear, scale_shift
 from epruner.pruning.network.statistics import not_finite
-from epruner.pruning.trace.normal import inner, input_rows
+from epruner.pruning.trace.normal import as_rows, at_positions, inner, input_rows
 from epruner.pruning.trace.record import record_all
 from epruner.pruning.trace.replay import Replay
-from epruner.pruning.trace.targets import Site, find_sites, fit_positions
+from epruner.pruning.trace.targets import Call, Site, find_sites, fit_positions
 from epruner.pruning.trace.trace import Value
 
 # Beyond this many columns the taps of a kernel are taken to be independent of each other.
@@ -89,13 +89,14 @@ def measured(
     """
     modules = dict(model.named_modules())
     traces = record_all(model, batches)
-    sites, _ = find_sites(model, traces[0])
+    order, sites, _ = find_sites(model, traces[0])
+    traces = [trace.reordered(order) for trace in traces]
     readers: dict[str, list[tuple[Group, Member]]] = {}
     for group in groups:
         for member in group.consumers:
             readers.setdefault(member.module, []).append((group, member))
     usable = [s for s in sites if s.name in readers and getattr(modules[s.name], "groups", 1) == 1]
-    seen = {site.name for site in usable}
+    seen = {call.name for site in usable for call in site.calls}
     whole = {  # groups of which every reader can be measured
         group.name
         for group in groups
@@ -103,8 +104,10 @@ def measured(
     }
     keep: dict[Value, int] = {}
     for site in usable:
-        read = traces[0].ops[site.op].reads[0]
-        keep[read] = max(keep.get(read, 0), _end(site) + 1)
+        for call in site.calls:
+            value = traces[0].ops[_end(call)].writes[0]
+            keep[value] = max(keep.get(value, 0), max(map(_end, site.calls)) + 1)
+            keep[traces[0].ops[call.op].reads[0]] = site.begin
     run = Replay(traces, batches, keep)
     left = Counter(group.name for site in usable for group, _ in readers[site.name])
     found: dict[str, list[Reader]] = {}
@@ -131,44 +134,56 @@ def measured(
     return ranked, notes
 
 
-def _end(site: Site) -> int:
+def _end(call: Call) -> int:
     """The op after which the error counts: the addition, or the norm of a layer that has one."""
-    return site.at if site.other is not None else max(site.op, site.norm_op)
+    return call.at if call.other is not None else max(call.op, call.norm_op)
 
 
 def _measure(
     run: Replay, site: Site, modules: Mapping[str, Any], members: Sequence[Member]
 ) -> list[Reader]:
     module = as_linear(modules[site.name])
-    chosen = fit_positions(site, module, run.traces)
+    chosen = [
+        fit_positions(site, call, as_linear(modules[call.name]), run.traces) for call in site.calls
+    ]
     columns = [_columns(member, module) for member in members]  # (n, k) each
     averaged = [index.numel() > MAX_COLUMNS for index in columns]
     sizes = [len(i) if a else i.numel() for i, a in zip(columns, averaged, strict=True)]
     grams = [torch.zeros(size, size, dtype=torch.float64) for size in sizes]
     sums = [torch.zeros(size, dtype=torch.float64) for size in sizes]
-    total, total_square, values, count = torch.zeros(1, dtype=torch.float64), 0.0, 0, 0
+    outputs = module.weight.shape[0]
+    total, total_square = torch.zeros(outputs, dtype=torch.float64), 0.0
+    level: Tensor | None = None
+    count = 0
     for batch, trace in enumerate(run.traces):
-        run.advance(batch, _end(site) + 1)
-        rows = input_rows(run.value(batch, trace.ops[site.op].reads[0]), module, chosen)[0]
-        rows = rows.cpu()
-        count += len(rows)
-        target = run.value(batch, trace.ops[_end(site)].writes[0])
-        dim = -1 if isinstance(module, nn.Linear) else 1
-        others = [d for d in range(target.dim()) if d != dim % target.dim()]
-        total = total + target.sum(others, dtype=torch.float64).cpu()
-        total_square += float(torch.linalg.vector_norm(target, dtype=torch.float64)) ** 2
-        values += target.numel() // target.shape[dim]
-        for index, average, gram, mean in zip(columns, averaged, grams, sums, strict=True):
-            taps = index.T if average else index.reshape(1, -1)
-            for tap in taps:
-                part = rows[:, tap]
-                gram += inner(part[None])[0] / len(taps)
-                mean += part.sum(0) / len(taps)
+        run.advance(batch, site.begin)
+        read = [
+            input_rows(run.value(batch, trace.ops[call.op].reads[0]), modules[call.name], places)[
+                0
+            ].cpu()
+            for call, places in zip(site.calls, chosen, strict=True)
+        ]
+        run.advance(batch, max(map(_end, site.calls)) + 1)
+        for call, places, rows in zip(site.calls, chosen, read, strict=True):
+            if level is None:
+                level = rows.mean(0)  # a large mean would drown the covariance in rounding
+            rows -= level
+            count += len(rows)
+            given = run.value(batch, trace.ops[_end(call)].writes[0])
+            target = as_rows(at_positions(given, module, places), module)[0].double().cpu()
+            total += target.sum(0)
+            total_square += float(target.square().sum())
+            for index, average, gram, mean in zip(columns, averaged, grams, sums, strict=True):
+                taps = index.T if average else index.reshape(1, -1)
+                for tap in taps:
+                    part = rows[:, tap]
+                    gram += inner(part[None])[0] / len(taps)
+                    mean += part.sum(0, dtype=torch.float64) / len(taps)
     if not all(bool(torch.isfinite(gram).all()) for gram in grams):
         raise ValueError(not_finite(f"layer {site.name!r}"))
     # of all outputs together, each about its own mean; less than rounding leaves of it is none
-    square = total_square / values
-    variance = max(square - float((total / values).square().sum()), 1e-12 * square, 1e-30)
+    square = total_square / count
+    variance = max(square - float((total / count).square().sum()), 1e-12 * square, 1e-30)
     weight = module.weight.detach().double().flatten(1).T.cpu()  # (d, o)
     norm = modules.get(site.norm or "")
     if isinstance(norm, _BatchNorm):

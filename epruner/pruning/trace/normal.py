@@ -3,10 +3,12 @@
 A convolution is a linear layer on its unfolded input. With U its rows (one per output position of
 one image), T the outputs it should have and W0 the weights it has, the refit solves
 
-    (U'U + R) W = U'T + R W0,    R = r I, nearly 0 on the bias,    r a share of the mean diagonal
+    (U'U + R) D = U'(T - U W0),    W = W0 + D,    R = r I, nearly 0 on the bias
 
-in float64. U'U and U'T are summed batch by batch, so memory does not grow with the images; the
-same sums over other inputs tell how far off any weights are there.
+with r a share of the mean diagonal. The sums grow batch by batch, so memory does not grow with the
+images; the same sums over other inputs tell how far off any weights are there. Products of a batch
+are of the precision of the activations, sums of all batches and what is solved float64: as W0 is
+near, what rounding leaves is a share of the correction, not of the weights.
 """
 
 from __future__ import annotations
@@ -66,8 +68,8 @@ def input_rows(x: Tensor, module: nn.Module, chosen: Tensor | None) -> Tensor:
 
     Returns
     -------
-    Tensor of shape (groups, rows, d + 1), float64
-        Columns in the order of the flattened weight, rows image by image.
+    Tensor of shape (groups, rows, d + 1)
+        Of the input's data type. Columns in the order of the flattened weight, rows image by image.
     """
     if isinstance(module, nn.Linear):
         return F.pad(as_rows(at_positions(x, module, chosen), module), (0, 1), value=1.0)
@@ -82,7 +84,7 @@ def input_rows(x: Tensor, module: nn.Module, chosen: Tensor | None) -> Tensor:
         picked.masked_fill_(~inside.to(x.device), 0)
     groups, (count, size) = module.groups, taps.shape
     width = channels // groups
-    rows = x.new_empty((groups, n * count, width * size + 1), dtype=torch.float64)
+    rows = x.new_empty((groups, n * count, width * size + 1))
     rows[:, :, -1] = 1
     by_image = rows[:, :, :-1].view(groups, n, count, width, size)
     by_image.copy_(picked.reshape(n, groups, width, count, size).permute(1, 0, 3, 2, 4))
@@ -113,7 +115,7 @@ def _taps(module: _ConvNd, shape: Sequence[int], chosen: Tensor | None) -> tuple
 
 
 def output_rows(y: Tensor, module: nn.Module, chosen: Tensor | None) -> Tensor:
-    """Outputs of a layer as rows: (groups, rows, outputs / groups), float64."""
+    """Outputs of a layer as rows: (groups, rows, outputs / groups)."""
     return as_rows(at_positions(y, module, chosen), module)
 
 
@@ -136,13 +138,13 @@ def at_positions(y: Tensor, module: nn.Module, chosen: Tensor | None) -> Tensor:
 
 
 def as_rows(y: Tensor, module: nn.Module) -> Tensor:
-    """What `at_positions` returns as (groups, rows, outputs / groups), float64."""
+    """What `at_positions` returns as (groups, rows, outputs / groups)."""
     if isinstance(module, nn.Linear):
-        return y.reshape(1, -1, y.shape[-1]).double()
+        return y.reshape(1, -1, y.shape[-1])
     n, channels, count = y.shape
     groups: int = module.groups  # type: ignore[assignment]
     rows = y.reshape(n, groups, channels // groups, count).permute(1, 0, 3, 2)
-    return rows.reshape(groups, n * count, -1).double()
+    return rows.reshape(groups, n * count, -1)
 
 
 def inner(rows: Tensor) -> Tensor:
@@ -171,7 +173,7 @@ class Normal:
     cross : Tensor of shape (groups, d + 1, o)
         U'T
     square : Tensor of shape (groups, o)
-        Sum of T².
+        Sum of T², T the targets or what is missing to them.
     rows : int
     """
 
@@ -196,8 +198,8 @@ class Normal:
     def add(self, rows: Tensor, targets: Tensor) -> None:
         """Add a batch: (groups, rows, d + 1) and (groups, rows, o)."""
         self.gram += inner(rows)
-        self.cross += rows.transpose(1, 2) @ targets
-        self.square += targets.square().sum(1)
+        self.cross += rows.transpose(1, 2) @ targets.to(rows.dtype)
+        self.square += targets.double().square().sum(1)
         self.rows += rows.shape[1]
 
     def finite(self) -> bool:
@@ -208,10 +210,6 @@ class Normal:
         """Sum of squares of U W - T, per output: (groups, d + 1, o) -> (groups, o)."""
         fitted = (weights * (self.gram @ weights - 2 * self.cross)).sum(1)
         return (fitted + self.square).clamp_min(0)
-
-    def spread(self) -> Tensor:
-        """Sum of squares of T about its mean, per output: (groups, o)."""
-        return self.square - self.cross[:, -1].square() / max(self.rows, 1)
 
     def moments(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of U W, per output: (groups, o) each."""

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from epruner.pruning.errors import TraceError
 from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.network.layers import as_linear
-from epruner.pruning.network.tree import mapped, tensors_in
+from epruner.pruning.network.tree import leaves, mapped, tensors_in
 from epruner.pruning.trace.trace import Op, Trace, Value, values_in
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -28,8 +29,9 @@ _FORWARDS = {
         nn.ConvTranspose3d, nn.Linear, _BatchNorm, nn.SyncBatchNorm,
     )
 }  # fmt: skip
-# what an op reads off the values of one batch would be taken for all others
 _READS_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+# These read values, too, and no dispatch mode hears of it.
+_LEAVES_TORCH = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -52,11 +54,10 @@ def record(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     args, kwargs
         Of its forward. Sizes of the batch are fixed in the trace.
 
-    Raises
-    ------
-    TraceError
-        The course of the pass depends on the values of its inputs. What it computes from sizes and
-        weights alone it may read.
+    Returns
+    -------
+    Trace
+        Of batches of these sizes and, where an op has a `reader`, of these values.
     """
     recorder = _Recorder(model)
     # a copy, because a forward pass may write into its inputs
@@ -72,7 +73,7 @@ def record(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
         for hook in recorder.hooks(name, module)
     ]
     try:
-        with torch.no_grad(), recorder:
+        with torch.no_grad(), recorder, _Leaving(recorder):
             output = model(*args, **kwargs)
     finally:
         for hook in hooks:
@@ -82,16 +83,63 @@ def record(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
 
 
 def record_all(model: nn.Module, batches: Sequence[Arguments]) -> list[Trace]:
-    """A trace per batch; batches of the same shapes share one."""
+    """A trace per batch, of the same ops on the same values.
+
+    Batches of the same shapes share one, unless something is read off them: then each has its own.
+
+    Raises
+    ------
+    TraceError
+        The forward pass takes another course for some batches than for others.
+    """
     by_size: dict[Any, Trace] = {}
-    traces = []
+    traces: list[Trace] = []
     for args, kwargs in batches:
         tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
         key = tuple(t.shape for t in tensors)
-        if key not in by_size:
-            by_size[key] = record(model, args, kwargs)
-        traces.append(by_size[key])
+        trace = by_size.get(key)
+        if trace is None or any(op.reader for op in trace.ops):
+            by_size[key] = trace = record(model, args, kwargs)
+            if traces and trace.course != traces[0].course:
+                raise TraceError(_parting(traces[0], trace))
+        traces.append(trace)
     return traces
+
+
+def _parting(first: Trace, other: Trace) -> str:
+    """Where two forward passes part."""
+    both = first.ops, other.ops
+    course = zip(first.course, other.course, strict=False)
+    parted = next((i for i, (a, b) in enumerate(course) if a != b), min(map(len, both)))
+    for mine, theirs in zip(first.ops[:parted], other.ops[:parted], strict=True):
+        if mine.reader and not same_reading(mine.result, theirs.result):
+            reason = (
+                f"{mine.reader} reads {_read(mine)} off one batch and {_read(theirs)} off another"
+            )
+            break
+    else:
+        reason = "it depends on how many inputs a batch holds, or on what no input decides"
+    then = (ops[parted].label if parted < len(ops) else "nothing" for ops in both)
+    return (
+        "the forward pass takes another course for some inputs than for others, so that it cannot "
+        f"be followed layer by layer: {reason} (then come {' and '.join(then)})"
+    )
+
+
+def _read(op: Op) -> str:
+    values = [leaf for leaf in leaves(op.result) if not isinstance(leaf, Value)]
+    what = ", ".join(map(str, values)) if values else f"the shape {op.shapes[0]}"
+    return f"{what:.40} ({op.label})"
+
+
+def same_reading(a: Any, b: Any) -> bool:
+    """Whether two results are equal in all that is no tensor."""
+    mine, theirs = list(leaves(a)), list(leaves(b))
+    return len(mine) == len(theirs) and all(
+        x == y or (x != x and y != y)
+        for x, y in zip(mine, theirs, strict=True)
+        if not isinstance(x, (Tensor, Value))
+    )
 
 
 class _Recording:
@@ -132,15 +180,13 @@ class _Recording:
             return func(*args, **kwargs)
         name = func._schema.name
         read = self._references((args, kwargs))
+        reader = ""
         if _READS_VALUES.intersection(func.tags):
             looked_at = read
             if name == "aten::index":  # positions are data like any other, a mask is not
                 looked_at = self._references([i for i in args[1] if i is not None and _is_mask(i)])
             if self._varies(looked_at):
-                raise TraceError(
-                    f"the forward pass depends on values of its inputs ({name} in "
-                    f"{self._running()}), so that it cannot be followed layer by layer"
-                )
+                reader = self._running()
         result = func(*args, **kwargs)
         if func._schema.is_mutable and self._varies(read):
             self._written(tensors_in(result))
@@ -149,8 +195,14 @@ class _Recording:
             read = ((read[0][0],), {})
             self._add(f"module {self._around[-1][0]}", self._around[-1][0], plain, read, result)
         else:
-            self._add(name, None, func, read, result)
+            self._add(name, None, func, read, result, reader)
         return result
+
+    def leaves_torch(self, tensor: Tensor) -> None:
+        """Values go where no op follows them: that they are read is an op."""
+        if not self._inside and self._varies(self._references(tensor)):
+            read: Any = (self._references((tensor,)), {})
+            self._add("tolist", None, Tensor.tolist, read, tensor.tolist(), self._running())
 
     def _convolution(self, name: str, args: Any) -> _ConvNd | None:
         """The plain convolution with the module's weights, if that is what its forward calls."""
@@ -216,14 +268,22 @@ class _Recording:
                 return repr(name) if name else "the model's own forward"
         return "the model's own forward"
 
-    def _add(self, label: str, module: str | None, function: Any, read: Any, result: Any) -> None:
+    def _add(
+        self,
+        label: str,
+        module: str | None,
+        function: Any,
+        read: Any,
+        result: Any,
+        reader: str = "",
+    ) -> None:
         written = mapped(result, lambda x: self.value(x) if isinstance(x, Tensor) else x)
         drawn = torch.Tag.nondeterministic_seeded in getattr(function, "tags", ())
         if drawn or self._varies(read):
             self.variable.update(values_in(written))
         shapes = tuple(tuple(t.shape) for t in tensors_in(result))
         args, kwargs = read
-        self.ops.append(Op(label, module, function, args, kwargs, written, shapes))
+        self.ops.append(Op(label, module, function, args, kwargs, written, shapes, reader))
 
     def _references(self, value: Any) -> Any:
         return mapped(value, lambda t: self.values.get(id(t), t) if isinstance(t, Tensor) else t)
@@ -231,6 +291,19 @@ class _Recording:
 
 class _Recorder(_Recording, TorchDispatchMode):  # type: ignore[no-untyped-call]
     pass
+
+
+class _Leaving(TorchFunctionMode):
+    """Tells a recorder what is read off tensors without an op."""
+
+    def __init__(self, recorder: _Recording) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _LEAVES_TORCH:
+            self._recorder.leaves_torch(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def _is_mask(index: Tensor) -> bool:

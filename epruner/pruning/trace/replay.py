@@ -14,13 +14,16 @@ import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from epruner.pruning.errors import TraceError
 from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.network.tree import leaves, mapped, tensors_in
-from epruner.pruning.trace.trace import Trace, Value
+from epruner.pruning.trace.record import same_reading
+from epruner.pruning.trace.trace import Op, Trace, Value
 
 WAITING = 512 * 2**20  # bytes that the batches of a replay hold in memory while they wait
 
@@ -100,8 +103,20 @@ class Replay:
                 (op.args, op.kwargs),
                 lambda leaf: read.get(leaf, leaf) if isinstance(leaf, Value) else leaf,
             )
-            made = zip(leaves(op.result), leaves(op.function(*args, **kwargs)), strict=True)
+            result = op.function(*args, **kwargs)
+            if op.reader:
+                self._check(op, result)
+            made = zip(leaves(op.result), leaves(result), strict=True)
             self._values[batch].update({v: x for v, x in made if isinstance(v, Value)})
+
+    def _check(self, op: Op, result: Any) -> None:
+        """Refuse to go on where something else is read than when the trace was recorded."""
+        shapes = tuple(tuple(t.shape) for t in tensors_in(result))
+        if shapes != op.shapes or not same_reading(op.result, result):
+            raise TraceError(
+                f"{op.reader} reads values that the weights decide ({op.label}), so that it cannot "
+                "be followed layer by layer"
+            )
 
     def value(self, batch: int, value: Value) -> Tensor:
         """A tensor of a batch, at the op where the batch is; not to be written into."""

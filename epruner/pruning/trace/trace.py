@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from epruner.pruning.network.tree import leaves
@@ -30,6 +30,9 @@ class Op:
         Of the same structure as what the function returns, with values for tensors.
     shapes : tuple of tuple of int
         Of the tensors in `result`.
+    reader : str
+        Where values that differ from batch to batch decide the result's shape, or are the result:
+        in words, the module whose forward reads them. Else empty.
     """
 
     label: str
@@ -39,6 +42,7 @@ class Op:
     kwargs: Mapping[str, Any]
     result: Any
     shapes: tuple[tuple[int, ...], ...]
+    reader: str = ""
 
     @property
     def reads(self) -> list[Value]:
@@ -67,6 +71,15 @@ class Trace:
     ops: tuple[Op, ...]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
+
+    @property
+    def course(self) -> list[tuple[str, list[Value], list[Value]]]:
+        """What is done with what: the same in all traces of which the ops correspond."""
+        return [(op.label, op.reads, op.writes) for op in self.ops]
+
+    def reordered(self, order: Sequence[int]) -> Trace:
+        """The same with its ops in another order, in which each still finds what it reads."""
+        return replace(self, ops=tuple(self.ops[index] for index in order))
 
     def readers(self) -> dict[Value, list[int]]:
         """Indices of the ops that read each value."""
