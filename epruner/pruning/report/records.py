@@ -51,6 +51,39 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """How long a forward pass takes before and after, from rounds of both in turn.
+
+    Parameters
+    ----------
+    before, after : float
+        Median seconds.
+    before_spread, after_spread : float
+        Seconds between the quartiles.
+    rounds : int
+    batch : int
+        First size of the first input.
+    device : str
+    threads : int or None
+        Of torch, on a CPU.
+    """
+
+    before: float
+    after: float
+    before_spread: float
+    after_spread: float
+    rounds: int
+    batch: int
+    device: str
+    threads: int | None = None
+
+    @property
+    def share(self) -> float:
+        """Of the time before that is left."""
+        return self.after / self.before
+
+
+@dataclass(frozen=True)
 class LayerRepair:
     """What the refit of one layer did.
 

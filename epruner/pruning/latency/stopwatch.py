@@ -1,0 +1,107 @@
+"""Forward passes under the clock, in turn, so that what slows the machine down slows them all."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from epruner.pruning.graph.costs import eval_mode
+from epruner.pruning.network.inputs import Arguments
+from epruner.pruning.network.tree import tensors_in
+from epruner.pruning.report.records import Timing
+
+clock = time.perf_counter
+LEAST, MOST = 5, 50  # rounds
+SECONDS = 5.0
+
+
+def wait(device: torch.device) -> None:
+    """Until a device has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a network is, by its first tensor."""
+    tensor: Tensor | None = next((t for t in (*model.parameters(), *model.buffers())), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def in_turn(
+    networks: Sequence[nn.Module],
+    arguments: Arguments,
+    after: Callable[[int, float], None],
+    *,
+    seconds: float = SECONDS,
+    least: int = LEAST,
+    most: int = MOST,
+) -> None:
+    """Run networks in turn, round after round, until some time is over.
+
+    Parameters
+    ----------
+    networks : sequence of torch.nn.Module
+        In eval mode.
+    arguments : (args, kwargs)
+    after : callable
+        Gets the place of a network and the seconds of its pass, after each.
+    seconds : float
+        After which no round begins.
+    least, most : int
+        Rounds, whatever the time.
+    """
+    args, kwargs = arguments
+    device = device_of(networks[0])
+    start = clock()
+    with torch.no_grad():
+        for done in range(most):
+            if done >= least and clock() - start >= seconds:
+                break
+            for place, network in enumerate(networks):
+                wait(device)
+                begun = clock()
+                network(*args, **kwargs)
+                wait(device)
+                after(place, clock() - begun)
+
+
+def compared(model: nn.Module, small: nn.Module, arguments: Arguments) -> Timing:
+    """Time a network and a smaller one against each other.
+
+    Parameters
+    ----------
+    model, small : torch.nn.Module
+        On the same device; their modes are put back.
+    arguments : (args, kwargs)
+        Of both.
+
+    Returns
+    -------
+    Timing
+        Of at least five rounds, after one that does not count.
+    """
+    taken: tuple[list[float], list[float]] = ([], [])
+    with eval_mode(model), eval_mode(small):
+        in_turn((model, small), arguments, lambda place, s: taken[place].append(s), least=LEAST + 1)
+    before, after = (_quartiles(each[1:]) for each in taken)
+    shown = tensors_in(arguments)
+    device = device_of(model)
+    return Timing(
+        before=before[1],
+        after=after[1],
+        before_spread=before[2] - before[0],
+        after_spread=after[2] - after[0],
+        rounds=len(taken[0]) - 1,
+        batch=shown[0].shape[0] if shown and shown[0].dim() else 1,
+        device=str(device),
+        threads=torch.get_num_threads() if device.type == "cpu" else None,
+    )
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
