@@ -6,13 +6,14 @@ there. The time of a layer with o outputs and i inputs is then
 
     t(o, i) = a + b o + c i + d o i,    a, b, c, d >= 0
 
-fitted by least squares to the shortest times, for all layers of one kind and size together. What a
-pass takes beside its layers is a + b e, with e the elements that these write. So a predicted time
-grows with every width, as a search needs it, and costs arithmetic only.
+fitted by least squares to median times, for all layers of one kind and size together. What a pass
+takes beside its layers is a + b e, with e the elements that these write. So a predicted time grows
+with every width, as a search needs it, and costs arithmetic only.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -69,11 +70,11 @@ class LayerTimes:
         self._kinds = kinds
         self._whole = sizes.sizes({})
         at = [sizes.sizes(counts) for counts in tried]
-        self._found: dict[tuple[Kind, Size], float] = {}
+        found: dict[tuple[Kind, Size], list[float]] = {}
         for size, taken in zip(at, seconds, strict=True):
             for name, kind in kinds.items():
-                key = (kind, size[name])
-                self._found[key] = min(taken[name], self._found.get(key, taken[name]))
+                found.setdefault((kind, size[name]), []).append(taken[name])
+        self._found = {key: statistics.fmean(values) for key, values in found.items()}
         self._fits = {kind: self._fit(kind) for kind in set(kinds.values())}
         written = np.array([self._elements(size) for size in at])
         self._rest = _non_negative(
@@ -144,7 +145,7 @@ def measure_layers(
     Parameters
     ----------
     build : callable
-        From numbers of filters to a network in eval mode.
+        From numbers of filters to a network.
     layers : sequence of Layer
     sizes : Sizes
         Of the groups of these layers.
@@ -155,15 +156,15 @@ def measure_layers(
     # a module inside another one that is timed is timed with it
     names = [name for name in touched if not any(name.startswith(f"{x}.") for x in touched)]
     tried = trials(layers)
-    networks = [build(counts) for counts in tried]
+    networks = [build(counts).eval() for counts in tried]
     watches = [_Watch(network, names) for network in networks]
-    seconds = [dict.fromkeys([*names, ""], float("inf")) for _ in tried]
+    taken: list[dict[str, list[float]]] = [{} for _ in tried]
 
     def note(place: int, whole: float) -> None:
-        taken = watches[place].read()
-        taken[""] = max(whole - sum(taken.values()), 0.0)
-        for name, value in taken.items():
-            seconds[place][name] = min(value, seconds[place][name])
+        spans = watches[place].read()
+        spans[""] = max(whole - sum(spans.values()), 0.0)
+        for name, value in spans.items():
+            taken[place].setdefault(name, []).append(value)
 
     with ExitStack() as stack:
         for watch in watches:
@@ -171,6 +172,7 @@ def measure_layers(
         stopwatch.in_turn(networks, arguments, note, seconds=SECONDS, least=LEAST, most=MOST)
     ran = watches[0].written
     kinds = {name: (repr(networks[0].get_submodule(name)), ran[name]) for name in ran}
+    seconds = [{name: statistics.median(s) for name, s in each.items()} for each in taken]
     return LayerTimes(layers, sizes, kinds, tried, seconds)
 
 

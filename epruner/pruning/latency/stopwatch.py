@@ -16,7 +16,7 @@ from epruner.pruning.report.records import Timing
 
 clock = time.perf_counter
 LEAST, MOST = 5, 50  # rounds
-SECONDS = 5.0
+SECONDS = 10.0
 
 
 def wait(device: torch.device) -> None:

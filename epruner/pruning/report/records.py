@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from epruner._tables import milliseconds
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -81,6 +83,15 @@ class Timing:
     def share(self) -> float:
         """Of the time before that is left."""
         return self.after / self.before
+
+    def __str__(self) -> str:
+        """One line."""
+        where = self.device if self.threads is None else f"{self.device}, threads: {self.threads}"
+        spread, after = (milliseconds(s) for s in (self.before_spread, self.after_spread))
+        return (
+            f"medians of {self.rounds} passes of each in turn, batch {self.batch}, {where}; "
+            f"quartiles {spread} apart before and {after} after"
+        )
 
 
 @dataclass(frozen=True)
