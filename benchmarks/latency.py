@@ -3,9 +3,9 @@
     python benchmarks/latency.py                     # every row that is not there yet
     python benchmarks/latency.py --only "encoder 1"  # one, nothing written
 
-`epruner.prune(..., latency=share)` by the public function. The network that comes out is timed anew, in
-turn with the whole one and with that of a budget of multiply-adds which takes as long: its share is
-corrected by what is measured, three times at most. Errors are squared errors of the output over
+By the public functions. The network that `prune(..., latency=share)` gives is timed anew, in turn
+with the whole one and with that of a budget of multiply-adds which takes as long: its share is
+corrected by what is measured, once or twice. Errors are squared errors of the output over
 its variance, on inputs that nothing has seen; ResNet-50 has random weights, and none.
 
 Needs the wheels of tests/pruning/wheels.py and benchmarks/sentences.py, and images (EPRUNER_DATA).
@@ -41,21 +41,22 @@ Case = tuple[nn.Module, Tensor | None, Tensor]  # network, inputs to learn from,
 
 
 def resnet50() -> Case:
+    """Images of half the usual side, for the sake of the larger batch."""
     from pytorchcv.model_provider import get_model
 
     torch.manual_seed(0)
-    return get_model("resnet50").eval(), None, torch.randn(32, 3, 224, 224)
+    return get_model("resnet50").eval(), None, torch.randn(32, 3, 112, 112)
 
 
 def mobilenetv2() -> Case:
     """CIFAR-10's images, enlarged fourfold, as in benchmarks/methods.py."""
-    images, _ = cifar.lossless("train", 300)
+    images, _ = cifar.lossless("train", 200)
     images = F.interpolate(images, scale_factor=4, mode="bicubic")
-    return trained("mobilenetv2")[0], images[:200], images[200:]
+    return trained("mobilenetv2")[0], images[:100], images[100:]
 
 
 def encoder() -> Case:
-    first, second = (sentences.tokens(part) for part in sentences.docstrings(600, 300))
+    first, second = (sentences.tokens(part) for part in sentences.docstrings(200, 300))
     return sentences.encoder(), first, second
 
 

@@ -46,5 +46,8 @@ def meet_measured(
     choice, timing = min(found, key=lambda each: abs(each[1].share - share))
     if share == 1 or abs(timing.share / share - 1) <= MISSED:
         return replace(choice, notes=()), timing
-    missed = f"the budget is {share:.4g} of the time; the closest measured is {timing.share:.4g}"
-    return replace(choice, notes=(missed, *choice.notes)), timing
+    note = (
+        f"the budget is {share:.4g} of the time; the closest measured is {timing.share:.4g}"
+        f"{choice.obstacle}"
+    )
+    return replace(choice, notes=(note,)), timing
