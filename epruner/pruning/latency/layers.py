@@ -37,7 +37,7 @@ Kind = tuple[str, int]  # a module as it prints itself, and the elements that it
 
 SHARES = (0.25, 0.5, 0.75)
 COARSE, FINE, OFF = 16, 8, 3  # multiples that devices may like, and a step that leaves them
-FEWEST = 32  # channels of a layer that is rounded to such a multiple
+STEPS = 6  # a layer of fewer multiples than this is not limited to them
 LEAST, MOST, SECONDS = 3, 25, 15.0  # rounds, and after which time none begins
 
 
@@ -111,9 +111,9 @@ class LayerTimes:
         middle, finer, off = (
             sum(self._found[self._kinds[name], size[name]] for name in names) for size in at
         )
-        if not _roundable(layer) or middle > off:
-            return 1
-        return COARSE if middle <= finer else FINE
+        if _varied(layer) and middle <= min(finer, off) and layer.channels >= STEPS * COARSE:
+            return COARSE
+        return FINE if _varied(layer) and middle <= off else 1
 
 
 def trials(layers: Sequence[Layer]) -> list[Counts]:
@@ -128,7 +128,7 @@ def trials(layers: Sequence[Layer]) -> list[Counts]:
         ),
         half,
         *(
-            {x.name: half[x.name] - less * _roundable(x) for x in layers}
+            {x.name: half[x.name] - less * _varied(x) for x in layers}
             for less in (COARSE - FINE, OFF)
         ),
     ]
@@ -224,12 +224,13 @@ class _Watch:
 
 def _near(layer: Layer, share: float) -> int:
     """About this share of a layer's filters, a multiple that any device likes where it can be."""
-    unit = COARSE if _roundable(layer) else layer.unit
+    unit = COARSE if _varied(layer) else layer.unit
     return replace(layer, unit=unit).fit(share * layer.channels)
 
 
-def _roundable(layer: Layer) -> bool:
-    return layer.unit == 1 and layer.channels >= FEWEST
+def _varied(layer: Layer) -> bool:
+    """Whether a layer is tried at multiples and beside them."""
+    return layer.unit == 1 and layer.channels >= STEPS * FINE
 
 
 def _terms(outputs: int, inputs: int) -> Floats:

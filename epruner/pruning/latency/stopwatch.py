@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from epruner.pruning.report.records import Timing
 clock = time.perf_counter
 LEAST, MOST = 5, 50  # rounds
 SECONDS = 10.0
+TURN = 0.1  # seconds: shorter ones are either within a slice of a busy core's time or not
 
 
 def wait(device: torch.device) -> None:
@@ -36,9 +38,10 @@ def in_turn(
     arguments: Arguments,
     after: Callable[[int, float], None],
     *,
-    seconds: float = SECONDS,
-    least: int = LEAST,
-    most: int = MOST,
+    seconds: float,
+    least: int,
+    most: int,
+    turn: float = 0.0,
 ) -> None:
     """Run networks in turn, round after round, until some time is over.
 
@@ -48,14 +51,18 @@ def in_turn(
         In eval mode.
     arguments : (args, kwargs)
     after : callable
-        Gets the place of a network and the seconds of its pass, after each.
+        Gets the place of a network and the seconds of a pass, after each turn.
     seconds : float
         After which no round begins.
     least, most : int
         Rounds, whatever the time.
+    turn : float
+        Seconds that a turn takes at least, with as many passes as that needs; one in the first
+        round.
     """
     args, kwargs = arguments
     device = device_of(networks[0])
+    passes = [1] * len(networks)
     start = clock()
     with torch.no_grad():
         for done in range(most):
@@ -64,9 +71,13 @@ def in_turn(
             for place, network in enumerate(networks):
                 wait(device)
                 begun = clock()
-                network(*args, **kwargs)
+                for _ in range(passes[place]):
+                    network(*args, **kwargs)
                 wait(device)
-                after(place, clock() - begun)
+                taken = (clock() - begun) / passes[place]
+                after(place, taken)
+                if done == 0:
+                    passes[place] = max(1, math.ceil(turn / max(taken, TURN / 1000)))
 
 
 def compared(model: nn.Module, small: nn.Module, arguments: Arguments) -> Timing:
@@ -86,7 +97,15 @@ def compared(model: nn.Module, small: nn.Module, arguments: Arguments) -> Timing
     """
     taken: tuple[list[float], list[float]] = ([], [])
     with eval_mode(model), eval_mode(small):
-        in_turn((model, small), arguments, lambda place, s: taken[place].append(s), least=LEAST + 1)
+        in_turn(
+            (model, small),
+            arguments,
+            lambda place, seconds: taken[place].append(seconds),
+            seconds=SECONDS,
+            least=LEAST + 1,
+            most=MOST + 1,
+            turn=TURN,
+        )
     before, after = (_quartiles(each[1:]) for each in taken)
     shown = tensors_in(arguments)
     device = device_of(model)

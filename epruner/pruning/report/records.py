@@ -89,8 +89,8 @@ class Timing:
         where = self.device if self.threads is None else f"{self.device}, threads: {self.threads}"
         spread, after = (milliseconds(s) for s in (self.before_spread, self.after_spread))
         return (
-            f"medians of {self.rounds} passes of each in turn, batch {self.batch}, {where}; "
-            f"quartiles {spread} apart before and {after} after"
+            f"medians of {self.rounds} rounds of both in turn, batch {self.batch}, {where}; "
+            f"quartiles {spread} apart before, {after} after"
         )
 
 
