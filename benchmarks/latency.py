@@ -6,7 +6,8 @@
 By the public functions. The network that `prune(..., latency=share)` gives is timed anew, in turn
 with the whole one and with that of a budget of multiply-adds which takes as long: its share is
 corrected by what is measured, once or twice. Errors are squared errors of the output over
-its variance, on inputs that nothing has seen; ResNet-50 has random weights, and none.
+its variance, on inputs that nothing has seen, at batch 1. At batch 32, and for ResNet-50, whose
+weights are random, it is the time only, with the same share of all layers.
 
 Needs the wheels of tests/pruning/wheels.py and benchmarks/sentences.py, and images (EPRUNER_DATA).
 """
@@ -45,7 +46,9 @@ def resnet50() -> Case:
     from pytorchcv.model_provider import get_model
 
     torch.manual_seed(0)
-    return get_model("resnet50").eval(), None, torch.randn(32, 3, 112, 112)
+    model = get_model("resnet50").eval()
+    model.features.final_pool = nn.AdaptiveAvgPool2d(1)
+    return model, None, torch.randn(32, 3, 112, 112)
 
 
 def mobilenetv2() -> Case:
@@ -60,11 +63,12 @@ def encoder() -> Case:
     return sentences.encoder(), first, second
 
 
-CASES: dict[str, tuple[Callable[[], Case], float, int]] = {
-    f"{load.__name__} {batch}": (load, 0.6, batch)
-    for load in (encoder, mobilenetv2, resnet50)
+CASES: dict[str, tuple[Callable[[], Case], int]] = {
+    f"{load.__name__} {batch}": (load, batch)
     for batch in (1, 32)
+    for load in (resnet50, mobilenetv2, encoder)
 }
+SHARE = 0.6
 
 
 @torch.no_grad()
@@ -89,19 +93,21 @@ def error(model: nn.Module, small: nn.Module, held_out: Tensor) -> float:
 
 def measure(name: str) -> dict[str, Any]:
     """One row."""
-    load, share, batch = CASES[name]
+    load, batch = CASES[name]
     model, shown, held_out = load()
+    judged = shown is not None and batch == 1
     inputs = held_out[:batch]
     start = time.perf_counter()
-    result = epruner.prune(model, inputs, latency=share, calibrate=shown)
+    given: dict[str, Any] = {"calibrate": shown} if judged else {"method": "l1", "repair": "none"}
+    result = epruner.prune(model, inputs, latency=SHARE, **given)
     row: dict[str, Any] = {
         "network": load.__name__,
         "batch": batch,
-        "latency": share,
+        "latency": SHARE,
         "seconds": time.perf_counter() - start,
         "macs": result.report.after.macs / result.report.before.macs,
     }
-    if shown is None:
+    if not judged:
         whole, ours = in_turn((model, result.model), inputs)
         return row | {"whole_s": whole, "latency_s": ours, "share": ours / whole}
     analysis, macs, plans = epruner.analyse(model, inputs), row["macs"], []

@@ -38,6 +38,7 @@ Kind = tuple[str, int]  # a module as it prints itself, and the elements that it
 SHARES = (0.25, 0.5, 0.75)
 COARSE, FINE, OFF = 16, 8, 3  # multiples that devices may like, and a step that leaves them
 STEPS = 6  # a layer of fewer multiples than this is not limited to them
+EQUAL = 1.005  # times that differ by less than this factor
 LEAST, MOST, SECONDS = 3, 25, 15.0  # rounds, and after which time none begins
 
 
@@ -111,9 +112,10 @@ class LayerTimes:
         middle, finer, off = (
             sum(self._found[self._kinds[name], size[name]] for name in names) for size in at
         )
-        if _varied(layer) and middle <= min(finer, off) and layer.channels >= STEPS * COARSE:
-            return COARSE
-        return FINE if _varied(layer) and middle <= off else 1
+        if not _varied(layer) or middle > EQUAL * off:
+            return 1
+        wide = layer.channels >= STEPS * COARSE
+        return COARSE if wide and middle <= EQUAL * finer else FINE
 
 
 def trials(layers: Sequence[Layer]) -> list[Counts]:
