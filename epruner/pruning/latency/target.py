@@ -48,6 +48,6 @@ def meet_measured(
         return replace(choice, notes=()), timing
     note = (
         f"the budget is {share:.4g} of the time; the closest measured is {timing.share:.4g}"
-        f"{choice.obstacle}"
+        f"{choice.obstacle * (timing.share > share)}"
     )
     return replace(choice, notes=(note,)), timing
