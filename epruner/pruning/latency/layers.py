@@ -171,7 +171,12 @@ def measure_layers(
     with ExitStack() as stack:
         for watch in watches:
             stack.enter_context(watch.watching())
-        stopwatch.in_turn(networks, arguments, note, seconds=SECONDS, least=LEAST, most=MOST)
+        stopwatch.in_turn(
+            networks,
+            arguments,
+            note,
+            until=lambda rounds, passed: rounds >= LEAST and (rounds >= MOST or passed >= SECONDS),
+        )
     ran = watches[0].written
     kinds = {name: (repr(networks[0].get_submodule(name)), ran[name]) for name in ran}
     seconds = [{name: statistics.median(s) for name, s in each.items()} for each in taken]

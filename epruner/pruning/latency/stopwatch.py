@@ -16,8 +16,9 @@ from epruner.pruning.network.tree import tensors_in
 from epruner.pruning.report.records import Timing
 
 clock = time.perf_counter
-LEAST, MOST = 5, 50  # rounds
-SECONDS = 10.0
+LEAST, MOST = 7, 60  # rounds
+SECONDS = 20.0  # after which no round begins
+SURE = 0.01  # standard error of a share that needs no more rounds
 TURN = 0.1  # seconds: shorter ones are either within a slice of a busy core's time or not
 
 
@@ -38,12 +39,10 @@ def in_turn(
     arguments: Arguments,
     after: Callable[[int, float], None],
     *,
-    seconds: float,
-    least: int,
-    most: int,
+    until: Callable[[int, float], bool],
     turn: float = 0.0,
 ) -> None:
-    """Run networks in turn, round after round, until some time is over.
+    """Run networks in turn, round after round.
 
     Parameters
     ----------
@@ -52,10 +51,8 @@ def in_turn(
     arguments : (args, kwargs)
     after : callable
         Gets the place of a network and the seconds of a pass, after each turn.
-    seconds : float
-        After which no round begins.
-    least, most : int
-        Rounds, whatever the time.
+    until : callable
+        From the number of rounds and the seconds that they took to whether they are enough.
     turn : float
         Seconds that a turn takes at least, with as many passes as that needs; one in the first
         round.
@@ -65,9 +62,8 @@ def in_turn(
     passes = [1] * len(networks)
     start = clock()
     with torch.no_grad():
-        for done in range(most):
-            if done >= least and clock() - start >= seconds:
-                break
+        done = 0
+        while not until(done, clock() - start):
             for place, network in enumerate(networks):
                 wait(device)
                 begun = clock()
@@ -78,6 +74,7 @@ def in_turn(
                 after(place, taken)
                 if done == 0:
                     passes[place] = max(1, math.ceil(turn / max(taken, TURN / 1000)))
+            done += 1
 
 
 def compared(model: nn.Module, small: nn.Module, arguments: Arguments) -> Timing:
@@ -93,17 +90,22 @@ def compared(model: nn.Module, small: nn.Module, arguments: Arguments) -> Timing
     Returns
     -------
     Timing
-        Of at least five rounds, after one that does not count.
+        Of as many rounds as make its share sure, and no more than some seconds allow; the first
+        does not count.
     """
     taken: tuple[list[float], list[float]] = ([], [])
+
+    def enough(rounds: int, seconds: float) -> bool:
+        if rounds <= LEAST:
+            return False
+        return rounds > MOST or seconds >= SECONDS or _error_of_share(*taken) <= SURE
+
     with eval_mode(model), eval_mode(small):
         in_turn(
             (model, small),
             arguments,
             lambda place, seconds: taken[place].append(seconds),
-            seconds=SECONDS,
-            least=LEAST + 1,
-            most=MOST + 1,
+            until=enough,
             turn=TURN,
         )
     before, after = (_quartiles(each[1:]) for each in taken)
@@ -119,6 +121,13 @@ def compared(model: nn.Module, small: nn.Module, arguments: Arguments) -> Timing
         device=str(device),
         threads=torch.get_num_threads() if device.type == "cpu" else None,
     )
+
+
+def _error_of_share(*taken: Sequence[float]) -> float:
+    """Standard error of a ratio of medians, as a share of it, if times are about normal."""
+    quartiles = [_quartiles(each[1:]) for each in taken]
+    spread = math.hypot(*((high - low) / middle for low, middle, high in quartiles))
+    return 0.93 * spread / math.sqrt(len(taken[0]) - 1)
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
