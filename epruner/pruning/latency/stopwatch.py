@@ -17,7 +17,7 @@ from epruner.pruning.report.records import Timing
 
 clock = time.perf_counter
 LEAST, MOST = 7, 60  # rounds
-SECONDS = 20.0  # after which no round begins
+SECONDS = 10.0  # after which no round begins
 SURE = 0.01  # standard error of a share that needs no more rounds
 TURN = 0.1  # seconds: shorter ones are either within a slice of a busy core's time or not
 
