@@ -70,6 +70,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def milliseconds(seconds: float) -> str:
+    """0.0123 -> '12.3 ms'."""
+    return f"{1e3 * seconds:.3g} ms"
+
+
 def change(old: float, new: float) -> str:
     """Relative change with its sign: (4, 1) -> '-75.0 %'."""
     return f"{100 * (new / old - 1):+.1f} %" if old else "-"

@@ -102,7 +102,7 @@ def prune(args: argparse.Namespace) -> None:
             budget |= cost_arguments(name, getattr(args, name))
     if not budget and not args.n_filters:
         raise ValueError(
-            "how much should go? Give --macs, --params, --beta, --recipe or --n-filters"
+            "how much should go? Give --macs, --params, --latency, --beta, --recipe or --n-filters"
         )
     result = _prune(args, model, inputs, args.method, args.repair, budget)
     if args.plot_layer and not result.clusters:
@@ -134,7 +134,9 @@ def compare(args: argparse.Namespace) -> None:
 
     budgets = [(name, value) for name in options.COST for value in getattr(args, name)]
     if not budgets:
-        raise ValueError("nothing to compare: give --beta, --macs, --params or --recipe values")
+        raise ValueError(
+            "nothing to compare: give --beta, --macs, --params, --latency or --recipe values"
+        )
     model, inputs = _network(args)
     try:
         net = analyse(model, inputs)

@@ -170,6 +170,12 @@ COST: Mapping[str, Mapping[str, Any]] = {
         "metavar": "SHARE",
         "help": "budget: share of the parameters to keep, e.g. 0.3",
     },
+    "latency": {
+        "type": share,
+        "metavar": "SHARE",
+        "help": "budget: share of the time to get down to, measured here at the batch of "
+        "--input-shape on --threads",
+    },
     "recipe": {
         "metavar": "NAME",
         "help": "layers and betas of a published row, e.g. resnet56",

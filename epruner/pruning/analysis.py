@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,9 @@ from epruner.pruning.graph.prunable import (
     with_values,
 )
 from epruner.pruning.graph.trial import sound_groups
+from epruner.pruning.latency.layers import LayerTimes, measure_layers
+from epruner.pruning.latency.stopwatch import compared
+from epruner.pruning.latency.target import meet_measured
 from epruner.pruning.network.copies import tracing_copy
 from epruner.pruning.network.inputs import (
     Arguments,
@@ -43,6 +47,7 @@ from epruner.pruning.options import (
 )
 from epruner.pruning.plan.plan import Plan
 from epruner.pruning.report.progress import Stages
+from epruner.pruning.report.records import Timing
 from epruner.pruning.report.report import left_alone
 from epruner.pruning.select.allocation import Choice, Counts, Measure, Search, Sizes, prices
 from epruner.pruning.select.elimination import Elimination, by_elimination, eliminate
@@ -72,6 +77,8 @@ class Selection:
     skipped : tuple of Skipped
         Layers left alone, each with its reason.
     notes : tuple of str
+    timing : Timing or None
+        Where the budget is one of time.
     """
 
     plan: Plan
@@ -81,6 +88,7 @@ class Selection:
     choice: Choice
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...]
+    timing: Timing | None = None
 
 
 class Analysis:
@@ -181,6 +189,7 @@ class Analysis:
         *,
         macs: float | None = None,
         params: float | None = None,
+        latency: float | None = None,
         beta: float | Mapping[str, float] | None = None,
         budget: Budget | None = None,
         recipe: str | Recipe | None = None,
@@ -197,8 +206,8 @@ class Analysis:
 
         Parameters
         ----------
-        macs, params, beta, budget, recipe, method, calibrate, constraints, layers, ignore, scope, \
-        random_state, n_threads
+        macs, params, latency, beta, budget, recipe, method, calibrate, constraints, layers, \
+        ignore, scope, random_state, n_threads
             As for `epruner.prune`; of `method` all but the repair.
 
         Returns
@@ -220,6 +229,7 @@ class Analysis:
             (self._original and self._original()) or self._model,
             macs=macs,
             params=params,
+            latency=latency,
             beta=beta,
             budget=budget,
             recipe=recipe,
@@ -299,9 +309,17 @@ class Analysis:
             choose = IMPORTANCE[method.importance]
         else:
             choose = checked(method.importance)
+        sizes = Sizes(self.costs, groups)
+        times = None
+        if request.goal.kind == "latency":
+            with stages.run("timing"):
+                model, arguments = self._as_used()
+                build = partial(_with_so_many, model, groups)
+                times = measure_layers(build, layers, sizes, arguments)
+            layers = [x if x.name in fixed_at else times.rounded(x) for x in layers]
         with stages.run("selection"):
-            choice = self._allocate(
-                request, layers, betas, fixed_at, ranked, by_losses=bool(losses)
+            choice, timing = self._allocate(
+                request, layers, sizes, times, betas, fixed_at, ranked, by_losses=bool(losses)
             )
             kept = {
                 x.name: x.members(
@@ -320,19 +338,22 @@ class Analysis:
             choice,
             in_order(skipped, self._names),
             tuple(notes),
+            timing,
         )
 
     def _allocate(
         self,
         request: Request,
         layers: Sequence[Layer],
+        sizes: Sizes,
+        times: LayerTimes | None,
         betas: Mapping[str, float],
         fixed_at: Mapping[str, int | float],
         ranked: Mapping[str, Elimination],
         *,
         by_losses: bool,
-    ) -> Choice:
-        """How many filters every layer keeps."""
+    ) -> tuple[Choice, Timing | None]:
+        """How many filters every layer keeps, and what that takes if the budget is one of time."""
         goal, method = request.goal, request.method
         # a number that is given is meant, a floor by default is not
         free_floor = request.constraints.min_filters is None
@@ -342,10 +363,11 @@ class Analysis:
             if x.name in fixed_at
         }
         groups = [x.group for x in layers]
-        sizes = Sizes(self.costs, groups)
 
         def cost(counts: Counts) -> float:
             """What a budget is in, or what comes nearest to it without a run of the network."""
+            if times is not None:
+                return times(counts)
             totals = sizes.totals(counts)
             return totals.params if goal.kind == "params" else totals.macs
 
@@ -365,35 +387,54 @@ class Analysis:
                 x.name: betas[x.name] if betas else float(goal.beta)  # type: ignore[arg-type]
                 for x in free
             }
-            return search.at_betas(free, at)
-        return search.meet(
+            return search.at_betas(free, at), None
+        meet = partial(
+            search.meet,
             cost if goal.measure is None else self._measure(goal.measure, groups),
-            goal.share,
             allocation=method.allocation,
             proxy=cost,
             patience=5000 if goal.measure is None else 40,
         )
+        if times is None:
+            return meet(goal.share), None
+        model, arguments = self._as_used()
+        return meet_measured(
+            goal.share,
+            meet,
+            lambda counts: compared(model, _with_so_many(model, groups, counts), arguments),
+        )
+
+    def _as_used(self) -> tuple[nn.Module, Arguments]:
+        """The network and its example inputs in their own precision, while the network is there."""
+        if self._original is not None and (model := self._original()) is not None:
+            return model, self.arguments
+        args, kwargs = (in_float32(part) for part in self.arguments)
+        return self._model, (args, kwargs)
 
     def _measure(self, function: Callable[[nn.Module], float], groups: Sequence[Group]) -> Measure:
         """A user's measure as a function of the numbers of filters."""
 
         def measure(counts: Counts) -> float:
-            # which filters stay is all the same to a size or a latency; how many is not
-            kept = {
-                g.name: np.concatenate(
-                    [
-                        np.arange(counts[g.name] // g.blocks) + block * (g.channels // g.blocks)
-                        for block in range(g.blocks)
-                    ]
-                )
-                for g in groups
-            }
-            value = function(plan_of(groups, kept).apply(self._model))
+            value = function(_with_so_many(self._model, groups, counts))
             if not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ValueError(f"measure must return a finite number, got {value!r}")
             return float(value)
 
         return measure
+
+
+def _with_so_many(model: nn.Module, groups: Sequence[Group], counts: Counts) -> nn.Module:
+    """A network of that size; which filters stay is all the same to a size or a time."""
+    kept = {
+        g.name: np.concatenate(
+            [
+                np.arange(counts[g.name] // g.blocks) + block * (g.channels // g.blocks)
+                for block in range(g.blocks)
+            ]
+        )
+        for g in groups
+    }
+    return plan_of(groups, kept).apply(model)
 
 
 def analyse(model: nn.Module, inputs: Any, *, progress: bool = False) -> Analysis:

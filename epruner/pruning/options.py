@@ -300,7 +300,7 @@ class Goal:
 
     Parameters
     ----------
-    kind : {"macs", "params", "budget", "beta", "n_filters"}
+    kind : {"macs", "params", "latency", "budget", "beta", "n_filters"}
     share : float
         Of a budget.
     measure : callable or None
@@ -386,6 +386,7 @@ def make_request(
     *,
     macs: float | None,
     params: float | None,
+    latency: float | None,
     beta: float | Mapping[str, float] | None,
     budget: Budget | None,
     recipe: str | Recipe | None,
@@ -405,10 +406,10 @@ def make_request(
         raise TypeError(f"constraints must be an epruner.Constraints, got {constraints!r:.80}")
     if recipe is not None:
         numbers = constraints is not None and constraints.n_filters
-        if numbers or any(x is not None for x in (macs, params, beta, budget, layers)):
+        if numbers or any(x is not None for x in (macs, params, latency, beta, budget, layers)):
             raise ValueError(
-                "recipe sets layers and beta itself; give it without macs, params, beta, budget, "
-                "layers and n_filters"
+                "recipe sets layers and beta itself; give it without macs, params, latency, beta, "
+                "budget, layers and n_filters"
             )
         if not isinstance(recipe, (str, Recipe)):
             raise TypeError(
@@ -419,7 +420,14 @@ def make_request(
         layers = list(beta)
         constraints = constraints or Constraints(min_filters=1)
     constraints = constraints or Constraints()
-    goal = goal_of(macs=macs, params=params, beta=beta, budget=budget, constraints=constraints)
+    goal = goal_of(
+        macs=macs,
+        params=params,
+        latency=latency,
+        beta=beta,
+        budget=budget,
+        constraints=constraints,
+    )
     check_choice("scope", scope, ("inner", "all"))
     chosen, why = resolve(method, repair, evidence=evidence, exemplars=goal.kind == "beta")
     effective_n_threads(n_threads)
@@ -444,6 +452,7 @@ def goal_of(
     *,
     macs: float | None,
     params: float | None,
+    latency: float | None,
     beta: float | Mapping[str, float] | None,
     budget: Budget | None,
     constraints: Constraints,
@@ -455,13 +464,14 @@ def goal_of(
     TypeError, ValueError
         None, more than one, or a value out of range.
     """
-    given = {"macs": macs, "params": params, "beta": beta, "budget": budget}
+    given = {
+        "macs": macs, "params": params, "latency": latency, "beta": beta, "budget": budget,
+    }  # fmt: skip
     said = [name for name, value in given.items() if value is not None]
     if len(said) > 1:
         raise ValueError(f"{' and '.join(said)} exclude each other; give one of them")
-    if macs is not None or params is not None:
-        share = check_share(said[0], macs if params is None else params)
-        return Goal(said[0], share)
+    if said and said[0] in ("macs", "params", "latency"):
+        return Goal(said[0], check_share(said[0], given[said[0]]))
     if budget is not None:
         if not isinstance(budget, Budget):
             raise TypeError(f"budget must be an epruner.Budget(measure, share), got {budget!r}")
@@ -479,7 +489,7 @@ def goal_of(
     if constraints.n_filters:
         return Goal("n_filters")
     raise ValueError(
-        "how much should go? Give macs= or params= (the share of multiply-adds or parameters to "
-        "get down to, e.g. macs=0.5), budget=Budget(function, share), beta=, recipe=, or "
-        "constraints=Constraints(n_filters={...})"
+        "how much should go? Give macs=, params= or latency= (the share of multiply-adds, "
+        "parameters or time to get down to, e.g. macs=0.5), budget=Budget(function, share), beta=, "
+        "recipe=, or constraints=Constraints(n_filters={...})"
     )

@@ -52,6 +52,7 @@ def prune(
     *,
     macs: float | None = None,
     params: float | None = None,
+    latency: float | None = None,
     beta: float | Mapping[str, float] | None = None,
     budget: Budget | None = None,
     recipe: str | Recipe | None = None,
@@ -82,13 +83,19 @@ def prune(
     macs, params : float in (0, 1], optional
         Share of the multiply-adds or parameters of the whole network to get down to. Met within
         1 %, from below, or a `BudgetWarning` says what was.
+    latency : float in (0, 1], optional
+        Share of the whole network's time to get down to, for `inputs` as they are (the batch, too),
+        where the model is. What its layers take is measured at a few widths; the result is timed
+        against the whole network, in turn, and the search repeated until it is within 3 %, three
+        times at most. Beyond 5 % a `BudgetWarning` says what was met. Two runs on one machine
+        choose differently; the plan is what repeats a result.
     beta : float or mapping of str to float, optional
         The published rule: filters are clustered by affinity propagation on their negative squared
         distances with beta times the median similarity as preference, and the exemplars stay [1]_.
         Larger prunes more. A mapping goes from layer patterns to values; the last matching pattern
         counts, layers that match none stay whole.
     budget : Budget, optional
-        Any other cost, e.g. ``Budget(latency, 0.5)``.
+        Any other cost, e.g. ``Budget(bytes_of, 0.5)`` or the time on another run-time.
     recipe : str or Recipe, optional
         A published row, by name or from `epruner.recipes.published`: it sets `layers` and `beta`,
         and at least one filter a layer unless `constraints` are given.
@@ -145,6 +152,7 @@ def prune(
         model,
         macs=macs,
         params=params,
+        latency=latency,
         beta=beta,
         budget=budget,
         recipe=recipe,
@@ -200,6 +208,7 @@ def prune(
         settings=request.settings(),
         notes=(*undone, *evidence.notes, *choice.notes, *chosen.notes, *more),
         repair=repaired,
+        timing=chosen.timing,
         seconds=stages.seconds,
     )
     clusters = {

@@ -19,6 +19,7 @@ from processes import in_a_process
 from epruner.cli import options
 from epruner.pruning.io.checkpoint import load, read
 from epruner.pruning.io.weights import load_weights
+from epruner.pruning.latency import layers, stopwatch
 from epruner.pruning.options import ALLOCATIONS, METHODS, REPAIRS
 from epruner.pruning.pipeline import prune
 from epruner.pruning.select.features import FEATURES
@@ -166,6 +167,22 @@ def test_budget_and_recipe(run: Run) -> None:
     code, _, err = run("prune", *RESNET20, "--out", "q.safetensors", "--recipe", "resnet56")
     assert code == 2
     assert "27 residual blocks" in err
+
+
+@pytest.mark.filterwarnings("ignore:the budget is")  # others may be using the machine
+def test_a_budget_of_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (stopwatch, layers):  # as few rounds as can be
+        monkeypatch.setattr(module, "SECONDS", 0.0)
+    monkeypatch.setattr(stopwatch, "TURN", 0.001)
+    code, out, _ = run(
+        "prune", *RESNET20, "--out", "p.safetensors", "--json", "--latency", "60%",
+        "--threads", "1", "--method", "l1", "--repair", "none",
+    )  # fmt: skip
+    document = json.loads(out)
+    assert code == 0
+    assert document["settings"]["latency"] == 0.6
+    assert document["timing"]["threads"] == 1
+    assert document["after"]["macs"] < document["before"]["macs"]
 
 
 def test_compare_puts_budgets_side_by_side(run: Run) -> None:

@@ -25,7 +25,7 @@ DOCUMENTS = [
     *(ROOT / "benchmarks").glob("*.md"),
 ]
 RUN, SHOWN = ("python", "sh"), ("",)  # languages of blocks; those of SHOWN are output, not input
-SKIPPED = 11  # blocks of all documents together that cannot be run: see their reasons there
+SKIPPED = 12  # blocks of all documents together that cannot be run: see their reasons there
 
 
 def run_shell(example: Example) -> None:
@@ -64,6 +64,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:the budget is .* of the time")  # others may use the machine
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_block_runs(document: Path) -> None:
     text = document.read_text(encoding="utf-8")

@@ -43,6 +43,9 @@ DEFINED = {
     "docs/pruning.md": [
         "from below within 1 %",
         "the larger of 1 filter and 5 %",
+        "off by more than 3 %",
+        "three times at most",
+        "Beyond 5 %",
     ],
     "docs/repair.md": ["cut to 80 % of its", "up to 512 MB a network"],
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from epruner._tables import milliseconds
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -48,6 +50,48 @@ class LayerReport:
     def kept(self) -> float:
         """Share of the filters kept, in [0, 1]."""
         return self.after / self.before if self.before else 1.0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long a forward pass takes before and after, from rounds of both in turn.
+
+    Parameters
+    ----------
+    before, after : float
+        Median seconds.
+    before_spread, after_spread : float
+        Seconds between the quartiles.
+    rounds : int
+    batch : int
+        First size of the first input.
+    device : str
+    threads : int or None
+        Of torch, on a CPU.
+    """
+
+    before: float
+    after: float
+    before_spread: float
+    after_spread: float
+    rounds: int
+    batch: int
+    device: str
+    threads: int | None = None
+
+    @property
+    def share(self) -> float:
+        """Of the time before that is left."""
+        return self.after / self.before
+
+    def __str__(self) -> str:
+        """One line."""
+        where = self.device if self.threads is None else f"{self.device}, threads: {self.threads}"
+        spread, after = (milliseconds(s) for s in (self.before_spread, self.after_spread))
+        return (
+            f"medians of {self.rounds} rounds of both in turn, batch {self.batch}, {where}; "
+            f"quartiles {spread} apart before, {after} after"
+        )
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from epruner import _pictures
-from epruner._tables import Table, amount, change, percent
+from epruner._tables import Table, amount, change, milliseconds, percent
 from epruner.pruning.graph.costs import Totals
 from epruner.pruning.graph.groups import Skipped
 from epruner.pruning.report.plots import draw_layers
-from epruner.pruning.report.records import LayerRepair, LayerReport, Repair
+from epruner.pruning.report.records import LayerRepair, LayerReport, Repair, Timing
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -41,6 +41,8 @@ class Report:
         Wall time by stage.
     repair : Repair, optional
         What was learnt from inputs, if anything was.
+    timing : Timing, optional
+        What a pass takes before and after, if the budget was one of time.
     """
 
     layers: tuple[LayerReport, ...]
@@ -51,6 +53,7 @@ class Report:
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     repair: Repair | None = None
+    timing: Timing | None = None
 
     def table(self) -> Table:
         """One row a pruned layer."""
@@ -83,8 +86,8 @@ class Report:
         )
 
     def totals(self) -> Table:
-        """Three rows: multiply-adds, parameters, multiply-adds counted with BatchNorm."""
-        rows = [
+        """Multiply-adds, parameters, multiply-adds counted with BatchNorm; the time, if known."""
+        rows: list[tuple[str, ...]] = [
             (label, amount(old), amount(new), change(old, new))
             for label, old, new in (
                 ("multiply-adds (MACs)", self.before.macs, self.after.macs),
@@ -96,12 +99,16 @@ class Report:
                 ),
             )
         ]
+        if (timing := self.timing) is not None:
+            pair = (timing.before, timing.after)
+            rows.append(("time", *map(milliseconds, pair), change(*pair)))
         return Table(("whole network", "before", "after", "change"), rows)
 
     def remarks(self) -> list[str]:
         """The notes, the layers left alone by reason, the time taken; one line each."""
         lines = [f"method: {self.method}"] if self.method else []
         lines += [f"repair: {self.repair}"] if self.repair else []
+        lines += [f"time: {self.timing}"] if self.timing else []
         lines += [f"note: {note}" for note in self.notes]
         lines += left_alone(self.skipped)
         if self.seconds:
@@ -169,6 +176,7 @@ class Report:
                 "layers": [asdict(layer) for layer in self.repair.layers],
                 "notes": list(self.repair.notes),
             },
+            "timing": self.timing and asdict(self.timing),
         }
 
     @property
@@ -205,6 +213,7 @@ class Report:
                 notes=tuple(data.get("notes", ())),
                 seconds=dict(data.get("seconds", {})),
                 repair=_repair(data.get("repair")),
+                timing=Timing(**timing) if (timing := data.get("timing")) else None,
             )
         except (KeyError, TypeError, ValueError) as error:
             message = f"not a pruning report: {type(error).__name__}: {error}"

@@ -89,12 +89,15 @@ class Choice:
     strengths : dict of str to float
         The beta or price of each layer; empty where exemplars did not set the numbers.
     notes : tuple of str
+    obstacle : str
+        If a budget was missed, what stood in the way: the end of a sentence.
     """
 
     counts: Counts
     clusterings: dict[str, Clusterings]
     strengths: dict[str, float]
     notes: tuple[str, ...] = ()
+    obstacle: str = ""
 
 
 class Search:
@@ -260,12 +263,17 @@ class Search:
             counts = self._between(under, over, measure, target)
             counts = self._fill(counts, measure, target, proxy, patience)
             counts = self._exchange(counts, measure, target, patience)
-        notes = self._shortfall(counts, measure(counts), target, everything)
+        cost = measure(counts)
+        obstacle = self._obstacle(counts, cost, target)
+        notes = (
+            f"the budget is {target / everything:.4g} of the network; the closest met is "
+            f"{cost / everything:.4g}{obstacle}",
+        ) * bool(obstacle)
         if allocation != "exemplar" or nearest is None:  # no strength for all
-            return Choice(counts, self._exact(self._layers, counts), {}, notes)
-        strength = math.exp(-nearest)
+            return Choice(counts, self._exact(self._layers, counts), {}, notes, obstacle)
+        strengths = dict.fromkeys(self._seen[nearest], math.exp(-nearest))
         clusterings = self._seen[nearest] | self._clusterings_of_fixed(counts)
-        return Choice(counts, clusterings, dict.fromkeys(self._seen[nearest], strength), notes)
+        return Choice(counts, clusterings, strengths, notes, obstacle)
 
     def _way(self, allocation: str) -> tuple[Callable[[float], Counts], _Bracket, int]:
         """What to search over, where, and how often to try."""
@@ -383,26 +391,20 @@ class Search:
                         return start
         return best if best_cost >= target * (1 - TOLERANCE) else start
 
-    def _shortfall(
-        self, counts: Counts, cost: float, target: float, whole: float
-    ) -> tuple[str, ...]:
+    def _obstacle(self, counts: Counts, cost: float, target: float) -> str:
         if (1 - TOLERANCE) * target <= cost <= target:
-            return ()
-        note = (
-            f"the budget is {target / whole:.4g} of the network; the closest met is "
-            f"{cost / whole:.4g}"
-        )
+            return ""
         if cost > target:
             bound = [x.name for x in self._free if counts[x.name] == x.fit(1)]
             more = f" and {len(bound) - 3} more" if len(bound) > 3 else ""
-            if bound:
-                note += f", with these layers at their floors: {', '.join(bound[:3])}{more}"
-            note += "; a lower min_filters or round_to, more layers or scope='all' allow less"
-        elif all(counts[x.name] == x.channels for x in self._free):
-            note += ", with all that n_filters leaves free whole"
-        else:
-            note += "; the steps of single filters are too coarse to come closer"
-        return (note,)
+            floors = f", with these layers at their floors: {', '.join(bound[:3])}{more}"
+            return (
+                f"{floors * bool(bound)}; a lower min_filters or round_to, more layers or "
+                "scope='all' allow less"
+            )
+        if all(counts[x.name] == x.channels for x in self._free):
+            return ", with all that n_filters leaves free whole"
+        return "; the steps of single filters are too coarse to come closer"
 
     def _cluster(
         self, layers: Sequence[Layer], betas: Mapping[str, float]

@@ -1,0 +1,1 @@
+"""How long networks take where they are: clocks, and times of layers by their widths."""
