@@ -25,7 +25,7 @@ from epruner.pruning.errors import TraceError
 from epruner.pruning.graph.costs import Recorder
 from epruner.pruning.graph.labels import Algebra, Classes, Facet, Operand
 from epruner.pruning.graph.operations import Call, Facets, Look, facets_after
-from epruner.pruning.network.copies import address_of, owners, own_tensors
+from epruner.pruning.network.copies import address_of, own_tensors, owners
 from epruner.pruning.network.layers import (
     can_resize,
     channel_dim,
@@ -117,6 +117,7 @@ class _Following:
         super().__init__()
         self._algebra = Algebra()
         self._found = Followed(self._algebra.classes)
+        self._model = model
         self._recorder = recorder
         self._names = {module: name for name, module in model.named_modules()}
         self._leaves = {m: name for m, name in self._names.items() if _is_leaf(m)}
@@ -246,10 +247,11 @@ class _Following:
             for facet in rest:
                 if inside := [d for d in facet.dims if d in positions]:
                     classes.join(facet.labels, inside, why)
+        passed_on = mine[0].makers if mine else frozenset()
+        makers = passed_on if inputs is None else frozenset([name])
         for tensor in written:
             at = channel_dim(module, tensor)
             labels = _placed(outputs[: tensor.shape[at]], at, tensor.dim())
-            makers = frozenset([name]) if inputs is not None else mine[0].makers if mine else frozenset()
             passed = [f for f in rest if f.labels.dim() == tensor.dim()]
             self._note(tensor, self._algebra.settled([Facet(labels, makers), *passed]))
 
@@ -288,14 +290,11 @@ class _Following:
             return Operand(tensor, self._bare_facets(tensor))
         if id(tensor) in self._owned:
             owner = self._owned[id(tensor)]
-            for labels in self._sides(owner, self._module(owner)):
+            for labels in self._sides(owner, self._model.get_submodule(owner)):
                 if labels is not None:
                     why = f"the weights of {owner!r} are used outside of it, too"
                     self._algebra.classes.fix(labels, why)
         return Operand(tensor, ())
-
-    def _module(self, name: str) -> nn.Module:
-        return next(module for module, known in self._leaves.items() if known == name)
 
     def _bare_facets(self, tensor: Tensor) -> Facets:
         name = self._bare[id(tensor)]

@@ -6,9 +6,8 @@ change. The elements under a label go when its channel goes; so along every dime
 whole slices go, and where two tensors meet one by one, their labels are those of one class. That
 is all there is to hanging together: a union-find over labels.
 
-Three things can happen to a class beside: it grows because slices have to stay rectangular or to
-be reduced together (`Classes.join`), it has to stay (`Classes.fix`), and each of these has a reason,
-of which the first counts.
+A class also grows where slices have to stay rectangular (`Classes.join`), and may have to stay as
+it is (`Classes.fix`); either has a reason, of which the first counts.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,16 +50,13 @@ class Classes:
 
     def unify(self, a: Tensor, b: Tensor, why: Reason = None) -> None:
         """Make one class of labels at the same place; `why`, if they are of one tensor."""
-        one, other = torch.broadcast_tensors(self.find(a), self.find(b))
+        one, other = np.broadcast_arrays(self.find(a).numpy(), self.find(b).numpy())
         differ = one != other
-        if not differ.any():
-            return
-        pairs = torch.stack([one[differ], other[differ]]).unique(dim=1)
-        for x, y in pairs.T.tolist():
+        for x, y in np.unique(np.stack([one[differ], other[differ]]), axis=1).T.tolist():
             self._unite(x, y, why)
 
     def join(self, labels: Tensor, dims: Iterable[int], why: str) -> None:
-        """Unite along dimensions: what lies along them goes together, or not at all if it is all."""
+        """Unite along dimensions: what lies along them goes together; if it is all, not at all."""
         dims = [d for d in dims if labels.shape[d] > 1]
         if not dims:
             return
@@ -73,7 +70,7 @@ class Classes:
     def fix(self, labels: Tensor, why: str) -> None:
         """Let classes stay as they are."""
         self._events += 1
-        for root in self.find(labels).unique().tolist():
+        for root in np.unique(self.find(labels).numpy()).tolist():
             self._fixed.setdefault(root, (self._events, why))
 
     def reason(self, label: int) -> Reason:
@@ -250,9 +247,7 @@ class Algebra:
         across = [f for f in across if not along.intersection(f.dims)]
         return self.settled([Facet(torch.cat(parts, dim), makers), *across])
 
-    def reduce(
-        self, facets: Iterable[Facet], dims: Sequence[int], why: str
-    ) -> tuple[Facet, ...]:
+    def reduce(self, facets: Iterable[Facet], dims: Sequence[int], why: str) -> tuple[Facet, ...]:
         """What is left of facets when a number is made of all along some dimensions."""
         facets = tuple(facets)
         for facet in facets:
@@ -283,8 +278,8 @@ class Algebra:
     def square(self) -> None:
         """Unite labels until along each tensor whole slices go, and as many from equal parts.
 
-        Parts of different sizes are left to themselves. Of a facet that changes along two dimensions
-        the longer one is left to choose from.
+        Parts of different sizes are left to themselves. Of a facet that changes along two
+        dimensions the longer one is left to choose from.
         """
         for (_, dim), (labels, parts, why) in self._cuts.items():
             size = labels.shape[dim]
@@ -295,7 +290,7 @@ class Algebra:
                     if some == 1:
                         self.classes.fix(labels.narrow(dim, start, 1), why)
             elif not others and not size % length and not any(start % length for start, _ in parts):
-                equal = labels.unflatten(dim, (size // length, length))
+                equal = runs(labels, dim, length)
                 self.classes.unify(equal, equal.narrow(dim, 0, 1), why)
 
         changed = True
@@ -338,6 +333,12 @@ class Algebra:
                 if labels.shape[dim] > 1 and bool((labels == first).all()):
                     labels = first
         return labels
+
+
+def runs(labels: Tensor, dim: int, length: int) -> Tensor:
+    """A view with a dimension split in two: the runs of this length, and what is in each."""
+    shape = labels.shape
+    return labels.reshape(*shape[:dim], shape[dim] // length, length, *shape[dim + 1 :])
 
 
 def _even(operand: Operand, dim: int) -> bool:

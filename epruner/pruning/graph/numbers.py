@@ -128,9 +128,7 @@ def _fewest(group: Group, attempt: Attempts) -> Group:
     return group
 
 
-def _as_in(
-    found: Group, group: Group, model: nn.Module, kinds: Mapping[str, type]
-) -> Group | None:
+def _as_in(found: Group, group: Group, model: nn.Module, kinds: Mapping[str, type]) -> Group | None:
     """A group with the changes that another one of the same kinds of modules needs."""
     numbers = tuple(
         number

@@ -253,9 +253,7 @@ class _Trial:
     def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Compare; False if the full network does not run with the values of the probe."""
         layers = {  # named here, as a grouped convolution may be sliced to a depthwise one
-            name
-            for name, module in model.named_modules()
-            if has_filters(module)
+            name for name, module in model.named_modules() if has_filters(module)
         }
         try:
             with self._silent(model), self._hooked(model, layers, self._record, self._fill):

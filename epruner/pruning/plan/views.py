@@ -130,8 +130,8 @@ def _calls(definition: ast.AST | None) -> Iterator[tuple[ast.Call, list[ast.expr
         and node.func.attr in _CALLS
     ]
     for call in sorted(calls, key=lambda c: (c.end_lineno or 0, c.end_col_offset or 0)):
-        tupled = call.args and isinstance(call.args[-1], (ast.Tuple, ast.List))
-        yield call, call.args[-1].elts if tupled else call.args
+        last = call.args[-1] if call.args else None
+        yield call, last.elts if isinstance(last, (ast.Tuple, ast.List)) else call.args
 
 
 def _compiled(function: Any, definition: ast.FunctionDef | None) -> Any:
