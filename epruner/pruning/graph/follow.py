@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from epruner.pruning.errors import TraceError
@@ -31,6 +31,7 @@ from epruner.pruning.network.layers import (
     channel_dim,
     is_depthwise,
     multiplies,
+    rule_of,
     sides,
     ties,
 )
@@ -180,15 +181,15 @@ class _Following:
         named = {a.name: a.default_value for a in func._schema.arguments}
         named |= dict(zip(named, args, strict=False)) | kwargs
         call = Call(
-            self._algebra,
-            name.rstrip("_"),
-            func,
-            named,
-            results,
-            lambda tensor: operands.get(id(tensor)) or Operand(tensor, ()),
-            self._running(),
-            lambda facets: self._product(next(multiplied), facets),
-            lambda look: self._looks.update({id(look.result): look}),
+            algebra=self._algebra,
+            name=name.rstrip("_"),
+            function=func,
+            args=named,
+            results=results,
+            operand=lambda tensor: operands.get(id(tensor)) or Operand(tensor, ()),
+            module=self._running(),
+            product=lambda facets: self._product(next(multiplied), facets),
+            look=lambda look: self._looks.update({id(look.result): look}),
         )
         found = facets_after(call)
         for tensor, facets in zip(results, found, strict=True):
@@ -213,47 +214,54 @@ class _Following:
         self._inside += 1
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if self._inside == 1:  # and what follows is not to be followed
+            self._passed(module, tensors_in((args, kwargs)), tensors_in(output))
         self._inside -= 1
-        if self._inside:
-            return
-        name = self._leaves[module]
-        read, written = tensors_in((args, kwargs)), tensors_in(output)
+
+    def _passed(self, module: nn.Module, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+        """Let a layer read its labels, and put those of its outputs on what it wrote."""
         if not read or not written:
             return
         self._used(read)
-        source = self._operand(read[0])
-        dim = channel_dim(module, read[0])
-        rest = [f for f in source.facets if not f.along(dim)]
-        mine = [f for f in source.facets if f.along(dim)]
-        classes = self._algebra.classes
+        name, source = self._leaves[module], self._operand(read[0])
         outputs, inputs = self._sides(name, module)
-        if outputs is None:
-            for tensor in read if multiplies(module) else ():  # what no rule can resize
+        if outputs is not None:
+            along, across = self._read(name, module, source, outputs if inputs is None else inputs)
+            makers = along if inputs is None else frozenset([name])
+            for tensor in written:
+                dim = channel_dim(module, tensor)
+                facets = [Facet(_placed(outputs[: tensor.shape[dim]], dim, tensor.dim()), makers)]
+                facets += [f for f in across if f.labels.dim() == tensor.dim()]
+                self._note(tensor, self._algebra.settled(facets))
+        elif multiplies(module):  # no rule resizes it
+            for tensor in read:
                 for facet in self._operand(tensor).facets:
-                    classes.fix(facet.labels, mixing(name, module))
-            if not multiplies(module):  # a PReLU of one parameter
-                self._note(written[0], source.facets, source.given)
-            return
-        reads = outputs if inputs is None else inputs
-        along = _placed(reads, dim, read[0].dim())
-        for facet in mine:
-            classes.unify(facet.labels, along)
-        if not mine and len(reads) > 1 and read[0].stride(dim):
+                    self._algebra.classes.fix(facet.labels, mixing(name, module))
+        else:  # a PReLU of one parameter
+            self._note(written[0], source.facets, source.given)
+
+    def _read(
+        self, name: str, module: nn.Module, source: Operand, labels: Tensor
+    ) -> tuple[frozenset[str], list[Facet]]:
+        """Let a layer read: who made its channels, and the facets along other dimensions."""
+        tensor, classes = source.tensor, self._algebra.classes
+        dim = channel_dim(module, tensor)
+        makers: frozenset[str] = frozenset()
+        across = []
+        positions = range(0 if rule_of(module).reads_itself else dim + 1, tensor.dim())
+        for facet in source.facets:
+            if facet.along(dim):
+                classes.unify(facet.labels, _placed(labels, dim, tensor.dim()))
+                makers |= facet.makers
+            else:
+                if not isinstance(module, _BatchNorm):
+                    why = f"its channels lie where {name!r} expects positions"
+                    classes.join(facet.labels, positions, why)
+                across.append(facet)
+        if len(across) == len(source.facets) and tensor.stride(dim) and len(labels) > 1:
             how = "the model's input" if source.given else "a tensor of fixed size"
-            classes.fix(reads, f"{name!r} reads {how}")
-        if isinstance(module, _ConvNd):
-            positions = range(dim + 1, read[0].dim())
-            why = f"its channels lie where {name!r} expects positions"
-            for facet in rest:
-                if inside := [d for d in facet.dims if d in positions]:
-                    classes.join(facet.labels, inside, why)
-        passed_on = mine[0].makers if mine else frozenset()
-        makers = passed_on if inputs is None else frozenset([name])
-        for tensor in written:
-            at = channel_dim(module, tensor)
-            labels = _placed(outputs[: tensor.shape[at]], at, tensor.dim())
-            passed = [f for f in rest if f.labels.dim() == tensor.dim()]
-            self._note(tensor, self._algebra.settled([Facet(labels, makers), *passed]))
+            classes.fix(labels, f"{name!r} reads {how}")
+        return makers, across
 
     def _sides(self, name: str, module: nn.Module) -> tuple[Tensor | None, Tensor | None]:
         """Labels of a layer's (output, input) channels; None for a side that it has not."""
@@ -263,7 +271,7 @@ class _Following:
             labels = self._algebra.classes.new([outputs], why)
             if (tied := ties(module)) is not None:
                 _, first, number = np.unique(tied, return_index=True, return_inverse=True)
-                others = labels[torch.from_numpy(first[number])]
+                others = torch.from_numpy(labels.numpy()[first[number]])
                 self._algebra.classes.unify(labels, others, mixing(name, module))
             self._found.outputs[name] = labels
             if inputs:

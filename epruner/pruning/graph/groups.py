@@ -258,10 +258,10 @@ class _Builder:
         self._classes = followed.classes
         self._order = {name: place for place, (name, _) in enumerate(model.named_modules())}
         find = followed.classes.find
-        self._makes = {name: find(x).numpy() for name, x in followed.outputs.items()}
-        self._reads = {name: find(x).numpy() for name, x in followed.inputs.items()}
-        self._bare = {place: find(x).numpy() for place, x in followed.bare.items()}
-        self._products = {name: find(x).numpy() for name, x in followed.products.items()}
+        self._makes = {name: find(x) for name, x in followed.outputs.items()}
+        self._reads = {name: find(x) for name, x in followed.inputs.items()}
+        self._bare = {place: find(x) for place, x in followed.bare.items()}
+        self._products = {name: find(x) for name, x in followed.products.items()}
         self._added = frozenset(find(followed.added).tolist())
         self._together = _components([self._makes[name] for name in self._reads])
 
@@ -327,7 +327,7 @@ class _Builder:
         return next((reason for reason in reasons if reason), "")
 
     def _members(self, sides: Mapping[str, Indices], order: Mapping[int, int]) -> list[Member]:
-        """Of sides of modules, given by classes of their channels, those that have some of these."""
+        """Sides of modules, given by classes of channels, as far as they have some of these."""
         found = []
         for name, roots in sides.items():
             index = np.array([i for i, x in enumerate(roots.tolist()) if x in order], dtype=np.intp)

@@ -12,21 +12,24 @@ it is (`Classes.fix`); either has a reason, of which the first counts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 Reason = str | None
+Labels = npt.NDArray[np.int64]
 
 
 class Classes:
     """Classes of labels."""
 
     def __init__(self) -> None:
-        self._parent = torch.zeros(0, dtype=torch.long)
+        self._parent = np.zeros(0, np.int64)
         self._fixed: dict[int, tuple[int, str]] = {}
         self._joined: dict[int, tuple[int, str]] = {}
         self._events = 0
@@ -34,26 +37,28 @@ class Classes:
     def new(self, shape: Sequence[int], fixed: Reason = None) -> Tensor:
         """Labels that are in no class but their own."""
         first = len(self._parent)
-        labels = torch.arange(first, first + torch.Size(shape).numel())
-        self._parent = torch.cat([self._parent, labels])
+        labels = torch.arange(first, first + math.prod(shape))
+        self._parent = np.concatenate([self._parent, labels.numpy()])
         if fixed is not None:
             self.fix(labels, fixed)
         return labels.view(tuple(shape))
 
-    def find(self, labels: Tensor) -> Tensor:
+    def find(self, labels: Tensor) -> Labels:
         """The class of each label: its smallest member."""
-        roots = self._parent[labels]
-        while not torch.equal(roots, above := self._parent[roots]):
+        index = labels.numpy()
+        roots: Labels = self._parent[index]
+        while not np.array_equal(roots, above := self._parent[roots]):
             roots = above
-        self._parent[labels] = roots
+        self._parent[index] = roots
         return roots
 
     def unify(self, a: Tensor, b: Tensor, why: Reason = None) -> None:
         """Make one class of labels at the same place; `why`, if they are of one tensor."""
-        one, other = np.broadcast_arrays(self.find(a).numpy(), self.find(b).numpy())
+        one, other = np.broadcast_arrays(self.find(a), self.find(b))
         differ = one != other
-        for x, y in np.unique(np.stack([one[differ], other[differ]]), axis=1).T.tolist():
-            self._unite(x, y, why)
+        if differ.any():
+            for x, y in np.unique(np.stack([one[differ], other[differ]]), axis=1).T.tolist():
+                self._unite(x, y, why)
 
     def join(self, labels: Tensor, dims: Iterable[int], why: str) -> None:
         """Unite along dimensions: what lies along them goes together; if it is all, not at all."""
@@ -70,21 +75,26 @@ class Classes:
     def fix(self, labels: Tensor, why: str) -> None:
         """Let classes stay as they are."""
         self._events += 1
-        for root in np.unique(self.find(labels).numpy()).tolist():
+        for root in np.unique(self.find(labels)).tolist():
             self._fixed.setdefault(root, (self._events, why))
 
     def reason(self, label: int) -> Reason:
         """Why a label has to stay; None if it may go."""
-        event = self._fixed.get(int(self.find(torch.tensor(label))))
+        event = self._fixed.get(self._root(label))
         return event and event[1]
 
     def joined(self, label: int) -> Reason:
         """Why a class grew along a tensor, if it did."""
-        event = self._joined.get(int(self.find(torch.tensor(label))))
+        event = self._joined.get(self._root(label))
         return event and event[1]
 
+    def _root(self, label: int) -> int:
+        while label != (above := int(self._parent[label])):
+            label = above
+        return label
+
     def _unite(self, x: int, y: int, why: Reason) -> None:
-        x, y = sorted(self.find(torch.tensor([x, y])).tolist())
+        x, y = sorted((self._root(x), self._root(y)))
         if x == y:
             return
         self._parent[y] = x
@@ -327,11 +337,12 @@ class Algebra:
             if stride == 0 and labels.shape[dim] > 1:
                 labels = labels.narrow(dim, 0, 1)
         if labels.numel() > 1:
-            labels = self.classes.find(labels)
-            for dim in range(labels.dim()):
-                first = labels.narrow(dim, 0, 1)
-                if labels.shape[dim] > 1 and bool((labels == first).all()):
-                    labels = first
+            roots = self.classes.find(labels)
+            for dim in range(roots.ndim):
+                first = roots.take([0], dim)
+                if roots.shape[dim] > 1 and (roots == first).all():
+                    roots = first
+            labels = torch.from_numpy(roots)
         return labels
 
 
