@@ -124,7 +124,7 @@ def _filters(group: tp.Group) -> Tensor | None:
     for item in group:
         layer = item.dep.target.module
         produces = item.dep.handler.__name__ == "prune_out_channels"
-        if not produces or not isinstance(layer, nn.Module) or not has_filters(layer):
+        if not produces or not isinstance(layer, (_ConvNd, nn.Linear)) or not has_filters(layer):
             continue
         if None in item.root_idxs:  # the graph does not know whose channels they are
             continue
