@@ -153,6 +153,8 @@ class Algebra:
         found: list[Facet] = []
         for facet in facets:
             labels = self._reduced(facet.labels)
+            if not labels.numel():
+                continue
             if labels.numel() == 1:
                 if facet.labels.numel() > 1:
                     self.classes.fix(labels, "all its channels go together")
