@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from epruner.pruning.errors import TraceError
 from epruner.pruning.graph.costs import Recorder
@@ -165,7 +165,8 @@ class _Following:
         kwargs = kwargs or {}
         if self._inside:
             return func(*args, **kwargs)
-        tensors = [(tensor, self._operand(tensor)) for tensor in tensors_in((args, kwargs))]
+        with _disable_current_modes():
+            tensors = [(tensor, self._operand(tensor)) for tensor in tensors_in((args, kwargs))]
         operands = {id(tensor): operand for tensor, operand in tensors}
         if func is not torch.ops.aten._local_scalar_dense.default:
             self._used(tensor for tensor, _ in tensors)
@@ -189,16 +190,17 @@ class _Following:
             lambda facets: self._product(next(multiplied), facets),
             lambda look: self._looks.update({id(look.result): look}),
         )
-        found = facets_after(call)
-        for tensor, facets in zip(results, found, strict=True):
-            before = operands.get(id(tensor))  # if it was written into
-            if before is not None and facets and not before.facets and _is_part(tensor):
-                for facet in facets:
-                    self._algebra.classes.fix(
-                        facet.labels, "its channels are written into a part of a tensor"
-                    )
-                facets = ()
-            self._note(tensor, facets, given)
+        with _disable_current_modes():
+            found = facets_after(call)
+            for tensor, facets in zip(results, found, strict=True):
+                before = operands.get(id(tensor))  # if it was written into
+                if before is not None and facets and not before.facets and _is_part(tensor):
+                    for facet in facets:
+                        self._algebra.classes.fix(
+                            facet.labels, "its channels are written into a part of a tensor"
+                        )
+                    facets = ()
+                self._note(tensor, facets, given)
         return result
 
     def _used(self, tensors: Iterable[Tensor]) -> None:
@@ -213,8 +215,12 @@ class _Following:
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._inside -= 1
-        if self._inside:
-            return
+        if not self._inside:
+            with _disable_current_modes():  # what follows is no part of the pass
+                self._passed(module, args, kwargs, output)
+
+    def _passed(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Note what a layer that ran as a whole tells of its channels."""
         name = self._leaves[module]
         read, written = tensors_in((args, kwargs)), tensors_in(output)
         if not read or not written:

@@ -283,23 +283,25 @@ class _Builder:
             if len(mine) == 1:
                 return None, "it has one channel"
             return None, self._classes.joined(int(mine[0])) or "all its channels go together"
-        producers = [self._member(n, self._makes[n], order) for n in makers]
+        places = np.full(len(self._classes), -1, dtype=np.intp)
+        places[list(order)] = np.arange(len(order))
+        producers = [_member(n, self._makes[n], places) for n in makers]
         followers, consumers = [], []
         for other, roots in self._makes.items():
-            if other not in self._reads and (member := self._member(other, roots, order)):
+            if other not in self._reads and (member := _member(other, roots, places)):
                 followers.append(member)
         for (other, dim), roots in self._bare.items():
-            if member := self._member(other, roots, order):
+            if member := _member(other, roots, places):
                 if parameter_dim(self._tensor(other), len(roots)) != dim:
                     return None, f"parameter {other!r} has two dimensions of {len(roots)}"
                 followers.append(member)
         for other, roots in self._reads.items():
-            if member := self._member(other, roots, order):
+            if member := _member(other, roots, places):
                 consumers.append(member)
         products = [
             member
             for other, roots in self._products.items()
-            if (member := self._member(other, roots, order))
+            if (member := _member(other, roots, places))
         ]
         if not consumers:
             return None, "nothing that could be made smaller reads its channels"
@@ -327,14 +329,6 @@ class _Builder:
         """Why some of a layer's outputs have to stay, if they do."""
         reasons = (self._classes.reason(root) for root in dict.fromkeys(self._makes[name].tolist()))
         return next((reason for reason in reasons if reason), "")
-
-    def _member(self, name: str, roots: Indices, order: Mapping[int, int]) -> Member | None:
-        index = np.array([i for i, x in enumerate(roots.tolist()) if x in order], dtype=np.intp)
-        if not len(index):
-            return None
-        root = np.array([order[int(x)] for x in roots[index]], dtype=np.intp)
-        sort = np.lexsort((index, root))
-        return Member(name, index[sort], root[sort], len(roots))
 
     def _blocks(
         self, member: Member, groups: int, channels: int, blocks: int
@@ -366,6 +360,17 @@ class _Builder:
 
     def _placed(self, member: Member) -> int:
         return self._place(member.module)
+
+
+def _member(name: str, roots: Indices, places: Indices) -> Member | None:
+    """What of a module's channels is of a group; `places` in it by class, -1 if not of it."""
+    root = places[roots]
+    index = np.flatnonzero(root >= 0)
+    if not len(index):
+        return None
+    root = root[index]
+    sort = np.lexsort((index, root))
+    return Member(name, index[sort], root[sort], len(roots))
 
 
 def _components(parts: Sequence[Indices]) -> dict[int, int]:

@@ -13,9 +13,11 @@ of which the first counts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,36 +28,41 @@ class Classes:
     """Classes of labels."""
 
     def __init__(self) -> None:
-        self._parent = torch.zeros(0, dtype=torch.long)
+        self._parent = np.zeros(0, dtype=np.int64)
         self._fixed: dict[int, tuple[int, str]] = {}
         self._joined: dict[int, tuple[int, str]] = {}
         self._events = 0
 
+    def __len__(self) -> int:
+        return len(self._parent)
+
     def new(self, shape: Sequence[int], fixed: Reason = None) -> Tensor:
         """Labels that are in no class but their own."""
         first = len(self._parent)
-        labels = torch.arange(first, first + torch.Size(shape).numel())
-        self._parent = torch.cat([self._parent, labels])
+        labels = np.arange(first, first + math.prod(shape))
+        self._parent = np.concatenate([self._parent, labels])
+        found = torch.from_numpy(labels)
         if fixed is not None:
-            self.fix(labels, fixed)
-        return labels.view(tuple(shape))
+            self.fix(found, fixed)
+        return found.view(tuple(shape))
 
     def find(self, labels: Tensor) -> Tensor:
         """The class of each label: its smallest member."""
-        roots = self._parent[labels]
-        while not torch.equal(roots, above := self._parent[roots]):
+        members = labels.numpy()
+        roots = self._parent[members]
+        while not np.array_equal(roots, above := self._parent[roots]):
             roots = above
-        self._parent[labels] = roots
-        return roots
+        self._parent[members] = roots
+        return torch.from_numpy(np.asarray(roots))
 
     def unify(self, a: Tensor, b: Tensor, why: Reason = None) -> None:
         """Make one class of labels at the same place; `why`, if they are of one tensor."""
-        one, other = torch.broadcast_tensors(self.find(a), self.find(b))
+        one, other = np.broadcast_arrays(self.find(a).numpy(), self.find(b).numpy())
         differ = one != other
         if not differ.any():
             return
-        pairs = torch.stack([one[differ], other[differ]]).unique(dim=1)
-        for x, y in pairs.T.tolist():
+        pairs = dict.fromkeys(zip(one[differ].tolist(), other[differ].tolist(), strict=True))
+        for x, y in pairs:
             self._unite(x, y, why)
 
     def join(self, labels: Tensor, dims: Iterable[int], why: str) -> None:
@@ -78,26 +85,32 @@ class Classes:
 
     def reason(self, label: int) -> Reason:
         """Why a label has to stay; None if it may go."""
-        event = self._fixed.get(int(self.find(torch.tensor(label))))
+        event = self._fixed.get(self._root(label))
         return event and event[1]
 
     def joined(self, label: int) -> Reason:
         """Why a class grew along a tensor, if it did."""
-        event = self._joined.get(int(self.find(torch.tensor(label))))
+        event = self._joined.get(self._root(label))
         return event and event[1]
 
+    def _root(self, label: int) -> int:
+        while (above := int(self._parent[label])) != label:
+            label = above
+        return label
+
     def _unite(self, x: int, y: int, why: Reason) -> None:
-        x, y = sorted(self.find(torch.tensor([x, y])).tolist())
+        x, y = self._root(x), self._root(y)
         if x == y:
             return
+        if y < x:
+            x, y = y, x
         self._parent[y] = x
         self._events += 1
+        if why is not None:
+            self._joined.setdefault(x, (self._events, why))
         for events in (self._fixed, self._joined):
-            known = [event for event in (events.get(x), events.pop(y, None)) if event]
-            if events is self._joined and why is not None:
-                known.append((self._events, why))
-            if known:
-                events[x] = min(known)
+            if (other := events.pop(y, None)) is not None:
+                events[x] = min(events.get(x, other), other)
 
 
 @dataclass(frozen=True)
