@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from epruner.pruning.errors import TraceError
 from epruner.pruning.graph.costs import Recorder
@@ -110,6 +110,8 @@ def follow(
 class _Following:
     """What a follower does, apart from the mode that makes torch call it.
 
+    Its own arithmetic is under no mode: it would be followed and counted, too.
+
     A mode that itself defines ``__torch_dispatch__`` makes torch import its compiler, which takes
     seconds and 150 MB.
     """
@@ -167,10 +169,10 @@ class _Following:
         kwargs = kwargs or {}
         if self._inside:
             return func(*args, **kwargs)
-        tensors = [(tensor, self._operand(tensor)) for tensor in tensors_in((args, kwargs))]
-        operands = {id(tensor): operand for tensor, operand in tensors}
+        with _disable_current_modes():
+            operands = {id(t): self._operand(t) for t in tensors_in((args, kwargs))}
         if func is not torch.ops.aten._local_scalar_dense.default:
-            self._used(tensor for tensor, _ in tensors)
+            self._used(operand.tensor for operand in operands.values())
         multiplied = iter(range(len(self._recorder.products), sys.maxsize))
         result = func(*args, **kwargs)
         results = tensors_in(result)
@@ -191,16 +193,16 @@ class _Following:
             product=lambda facets: self._product(next(multiplied), facets),
             look=lambda look: self._looks.update({id(look.result): look}),
         )
-        found = facets_after(call)
-        for tensor, facets in zip(results, found, strict=True):
-            before = operands.get(id(tensor))  # if it was written into
-            if before is not None and facets and not before.facets and _is_part(tensor):
-                for facet in facets:
-                    self._algebra.classes.fix(
-                        facet.labels, "its channels are written into a part of a tensor"
-                    )
-                facets = ()
-            self._note(tensor, facets, given)
+        with _disable_current_modes():
+            found = facets_after(call)
+            for tensor, facets in zip(results, found, strict=True):
+                before = operands.get(id(tensor))  # if it was written into
+                if before is not None and facets and not before.facets and _is_part(tensor):
+                    why = "its channels are written into a part of a tensor"
+                    for facet in facets:
+                        self._algebra.classes.fix(facet.labels, why)
+                    facets = ()
+                self._note(tensor, facets, given)
         return result
 
     def _used(self, tensors: Iterable[Tensor]) -> None:
@@ -214,9 +216,10 @@ class _Following:
         self._inside += 1
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if self._inside == 1:  # and what follows is not to be followed
-            self._passed(module, tensors_in((args, kwargs)), tensors_in(output))
         self._inside -= 1
+        if not self._inside:
+            with _disable_current_modes():  # what follows is no part of the pass
+                self._passed(module, tensors_in((args, kwargs)), tensors_in(output))
 
     def _passed(self, module: nn.Module, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
         """Let a layer read its labels, and put those of its outputs on what it wrote."""

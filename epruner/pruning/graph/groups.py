@@ -284,16 +284,16 @@ class _Builder:
             if len(mine) == 1:
                 return None, "it has one channel"
             return None, self._classes.joined(first[0]) or "all its channels go together"
-        producers = self._members({n: self._makes[n] for n in makers}, order)
-        followers = self._members(
-            {n: x for n, x in self._makes.items() if n not in self._reads}, order
-        )
+        places = np.full(len(self._classes), -1, np.intp)
+        places[list(order)] = np.arange(len(order))
+        producers = _members({n: self._makes[n] for n in makers}, places)
+        followers = _members({n: x for n, x in self._makes.items() if n not in self._reads}, places)
         for (name, dim), roots in self._bare.items():
-            if members := self._members({name: roots}, order):
+            if members := _members({name: roots}, places):
                 if parameter_dim(self._tensor(name), len(roots)) != dim:
                     return None, f"parameter {name!r} has two dimensions of {len(roots)}"
                 followers += members
-        consumers = self._members(self._reads, order)
+        consumers = _members(self._reads, places)
         if not consumers:
             return None, "nothing that could be made smaller reads its channels"
         blocks = 1
@@ -317,7 +317,7 @@ class _Builder:
             producers=tuple(producers),
             followers=tuple(sorted(followers, key=self._placed)),
             consumers=tuple(sorted(consumers, key=self._placed)),
-            products=tuple(self._members(self._products, order)),
+            products=tuple(_members(self._products, places)),
         )
         return group, ""
 
@@ -325,17 +325,6 @@ class _Builder:
         """Why some of a layer's outputs have to stay, if they do."""
         reasons = (self._classes.reason(root) for root in dict.fromkeys(self._makes[name].tolist()))
         return next((reason for reason in reasons if reason), "")
-
-    def _members(self, sides: Mapping[str, Indices], order: Mapping[int, int]) -> list[Member]:
-        """Sides of modules, given by classes of channels, as far as they have some of these."""
-        found = []
-        for name, roots in sides.items():
-            index = np.array([i for i, x in enumerate(roots.tolist()) if x in order], dtype=np.intp)
-            if len(index):
-                root = np.array([order[int(x)] for x in roots[index]], dtype=np.intp)
-                sort = np.lexsort((index, root))
-                found.append(Member(name, index[sort], root[sort], len(roots)))
-        return found
 
     def _blocks(self, member: Member, groups: int, channels: int, blocks: int) -> tuple[int, str]:
         """Blocks of channels of which equal numbers have to stay, or a reason why none may go."""
@@ -365,6 +354,26 @@ class _Builder:
 
     def _placed(self, member: Member) -> int:
         return self._place(member.module)
+
+
+def _members(sides: Mapping[str, Indices], places: Indices) -> list[Member]:
+    """Sides of modules as far as they are of a group.
+
+    Parameters
+    ----------
+    sides : mapping of str to ndarray of int
+        By module, the class of each channel.
+    places : ndarray of int
+        By class, the channel of the group; -1 for all others.
+    """
+    found = []
+    for name, roots in sides.items():
+        root = places[roots]
+        index = np.flatnonzero(root >= 0)
+        if len(index):
+            order = np.lexsort((index, root[index]))
+            found.append(Member(name, index[order], root[index][order], len(roots)))
+    return found
 
 
 def _components(parts: Sequence[Indices]) -> dict[int, int]:

@@ -34,6 +34,9 @@ class Classes:
         self._joined: dict[int, tuple[int, str]] = {}
         self._events = 0
 
+    def __len__(self) -> int:
+        return len(self._parent)
+
     def new(self, shape: Sequence[int], fixed: Reason = None) -> Tensor:
         """Labels that are in no class but their own."""
         first = len(self._parent)

@@ -244,7 +244,9 @@ def _joined(call: Call) -> Facets:
     if call.name == "stack":
         dim %= dims + 1
         parts = [part.like(lambda t: t.unsqueeze(dim)) for part in parts]
-    return call.algebra.concatenate(parts, dim % parts[0].tensor.dim(), call.meets)
+    dim %= parts[0].tensor.dim()
+    parts = [part for part in parts if part.tensor.shape[dim]]
+    return call.algebra.concatenate(parts, dim, call.meets)
 
 
 @operation("constant_pad_nd")
@@ -382,9 +384,12 @@ def _repeated(call: Call, operand: Operand, times: int) -> Operand:
 def _product(call: Call, a: Operand, b: Operand) -> Facets:
     """Facets of a matrix product, (..., i, k) by (..., k, j)."""
     one, other = a.like(lambda t: t[..., None]), b.like(lambda t: t[..., None, :, :])
+    why = f"its channels are summed in a matrix product{call.where}, outside of a layer"
+    for operand in (one, other):  # before they meet, as one of them may have fewer heads
+        for facet in operand.facets:
+            call.algebra.classes.join(facet.labels, [operand.tensor.dim() - 2], why)
     facets = call.algebra.meet([one, other], call.meets)
     k = max(one.tensor.dim(), other.tensor.dim()) - 2
-    why = f"its channels are summed in a matrix product{call.where}, outside of a layer"
     facets = _dropped(call.algebra.reduce(facets, [k], why), [k])
     call.product(facets)
     return facets

@@ -54,7 +54,7 @@ def blamed(error: BaseException) -> tuple[nn.Module, View] | None:
     spans = []
     for code, instruction, local in _frames(error):
         spans.append((code.co_filename, list(code.co_positions())[instruction // 2]))
-        module = local.get("self")
+        module = local.get(code.co_varnames[0]) if code.co_argcount else None
         function = getattr(type(module), code.co_name, None)
         if not isinstance(module, nn.Module) or getattr(function, "__code__", None) is not code:
             continue
@@ -76,7 +76,7 @@ def infer(module: nn.Module, views: Iterable[View]) -> None:
     ValueError
         It has not these methods, or their text cannot be had.
     """
-    kind = type(module)
+    kind, views = type(module), tuple(views)
     changed: dict[str, Any] = {}
     for method in sorted({view.method for view in views}):
         function = getattr(kind, method, None)
@@ -92,7 +92,28 @@ def infer(module: nn.Module, views: Iterable[View]) -> None:
                 )
             calls[view.call][1][view.size] = ast.UnaryOp(ast.USub(), ast.Constant(1))
         changed[method] = _compiled(function, definition)
-    module.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__, **changed})
+    module.__class__ = _derived(kind, views, changed)
+
+
+def _derived(
+    kind: type[nn.Module], views: tuple[View, ...], changed: dict[str, Any]
+) -> type[nn.Module]:
+    """A subclass with changed methods, whose instances are pickled by those of its parent."""
+
+    def reduced(self: nn.Module, protocol: Any) -> Any:
+        function, (_, *rest), *state = kind.__reduce_ex__(self, protocol)
+        return _rebuilt, (function, kind, views, *rest), *state
+
+    members = {"__module__": kind.__module__, "__reduce_ex__": reduced, **changed}
+    return type(kind.__name__, (kind,), members)
+
+
+def _rebuilt(
+    function: Any, kind: type[nn.Module], views: tuple[View, ...], *rest: Any
+) -> nn.Module:
+    module: nn.Module = function(kind, *rest)
+    infer(module, views)
+    return module
 
 
 def _frames(error: BaseException) -> Iterator[tuple[types.CodeType, int, dict[str, Any]]]:
@@ -138,24 +159,32 @@ def _compiled(function: Any, definition: ast.FunctionDef | None) -> Any:
     """A function from its changed syntax tree, with the surroundings of the original."""
     assert definition is not None
     code = function.__code__
-    outer = ast.parse("def outer():\n    pass").body[0]
-    assert isinstance(outer, ast.FunctionDef)
-    outer.body = [
-        *ast.parse("".join(f"{name} = None\n" for name in code.co_freevars)).body,
-        definition,
-        ast.Return(ast.Name(definition.name, ast.Load())),
-    ]
-    tree = ast.fix_missing_locations(ast.Module([outer], []))
-    namespace: dict[str, Any] = {}
-    exec(compile(tree, code.co_filename, "exec"), function.__globals__, namespace)
-    made = namespace["outer"]()
+    (surroundings,) = ast.parse("def outer():\n    class _:\n        pass").body
+    assert isinstance(surroundings, ast.FunctionDef)
+    (owner,) = surroundings.body
+    assert isinstance(owner, ast.ClassDef)
+    _, _, scope = function.__qualname__.rpartition(".")[0].rpartition(".")
+    owner.name = scope if scope.isidentifier() else "_"  # private names are told by it
+    owner.body = [definition]
+    local = [ast.parse(f"{name} = None").body[0] for name in code.co_freevars]
+    if owner.name not in code.co_freevars:
+        local.append(ast.Global([owner.name]))
+    surroundings.body = [*local, owner]
+    tree = ast.fix_missing_locations(ast.Module([surroundings], []))
+    made = compile(tree, code.co_filename, "exec")
+    for name in ("outer", owner.name, definition.name):
+        made = next(
+            part
+            for part in made.co_consts
+            if isinstance(part, types.CodeType) and part.co_name == name
+        )
     cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
     result = types.FunctionType(
-        made.__code__,
+        made,
         function.__globals__,
         function.__name__,
         function.__defaults__,
-        tuple(cells[name] for name in made.__code__.co_freevars),
+        tuple(cells[name] for name in made.co_freevars),
     )
     result.__kwdefaults__ = function.__kwdefaults__
     return result
