@@ -101,7 +101,8 @@ def _derived(
     """A subclass with changed methods, whose instances are pickled by those of its parent."""
 
     def reduced(self: nn.Module, protocol: Any) -> Any:
-        function, (_, *rest), *state = kind.__reduce_ex__(self, protocol)
+        made: Any = kind.__reduce_ex__(self, protocol)
+        function, (_, *rest), *state = made
         return _rebuilt, (function, kind, views, *rest), *state
 
     members = {"__module__": kind.__module__, "__reduce_ex__": reduced, **changed}
