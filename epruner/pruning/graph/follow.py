@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +31,7 @@ from epruner.pruning.network.layers import (
     channel_dim,
     is_depthwise,
     multiplies,
+    rule_of,
     sides,
     ties,
 )
@@ -246,6 +247,8 @@ class _Following:
         if not mine and len(reads) > 1 and read[0].stride(dim):
             how = "the model's input" if source.given else "a tensor of fixed size"
             classes.fix(reads, f"{name!r} reads {how}")
+        if rule_of(module).reads_itself:
+            self._resumes(name, read[1:], outputs)
         if isinstance(module, _ConvNd):
             positions = range(dim + 1, read[0].dim())
             why = f"its channels lie where {name!r} expects positions"
@@ -258,6 +261,18 @@ class _Following:
             makers = frozenset([name]) if inputs is not None else mine[0].makers if mine else frozenset()
             passed = [f for f in rest if f.labels.dim() == tensor.dim()]
             self._note(tensor, self._algebra.settled([Facet(labels, makers), *passed]))
+
+    def _resumes(self, name: str, states: Sequence[Tensor], outputs: Tensor) -> None:
+        """Let the states that a recurrent layer starts from have its units."""
+        for state in filter(torch.is_floating_point, states):
+            operand, dim = self._operand(state), state.dim() - 1
+            units = _placed(outputs[: state.shape[dim]], dim, state.dim())
+            mine = [facet for facet in operand.facets if facet.along(dim)]
+            for facet in mine:
+                self._algebra.classes.unify(facet.labels, units)
+            if operand.given and not mine:
+                why = f"{name!r} reads its first state from the model's input"
+                self._algebra.classes.fix(outputs, why)
 
     def _sides(self, name: str, module: nn.Module) -> tuple[Tensor | None, Tensor | None]:
         """Labels of a layer's (output, input) channels; None for a side that it has not."""
