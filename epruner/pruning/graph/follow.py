@@ -231,6 +231,8 @@ class _Following:
         if outputs is not None:
             along, across = self._read(name, module, source, outputs if inputs is None else inputs)
             makers = along if inputs is None else frozenset([name])
+            if rule_of(module).reads_itself:
+                self._resumes(name, read[1:], outputs)
             for tensor in written:
                 dim = channel_dim(module, tensor)
                 facets = [Facet(_placed(outputs[: tensor.shape[dim]], dim, tensor.dim()), makers)]
@@ -265,6 +267,18 @@ class _Following:
             how = "the model's input" if source.given else "a tensor of fixed size"
             classes.fix(labels, f"{name!r} reads {how}")
         return makers, across
+
+    def _resumes(self, name: str, states: Sequence[Tensor], outputs: Tensor) -> None:
+        """Let the states that a recurrent layer starts from have its units."""
+        for state in filter(torch.is_floating_point, states):
+            operand, dim = self._operand(state), state.dim() - 1
+            units = _placed(outputs[: state.shape[dim]], dim, state.dim())
+            mine = [facet for facet in operand.facets if facet.along(dim)]
+            for facet in mine:
+                self._algebra.classes.unify(facet.labels, units)
+            if operand.given and not mine:
+                why = f"{name!r} reads its first state from the model's input"
+                self._algebra.classes.fix(outputs, why)
 
     def _sides(self, name: str, module: nn.Module) -> tuple[Tensor | None, Tensor | None]:
         """Labels of a layer's (output, input) channels; None for a side that it has not."""

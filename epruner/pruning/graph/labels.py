@@ -283,7 +283,7 @@ class Algebra:
     def cut(self, facets: Iterable[Facet], dim: int, start: int, length: int, why: str) -> None:
         """Note that a part of a dimension is taken."""
         for facet in facets:
-            if facet.along(dim) and length < facet.labels.shape[dim]:
+            if facet.along(dim) and 0 < length < facet.labels.shape[dim]:
                 key = (id(facet.labels), dim)
                 _, parts, _ = self._cuts.setdefault(key, (facet.labels, set(), why))
                 parts.add((start, length))

@@ -323,7 +323,7 @@ class _Trial:
 
     def _record(self, name: str, module: nn.Module, inputs: Any) -> Any:
         """Before a layer of the full network: note what stays, and silence the rest."""
-        tensors = tensors_in(inputs)
+        tensors = _read_by(module, inputs)
         channels = self._channels(name, module, tensors, reads=True)
         if channels is None:
             self._read.setdefault(name, []).append([t.clone() for t in tensors])
@@ -354,7 +354,7 @@ class _Trial:
     def _compare(self, name: str, module: nn.Module, inputs: Any) -> Any:
         """Before a layer of the sliced network: is it what the full one read here?"""
         seen = self._read.get(name)
-        self._note(f"{name!r} reads", tensors_in(inputs), seen.pop(0) if seen else [])
+        self._note(f"{name!r} reads", _read_by(module, inputs), seen.pop(0) if seen else [])
         return inputs
 
     def _lift(self, name: str, module: nn.Module, output: Any) -> None:
@@ -406,6 +406,12 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # models that draw even in eval mode draw the same twice
         return tensors_in(model(*args, **kwargs))
+
+
+def _read_by(module: nn.Module, inputs: Any) -> list[Tensor]:
+    """What a layer reads, without the state of one that reads itself."""
+    tensors = tensors_in(inputs)
+    return tensors[:1] if rule_of(module).reads_itself else tensors
 
 
 def _along(dim: int, values: Tensor, like: Tensor) -> Tensor:

@@ -42,14 +42,14 @@ class View:
     size: int
 
 
-def blamed(error: BaseException) -> tuple[nn.Module, View] | None:
-    """The size to infer so that a view succeeds that raised an error, and whose forward it is in.
+def blamed(error: BaseException) -> Iterator[tuple[nn.Module, View]]:
+    """Sizes to infer, each so that a view succeeds that raised an error, and in whose forward.
 
     None where another error was raised, no size helps, or the text of the method cannot be had.
     """
     refused = _REFUSED.search(str(error))
     if refused is None:
-        return None
+        return
     sizes = [int(size) for size in refused[1].split(",")]
     spans = []
     for code, instruction, local in _frames(error):
@@ -62,10 +62,12 @@ def blamed(error: BaseException) -> tuple[nn.Module, View] | None:
             span = (call.lineno, call.end_lineno, call.col_offset, call.end_col_offset)
             if (code.co_filename, span) in spans and len(written) == len(sizes):
                 for size in reversed(range(len(sizes))):
-                    others = math.prod(sizes[:size] + sizes[size + 1 :])
-                    if 0 < int(refused[2]) // max(others, 1) < sizes[size]:
-                        return module, View(code.co_name, number, size)
-    return None
+                    inferred, rest = divmod(
+                        int(refused[2]), math.prod(sizes[:size] + sizes[size + 1 :]) or 1
+                    )
+                    if not rest and 0 < inferred < sizes[size]:
+                        yield module, View(code.co_name, number, size)
+                return
 
 
 def infer(module: nn.Module, views: Iterable[View]) -> None:
