@@ -43,7 +43,7 @@ class View:
 
 
 def blamed(error: BaseException) -> Iterator[tuple[nn.Module, View]]:
-    """Sizes to infer, each so that a view succeeds that raised an error, and whose forward it is in.
+    """Sizes to infer, each so that a view succeeds that raised an error, and whose forward it is."""
 
     None where another error was raised, no size helps, or the text of the method cannot be had.
     """
