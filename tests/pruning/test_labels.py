@@ -187,3 +187,84 @@ def test_empty_tensors_take_nothing_away() -> None:
     result = halved(model, torch.randn(1, 3, 2, 2))
     assert result.model.get_parameter("first.weight").shape[0] == 4
     check(result, model, (torch.randn(2, 3, 4, 4),))
+
+
+class Between(nn.Module):
+    """Two convolutions and what is done between them."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.second(self.function(self.first(x)))
+
+
+def reshaped(x: Tensor) -> Tensor:
+    """In place."""
+    return (x * 1).unsqueeze_(0).squeeze_(0).transpose_(2, 3)
+
+
+def turned(x: Tensor) -> Tensor:
+    """By complex numbers."""
+    pairs = torch.view_as_complex(torch.stack([x, x + 1], -1))
+    return torch.view_as_real(pairs.conj() * torch.polar(x.abs(), x)).sum(-1)
+
+
+def filtered(x: Tensor) -> Tensor:
+    """In the frequencies of the positions."""
+    return torch.fft.irfft2(torch.fft.rfft2(x) * 2, s=x.shape[-2:]) + torch.fft.fft(x).imag
+
+
+def overwritten(x: Tensor) -> Tensor:
+    """Where a mask says, and at numbered positions."""
+    x = x.clone()
+    x[x > 0.5] = 0.5
+    x = x.index_add(3, torch.tensor([0, 1]), x[..., :2])
+    return x.scatter_add(2, torch.zeros_like(x, dtype=torch.long), x)
+
+
+@pytest.mark.parametrize("function", [reshaped, turned, filtered, overwritten])
+def test_operations_on_positions_let_channels_go(function: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model = Between(function)
+    result = halved(model, torch.randn(1, 3, 4, 6))
+    assert result.model.get_parameter("first.weight").shape[0] == 4
+    check(result, model, (torch.randn(2, 3, 5, 3),))
+
+
+def largest(x: Tensor) -> Tensor:
+    """Of all channels."""
+    return F.pad(x.topk(3, 1)[0], (0, 0, 0, 0, 0, 5))
+
+
+def transformed(x: Tensor) -> Tensor:
+    """Along the channels."""
+    return F.pad(torch.fft.rfft(x, dim=1).abs(), (0, 0, 0, 0, 0, 3))
+
+
+def one_of(x: Tensor) -> Tensor:
+    """The second smallest of all channels."""
+    return x * x.kthvalue(2, 1, keepdim=True)[0]
+
+
+def pinned(x: Tensor) -> Tensor:
+    """The first channel at one place."""
+    return x.scatter(1, torch.zeros(1, 1, 1, 1, dtype=torch.long), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (largest, "its channels are mixed: topk runs along them"),
+        (transformed, "its channels are mixed: fft_r2c runs along them"),
+        (one_of, "its channels are mixed: one number is made of them (kthvalue)"),
+        (pinned, "its channels are picked by their numbers"),
+    ],
+)
+def test_operations_along_channels_keep_them(
+    function: Callable[[Tensor], Tensor], reason: str
+) -> None:
+    analysis = analyse(Between(function), (1, 3, 4, 4))
+    assert {x.name: x.reason for x in analysis.skipped}["first"] == reason

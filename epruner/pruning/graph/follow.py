@@ -12,7 +12,7 @@ import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -166,11 +166,15 @@ class _Following:
         return self._found
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs, seen = kwargs or {}, args
         if self._inside:
             return func(*args, **kwargs)
         with _disable_current_modes():
             operands = {id(t): self._operand(t) for t in tensors_in((args, kwargs))}
+            if torch.Tag.inplace_view in func.tags:  # its shape is about to change
+                known, shaped = operands[id(args[0])], args[0].detach()
+                operands[id(shaped)] = replace(known, tensor=shaped)
+                seen = (shaped, *args[1:])
         if func is not torch.ops.aten._local_scalar_dense.default:
             self._used(operand.tensor for operand in operands.values())
         multiplied = iter(range(len(self._recorder.products), sys.maxsize))
@@ -181,7 +185,7 @@ class _Following:
         )
         name = func._schema.name.partition("::")[2]
         named = {a.name: a.default_value for a in func._schema.arguments}
-        named |= dict(zip(named, args, strict=False)) | kwargs
+        named |= dict(zip(named, seen, strict=False)) | kwargs
         call = Call(
             algebra=self._algebra,
             name=name.rstrip("_"),

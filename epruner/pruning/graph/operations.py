@@ -9,7 +9,7 @@ pass it stay.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -150,6 +150,7 @@ def facets_after(call: Call) -> list[Facets]:
     "hardswish", "_to_copy", "native_dropout", "bernoulli", "copy", "_prelu_kernel", "detach",
     "alias", "lift_fresh", "log_sigmoid_forward", "rrelu_with_noise", "fill", "zeros_like",
     "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
+    "complex", "polar", "_conj", "_neg_view", "resolve_conj", "resolve_neg",
 )  # fmt: skip
 def _one_by_one(call: Call) -> Facets:
     return call.algebra.meet(call.operands(), call.meets, adds=call.name == "add")
@@ -158,7 +159,7 @@ def _one_by_one(call: Call) -> Facets:
 @operation(
     "permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "repeat", "flip",
     "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "diagonal",
-    "movedim", "tile", "unsafe_chunk",
+    "movedim", "tile", "unsafe_chunk", "rot90",
 )  # fmt: skip
 def _moved(call: Call) -> list[Facets]:
     """Elements change their places, as they would whatever their number."""
@@ -235,6 +236,49 @@ def _picked(call: Call) -> list[Facets]:
     return _apply(call, call.function, kept)
 
 
+@operation("index_put")
+def _masked(call: Call) -> Facets:
+    """A number where a mask of the same shape holds; no other kind is followed."""
+    source, values = call.first, call.operand(call["values"])
+    masks = [call.operand(index) for index in call["indices"] if index is not None]
+    mask = masks[0].tensor
+    if (
+        mask.dtype == torch.bool
+        and mask.dim() == source.tensor.dim()
+        and values.tensor.numel() == 1
+    ):
+        return call.algebra.meet([source, *masks], call.meets)
+    for operand in (source, values, *masks):
+        call.fix(operand.facets, f"its channels pass {call.name!r}{call.where}")
+    return ()
+
+
+@operation("index_add", "index_copy", "scatter", "scatter_add", "scatter_reduce")
+def _written(call: Call) -> Facets:
+    """Numbers put to numbered places along a dimension."""
+    source, *others = call.operands()
+    dim = call.dims()[0]
+    if call.name.startswith("index"):  # with one number for all the rest
+        others = [operand for operand in others if operand.tensor is not call["index"]]
+    why = f"its channels are picked by their numbers{call.where}"
+    thin = []
+    for operand in (source, *others):
+        kept = []
+        for facet in operand.facets:
+            whole = all(
+                d != dim and o.tensor.shape[d] == source.tensor.shape[d]
+                for d in facet.dims
+                for o in others
+            )
+            if whole:
+                kept.append(facet)
+            else:
+                call.fix([facet], why)
+        same = replace(operand, facets=tuple(kept))
+        thin.append(same.like(lambda t: t.narrow(dim, 0, 1)))
+    return call.algebra.meet(thin, call.meets)
+
+
 @operation("cat", "stack")
 def _joined(call: Call) -> Facets:
     parts = [call.operand(tensor) for tensor in call["tensors"]]
@@ -277,7 +321,7 @@ def _padded(call: Call) -> Facets:
 @operation(
     "sum", "nansum", "mean", "prod", "amax", "amin", "max", "min", "aminmax", "any", "all",
     "argmax", "argmin", "var", "std", "var_mean", "std_mean", "logsumexp", "linalg_vector_norm",
-    "norm", "median", "nanmedian", "mode", "count_nonzero",
+    "norm", "median", "nanmedian", "mode", "kthvalue", "count_nonzero",
 )  # fmt: skip
 def _reduced(call: Call) -> Facets:
     operands = call.operands()
@@ -294,18 +338,32 @@ def _reduced(call: Call) -> Facets:
     return _dropped(facets, dims) if not call.args.get("keepdim") else facets
 
 
+@operation("view_as_real", "view_as_complex")
+def _paired(call: Call) -> Facets:
+    """Real and imaginary parts lie along one dimension more."""
+    last = call.first.tensor.dim() - 1
+    if call.name == "view_as_real":
+        return tuple(Facet(f.labels[..., None], f.makers) for f in call.first.facets)
+    why = f"its channels are the parts of complex numbers{call.where}"
+    return _dropped(call.algebra.reduce(call.first.facets, [last], why), [last])
+
+
 @operation(
-    "_softmax", "_log_softmax", "softmax", "cumsum", "cumprod", "logcumsumexp", "cummax",
-    "cummin", "sort", "topk", "roll", "_safe_softmax", "renorm", "kthvalue",
+    "_softmax", "_log_softmax", "softmax", "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin",
+    "sort", "topk", "roll", "_safe_softmax", "renorm", "_fft_r2c", "_fft_c2r", "_fft_c2c",
 )  # fmt: skip
-def _along(call: Call) -> Facets:
-    """What is made along a dimension, which is there still."""
+def _along(call: Call) -> list[Facets]:
+    """What is made along a dimension, which is there still, if not always as long as it was."""
     dims = call.dims("dims" if call.name == "roll" else "dim")
     why = f"its channels are mixed{call.where}: {call.name.lstrip('_')} runs along them"
     for facet in call.first.facets:
         if inside := [d for d in facet.dims if d in dims]:
             call.algebra.classes.join(facet.labels, inside, why)
-    return call.algebra.settled(call.first.facets)
+    facets = call.algebra.settled(call.first.facets)
+    return [
+        tuple(f for f in facets if all(f.labels.shape[d] == result.shape[d] for d in f.dims))
+        for result in call.results
+    ]
 
 
 @operation(

@@ -43,9 +43,9 @@ class View:
 
 
 def blamed(error: BaseException) -> Iterator[tuple[nn.Module, View]]:
-    """Sizes to infer, each so that a view succeeds that raised an error, and in whose forward.
+    """Sizes to infer, each so that a view succeeds that raised an error; and whose forward it is.
 
-    None where another error was raised, no size helps, or the text of the method cannot be had.
+    Nothing where another error was raised, no size helps, or the text of the method cannot be had.
     """
     refused = _REFUSED.search(str(error))
     if refused is None:
