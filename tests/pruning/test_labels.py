@@ -203,13 +203,15 @@ class Between(nn.Module):
 
 def reshaped(x: Tensor) -> Tensor:
     """In place."""
-    return (x * 1).unsqueeze_(0).squeeze_(0).transpose_(2, 3)
+    y: Tensor = (x * 1).unsqueeze_(0).squeeze_(0).transpose_(2, 3)
+    return y
 
 
 def turned(x: Tensor) -> Tensor:
     """By complex numbers."""
     pairs = torch.view_as_complex(torch.stack([x, x + 1], -1))
-    return torch.view_as_real(pairs.conj() * torch.polar(x.abs(), x)).sum(-1)
+    parts: Tensor = torch.view_as_real(pairs.conj() * torch.polar(x.abs(), x))
+    return parts.sum(-1)
 
 
 def filtered(x: Tensor) -> Tensor:

@@ -131,8 +131,7 @@ def _subsets(numbers: tuple[Number, ...]) -> Iterator[tuple[Number, ...]]:
 def _fewest(group: Group, attempt: Attempts) -> Group:
     for number in group.numbers:
         fewer = replace(group, numbers=tuple(n for n in group.numbers if n is not number))
-        if len(group.numbers) > 1 or not group.views:
-            group = group if attempt([fewer]).fault else fewer
+        group = group if attempt([fewer]).fault else fewer
     return group
 
 
