@@ -21,9 +21,7 @@ D, HEADS = 16, 4
 def halved(model: nn.Module, *example: Tensor) -> PruningResult:
     """Cut as it is, at random weights that are nowhere zero."""
     halves = Constraints(n_filters={"*": 0.5})
-    return prune(
-        model.eval(), example, constraints=halves, method="l1", repair="none", scope="all"
-    )
+    return prune(model.eval(), example, constraints=halves, method="l1", repair="none", scope="all")
 
 
 @torch.no_grad()
@@ -270,3 +268,13 @@ def test_operations_along_channels_keep_them(
 ) -> None:
     analysis = analyse(Between(function), (1, 3, 4, 4))
     assert {x.name: x.reason for x in analysis.skipped}["first"] == reason
+
+
+def test_where_the_network_fails_is_named() -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return x.view(-1, 8, 4, 4)
+
+    analysis = analyse(Between(Fixed()), (1, 3, 4, 4))
+    (reason,) = (x.reason for x in analysis.skipped if x.name == "first")
+    assert "does not run without some of its channels (in 'function': shape" in reason

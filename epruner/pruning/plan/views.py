@@ -52,11 +52,10 @@ def blamed(error: BaseException) -> Iterator[tuple[nn.Module, View]]:
         return
     sizes = [int(size) for size in refused[1].split(",")]
     spans = []
-    for code, instruction, local in _frames(error):
+    for code, instruction, module in frames(error):
         spans.append((code.co_filename, list(code.co_positions())[instruction // 2]))
-        module = local.get(code.co_varnames[0]) if code.co_argcount else None
         function = getattr(type(module), code.co_name, None)
-        if not isinstance(module, nn.Module) or getattr(function, "__code__", None) is not code:
+        if module is None or getattr(function, "__code__", None) is not code:
             continue
         for number, (call, written) in enumerate(_calls(_definition(function))):
             span = (call.lineno, call.end_lineno, call.col_offset, call.end_col_offset)
@@ -103,7 +102,8 @@ def _derived(
     """A subclass with changed methods, whose instances are pickled by those of its parent."""
 
     def reduced(self: nn.Module, protocol: Any) -> Any:
-        function, (_, *rest), *state = kind.__reduce_ex__(self, protocol)
+        parts: Any = kind.__reduce_ex__(self, protocol)
+        function, (_, *rest), *state = parts
         return _rebuilt, (function, kind, views, *rest), *state
 
     members = {"__module__": kind.__module__, "__reduce_ex__": reduced, **changed}
@@ -118,12 +118,14 @@ def _rebuilt(
     return module
 
 
-def _frames(error: BaseException) -> Iterator[tuple[types.CodeType, int, dict[str, Any]]]:
-    """Code, instruction and variables of all frames that an error passed, the innermost first."""
+def frames(error: BaseException) -> Iterator[tuple[types.CodeType, int, nn.Module | None]]:
+    """What an error passed, the innermost first: code, instruction, and the module of a method."""
     found = []
     trace = error.__traceback__
     while trace is not None:
-        found.append((trace.tb_frame.f_code, trace.tb_lasti, trace.tb_frame.f_locals))
+        code, local = trace.tb_frame.f_code, trace.tb_frame.f_locals
+        owner = local.get(code.co_varnames[0]) if code.co_argcount else None
+        found.append((code, trace.tb_lasti, owner if isinstance(owner, nn.Module) else None))
         trace = trace.tb_next
     yield from reversed(found)
 
