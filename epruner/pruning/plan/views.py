@@ -16,6 +16,7 @@ import re
 import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -135,14 +136,19 @@ def _definition(function: Any) -> ast.FunctionDef | None:
     code = getattr(function, "__code__", None)
     if code is None:
         return None
+    definitions = _definitions("".join(linecache.getlines(code.co_filename)))
+    node = definitions.get(code.co_firstlineno)
+    return None if node is None or node.decorator_list else node
+
+
+@lru_cache(maxsize=16)
+def _definitions(text: str) -> dict[int, ast.FunctionDef]:
+    """All functions of a file by the line that they begin in; none if it is not Python."""
     try:
-        tree = ast.parse("".join(linecache.getlines(code.co_filename)))
+        nodes = list(ast.walk(ast.parse(text)))
     except SyntaxError:
-        return None
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and node.lineno == code.co_firstlineno:
-            return None if node.decorator_list else node
-    return None
+        return {}
+    return {node.lineno: node for node in reversed(nodes) if isinstance(node, ast.FunctionDef)}
 
 
 def _calls(definition: ast.AST | None) -> Iterator[tuple[ast.Call, list[ast.expr]]]:
