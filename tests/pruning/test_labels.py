@@ -216,7 +216,8 @@ def turned(x: Tensor) -> Tensor:
 
 def filtered(x: Tensor) -> Tensor:
     """In the frequencies of the positions."""
-    return torch.fft.irfft2(torch.fft.rfft2(x) * 2, s=x.shape[-2:]) + torch.fft.fft(x).imag
+    halved: Tensor = torch.fft.rfft2(x)
+    return torch.fft.irfft2(halved * 2, s=x.shape[-2:]) + torch.fft.fft(x).imag  # type: ignore[no-any-return]
 
 
 def overwritten(x: Tensor) -> Tensor:
@@ -270,3 +271,13 @@ def test_operations_along_channels_keep_them(
 ) -> None:
     analysis = analyse(Between(function), (1, 3, 4, 4))
     assert {x.name: x.reason for x in analysis.skipped}["first"] == reason
+
+
+def test_where_the_network_fails_is_named() -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return x.view(-1, 8, 4, 4)
+
+    analysis = analyse(Between(Fixed()), (1, 3, 4, 4))
+    (reason,) = (x.reason for x in analysis.skipped if x.name == "first")
+    assert "does not run without some of its channels (in 'function': shape" in reason

@@ -30,6 +30,7 @@ from epruner.pruning.network.inputs import in_float64
 from epruner.pruning.network.layers import channel_dim, has_filters, rule_of
 from epruner.pruning.network.tree import mapped, tensors_in
 from epruner.pruning.plan.plan import Plan
+from epruner.pruning.plan.views import frames
 
 # Sliced and silenced sums differ in their order alone; in networks of hundreds of layers that comes
 # to 1e-5. What differs by more is tried again in float64, where nothing of that is left.
@@ -140,11 +141,14 @@ def _random_half(group: Group, rng: np.random.Generator) -> Indices:
     return np.concatenate(halves).astype(np.intp)
 
 
-def _in_words(error: Exception) -> str:
+def _in_words(error: Exception, names: Mapping[nn.Module, str]) -> str:
     line = str(error).partition("\n")[0]
     fixed = line.startswith("The size of tensor a")  # what torch says where shapes do not broadcast
     why = ", as they meet a tensor of fixed size such as a buffer" if fixed else ""
-    return f"the network does not run without some of its channels{why} ({line})"
+    modules = [module for _, _, module in frames(error) if module is not None]
+    running = [names[module] for module in modules if module in names]
+    where = f"in {running[0]!r}: " if running and running[0] else ""
+    return f"the network does not run without some of its channels{why} ({where}{line})"
 
 
 @contextmanager
@@ -265,8 +269,8 @@ class _Trial:
             with self._hooked(small, layers, self._compare, self._lift):
                 got = _run(small, args, kwargs)
         except Exception as error:
-            self.fault, self.error = _in_words(error), error
             self.names = {module: name for name, module in small.named_modules()}
+            self.fault, self.error = _in_words(error, self.names), error
             return True
         if [t.shape for t in got] != [t.shape for t in expected]:
             self.fault = "the model's output changes its shape with its channels"

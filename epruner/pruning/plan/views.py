@@ -16,6 +16,7 @@ import re
 import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -52,11 +53,10 @@ def blamed(error: BaseException) -> Iterator[tuple[nn.Module, View]]:
         return
     sizes = [int(size) for size in refused[1].split(",")]
     spans = []
-    for code, instruction, local in _frames(error):
+    for code, instruction, module in frames(error):
         spans.append((code.co_filename, list(code.co_positions())[instruction // 2]))
-        module = local.get(code.co_varnames[0]) if code.co_argcount else None
         function = getattr(type(module), code.co_name, None)
-        if not isinstance(module, nn.Module) or getattr(function, "__code__", None) is not code:
+        if module is None or getattr(function, "__code__", None) is not code:
             continue
         for number, (call, written) in enumerate(_calls(_definition(function))):
             span = (call.lineno, call.end_lineno, call.col_offset, call.end_col_offset)
@@ -119,12 +119,14 @@ def _rebuilt(
     return module
 
 
-def _frames(error: BaseException) -> Iterator[tuple[types.CodeType, int, dict[str, Any]]]:
-    """Code, instruction and variables of all frames that an error passed, the innermost first."""
+def frames(error: BaseException) -> Iterator[tuple[types.CodeType, int, nn.Module | None]]:
+    """What an error passed, the innermost first: code, instruction, and the module of a method."""
     found = []
     trace = error.__traceback__
     while trace is not None:
-        found.append((trace.tb_frame.f_code, trace.tb_lasti, trace.tb_frame.f_locals))
+        code, local = trace.tb_frame.f_code, trace.tb_frame.f_locals
+        owner = local.get(code.co_varnames[0]) if code.co_argcount else None
+        found.append((code, trace.tb_lasti, owner if isinstance(owner, nn.Module) else None))
         trace = trace.tb_next
     yield from reversed(found)
 
@@ -134,14 +136,19 @@ def _definition(function: Any) -> ast.FunctionDef | None:
     code = getattr(function, "__code__", None)
     if code is None:
         return None
+    definitions = _definitions("".join(linecache.getlines(code.co_filename)))
+    node = definitions.get(code.co_firstlineno)
+    return None if node is None or node.decorator_list else node
+
+
+@lru_cache(maxsize=16)
+def _definitions(text: str) -> dict[int, ast.FunctionDef]:
+    """All functions of a file by the line that they begin in; none if it is not Python."""
     try:
-        tree = ast.parse("".join(linecache.getlines(code.co_filename)))
+        nodes = list(ast.walk(ast.parse(text)))
     except SyntaxError:
-        return None
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and node.lineno == code.co_firstlineno:
-            return None if node.decorator_list else node
-    return None
+        return {}
+    return {node.lineno: node for node in reversed(nodes) if isinstance(node, ast.FunctionDef)}
 
 
 def _calls(definition: ast.AST | None) -> Iterator[tuple[ast.Call, list[ast.expr]]]:

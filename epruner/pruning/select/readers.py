@@ -158,9 +158,9 @@ def _measure(
     for batch, trace in enumerate(run.traces):
         run.advance(batch, site.begin)
         read = [
-            input_rows(run.value(batch, trace.ops[call.op].reads[0]), modules[call.name], places)[
-                0
-            ].cpu()
+            input_rows(
+                run.value(batch, trace.ops[call.op].reads[0]), as_linear(modules[call.name]), places
+            )[0].cpu()
             for call, places in zip(site.calls, chosen, strict=True)
         ]
         run.advance(batch, max(map(_end, site.calls)) + 1)
