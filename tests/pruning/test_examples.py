@@ -22,7 +22,7 @@ NEEDS = {
     ("name", "least"),
     [
         pytest.param(name, least, marks=pytest.mark.needs(NEEDS[name]))
-        for name, least in (("sentence_encoder", 75), ("text_reader", 95), ("pitch_tracker", 90))
+        for name, least in (("sentence_encoder", 82), ("text_reader", 95), ("pitch_tracker", 90))
     ],
 )
 def test_an_example_prunes_and_draws(
