@@ -171,13 +171,13 @@ def edits(a: str, b: str) -> int:
 
 
 def draw(original: nn.Module, small: nn.Module, held_out: Any, path: str) -> None:
-    """Lines, and what the small network reads; those first that only the original gets right."""
+    """Lines, and what the small network reads; up to four of its mistakes come first."""
     from matplotlib.figure import Figure
 
     pictures, texts = held_out
-    before, after = read(original, pictures), read(small, pictures)
-    worse = [i for i, t in enumerate(texts) if before[i] == t != after[i]][:4]
-    shown = (worse + [i for i in range(len(texts)) if i not in worse])[:12]
+    after = read(small, pictures)
+    wrong = [i for i, text in enumerate(texts) if after[i] != text][:4]
+    shown = (wrong + [i for i in range(len(texts)) if i not in wrong])[:12]
     figure = Figure(figsize=(9, 6), layout="constrained")
     for axes, i in zip(figure.subplots(6, 2).flat, shown, strict=True):
         axes.imshow(pictures[i, 0], cmap="gray", vmin=-1, vmax=1)

@@ -46,6 +46,21 @@ class Chain(nn.Module):
         return self.layers[-1](x)  # type: ignore[no-any-return]
 
 
+class Heads(nn.Module):
+    """Attention of sixteen heads, whose inside takes time by the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(64, 64) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(*x.shape[:2], -1, 4) for layer in (self.q, self.k, self.v))
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        DEVICE.now += 2.0 * q.shape[1]
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
 def straight(outputs: int, inputs: int) -> float:
     return 1e-3 * (50 + 2 * outputs + inputs + 0.1 * outputs * inputs)
 
@@ -105,6 +120,20 @@ def test_a_budget_is_met_in_time(device: Callable[[Work], None], method: str, sh
     assert timing.threads == torch.get_num_threads()
     assert result.report.settings["latency"] == share
     assert not result.report.notes
+
+
+def test_the_inside_of_attention_takes_time(device: Callable[[Work], None]) -> None:
+    device(straight)
+    model = Heads()
+    x = torch.zeros(3, 5, 64)
+    result = prune(model, x, latency=0.5, method="l1", repair="none")
+    assert result.model.q.out_features == 32
+    times = result.report.timing
+    assert times is not None
+    assert times.share == pytest.approx(0.5, rel=0.03)
+    assert times.before - times.after == pytest.approx(
+        2.0 * 8 + 3 * (straight(64, 64) - straight(32, 64)) + straight(64, 64) - straight(64, 32)
+    )
 
 
 def test_time_and_not_multiply_adds_says_which_layers_give(

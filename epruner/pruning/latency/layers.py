@@ -7,14 +7,15 @@ there. The time of a layer with o outputs and i inputs is then
     t(o, i) = a + b o + c i + d o i,    a, b, c, d >= 0
 
 fitted by least squares to median times, for all layers of one kind and size together. What a pass
-takes beside its layers is a + b e, with e the elements that these write. So a predicted time grows
+takes beside its layers is a + b e + c m, with e the elements that these write and m the
+multiply-adds of matrix products between them (the inside of attention). So a predicted time grows
 with every width, as a search needs it, and costs arithmetic only.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import combinations
@@ -70,6 +71,7 @@ class LayerTimes:
         self._sizes = sizes
         self._kinds = kinds
         self._whole = sizes.sizes({})
+        self._products = set(_outermost(self._whole)) - kinds.keys()
         at = [sizes.sizes(counts) for counts in tried]
         found: dict[tuple[Kind, Size], list[float]] = {}
         for size, taken in zip(at, seconds, strict=True):
@@ -77,10 +79,8 @@ class LayerTimes:
                 found.setdefault((kind, size[name]), []).append(taken[name])
         self._found = {key: statistics.fmean(values) for key, values in found.items()}
         self._fits = {kind: self._fit(kind) for kind in set(kinds.values())}
-        written = np.array([self._elements(size) for size in at])
-        self._rest = _non_negative(
-            np.stack([np.ones_like(written), written], 1), np.array([s[""] for s in seconds])
-        )
+        rest = np.array([self._beside(*pair) for pair in zip(tried, at, strict=True)])
+        self._rest = _non_negative(rest, np.array([s[""] for s in seconds]))
         *_, middle, finer, off = at
         self._grains = {x.name: self._grain(x, middle, finer, off) for x in layers}
 
@@ -88,7 +88,7 @@ class LayerTimes:
         """Seconds of a pass with so many filters."""
         size = self._sizes.sizes(counts)
         layers = sum(self._fits[kind] @ _terms(*size[name]) for name, kind in self._kinds.items())
-        return float(layers + self._rest @ (1.0, self._elements(size)))
+        return float(layers + self._rest @ self._beside(counts, size))
 
     def rounded(self, layer: Layer) -> Layer:
         """The layer, limited to multiples of filters that take no longer than what is below."""
@@ -99,12 +99,13 @@ class LayerTimes:
         terms = np.array([_terms(*size) for size, _ in found])
         return _non_negative(terms, np.array([seconds for _, seconds in found]))
 
-    def _elements(self, size: Mapping[str, Size]) -> float:
-        """That the layers write."""
-        return sum(
+    def _beside(self, counts: Mapping[str, int], size: Mapping[str, Size]) -> Floats:
+        """What the time beside the layers is made of: 1, e, m."""
+        written = sum(
             elements * size[name][0] / self._whole[name][0]
             for name, (_, elements) in self._kinds.items()
         )
+        return np.array([1.0, written, self._sizes.macs(counts, self._products)])
 
     def _grain(self, layer: Layer, *at: Mapping[str, Size]) -> int:
         members = (*layer.group.producers, *layer.group.followers, *layer.group.consumers)
@@ -154,11 +155,10 @@ def measure_layers(
     arguments : (args, kwargs)
         Of the networks.
     """
-    touched = sizes.sizes({})
-    # a module inside another one that is timed is timed with it
-    names = [name for name in touched if not any(name.startswith(f"{x}.") for x in touched)]
     tried = trials(layers)
     networks = [build(counts).eval() for counts in tried]
+    modules = dict(networks[0].named_modules())
+    names = [name for name in _outermost(sizes.sizes({})) if name in modules]
     watches = [_Watch(network, names) for network in networks]
     taken: list[dict[str, list[float]]] = [{} for _ in tried]
 
@@ -227,6 +227,11 @@ class _Watch:
         name = self._modules[module]
         self._spans.append((name, self._begun[name], end))
         self.written[name] = sum(tensor.numel() for tensor in tensors_in(output))
+
+
+def _outermost(names: Collection[str]) -> list[str]:
+    """Without modules and matrix products that lie inside another one, and are timed with it."""
+    return [name for name in names if not any(name.startswith(f"{x}.") for x in names)]
 
 
 def _near(layer: Layer, share: float) -> int:

@@ -46,7 +46,9 @@ from epruner.pruning.trace.replay import Replay
 from epruner.pruning.trace.targets import Call, Site, find_sites, fit_positions
 from epruner.pruning.trace.trace import Value
 
-RIDGES = (1e-4, RIDGE, 1e-2, 1e-1, 1.0)  # tried on the inputs held back
+# Ridges that may suit the inputs held back better, in the order in which they are tried, as long as
+# each is better than the one before: the error falls to one least value and rises again.
+STRONGER, WEAKER = (1e-2, 1e-1, 1.0), (1e-4,)
 
 
 @dataclass(frozen=True)
@@ -208,15 +210,22 @@ class _Pair:
             return None
         if normal.rows < unknowns(module):
             self.poor.append(site.name)
-        tried = []
-        for ridge in RIDGES if held_back.rows else (RIDGE,):
-            has_bias = norm is not None or module.bias is not None
+
+        def fit(ridge: float) -> tuple[float, float, Tensor, Tensor]:
             solved = start + normal.solve(torch.zeros_like(start), ridge, bias=has_bias)
             # as the layer will hold it, so that the comparison is one of what comes to be
             solved = solved.to(module.weight.dtype).double()
             left = judge.error(solved - start)
-            tried.append((float((left * units).sum()), ridge, solved, left))
-        _, ridge, solved, left = min(tried, key=lambda found: found[0])
+            return float((left * units).sum()), ridge, solved, left
+
+        has_bias = norm is not None or module.bias is not None
+        found = fit(RIDGE)
+        for others in (STRONGER, WEAKER) if held_back.rows else ():
+            while others and (other := fit(others[0]))[0] < found[0]:
+                found, others = other, others[1:]
+            if found[1] != RIDGE:
+                break
+        _, ridge, solved, left = found
         better = left < before
         weights = torch.where(better[:, None], solved, start)
         offset = unstack(module, weights)

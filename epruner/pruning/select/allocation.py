@@ -11,7 +11,7 @@ of the user's runs anything: other costs are arithmetic on shapes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -57,8 +57,13 @@ class Sizes:
         """Size of the whole network; groups that are not in `counts` are whole."""
         return self._costs.totals(self.sizes(counts))
 
+    def macs(self, counts: Mapping[str, int], names: Iterable[str]) -> int:
+        """Multiply-adds of some of the modules and matrix products that a group touches."""
+        sizes = self.sizes(counts)
+        return sum(self._costs.modules[name].macs_at(*sizes[name]) for name in names)
+
     def sizes(self, counts: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-        """(outputs, inputs) of every module that a group touches."""
+        """(outputs, inputs) of every module and matrix product that a group touches."""
         sizes: dict[str, list[int]] = {}
         for module, side, fold, group, channels in self._uses:
             cost = self._costs.modules[module]
