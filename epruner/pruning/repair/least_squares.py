@@ -48,7 +48,8 @@ from epruner.pruning.trace.trace import Value
 
 # Ridges that may suit the inputs held back better, in the order in which they are tried, as long as
 # each is better than the one before: the error falls to one least value and rises again.
-STRONGER, WEAKER = (1e-2, 1e-1, 1.0), (1e-4,)
+STRONGER: tuple[float, ...] = (1e-2, 1e-1, 1.0)
+WEAKER: tuple[float, ...] = (1e-4,)
 
 
 @dataclass(frozen=True)
