@@ -149,7 +149,7 @@ def test_shufflenet() -> None:
     found = reasons(model, (1, 3, 224, 224), beta=0.9, scope="all")
     assert "features.stage1.unit1.compress_conv1" not in found
     # pairs of halves, shuffled unit after unit, are the whole stage in the end
-    assert "split into parts" in found["features.stage1.unit2.expand_conv3"]
+    assert "split into parts" in found["features.stage2.unit2.expand_conv3"]
 
 
 def test_halves_of_split_channels_go_together() -> None:
