@@ -103,11 +103,15 @@ def measured(
         if group.blocks == 1 and all(member.module in seen for member in group.consumers)
     }
     keep: dict[Value, int] = {}
+    at = 0  # where the replay is when a site's turn comes, which may be beyond its beginning
     for site in usable:
+        at = max(at, site.begin)
+        end = max(map(_end, site.calls)) + 1
         for call in site.calls:
             read, written = traces[0].ops[call.op].reads[0], traces[0].ops[_end(call)].writes[0]
-            keep[read] = max(keep.get(read, 0), site.begin)
-            keep[written] = max(keep.get(written, 0), max(map(_end, site.calls)) + 1)
+            keep[read] = max(keep.get(read, 0), at)
+            keep[written] = max(keep.get(written, 0), at, end)
+        at = max(at, end)
     run = Replay(traces, batches, keep)
     left = Counter(group.name for site in usable for group, _ in readers[site.name])
     found: dict[str, list[Reader]] = {}
