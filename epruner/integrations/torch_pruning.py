@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 
+from epruner import _install
+
+try:
+    import torch_pruning as tp
+except ImportError as error:
+    raise ImportError(
+        "epruner.integrations.torch_pruning needs torch_pruning, which is not installed: "
+        f"{_install.command('torch-pruning')}"
+    ) from error
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
 from epruner.cluster.preference import PreferenceRule
 from epruner.cluster.resources import effective_n_threads
 from epruner.pruning.network.filters import filter_rows
 from epruner.pruning.network.layers import has_filters
 from epruner.pruning.select.importance import rank_by_exemplars
 from epruner.pruning.select.similarities import HostComparison
-
-# isort: split
-# Where one of these is missing, the imports above have named its extra.
-import numpy as np
-import torch
-import torch_pruning as tp
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 
 class ExemplarImportance(tp.importance.Importance):  # type: ignore[misc]
@@ -46,7 +53,7 @@ class ExemplarImportance(tp.importance.Importance):  # type: ignore[misc]
     Raises
     ------
     ImportError
-        If Torch-Pruning or torch is missing; the message names the extra.
+        If Torch-Pruning is missing; the message names the extra.
     TypeError, ValueError
         If `beta` or `n_threads` is no number or out of range.
 
@@ -117,7 +124,7 @@ def _filters(group: tp.Group) -> Tensor | None:
     for item in group:
         layer = item.dep.target.module
         produces = item.dep.handler.__name__ == "prune_out_channels"
-        if not produces or not isinstance(layer, nn.Module) or not has_filters(layer):
+        if not produces or not isinstance(layer, (_ConvNd, nn.Linear)) or not has_filters(layer):
             continue
         if None in item.root_idxs:  # the graph does not know whose channels they are
             continue

@@ -4,9 +4,7 @@ from importlib.util import find_spec
 
 from epruner import _install
 
-_missing = [
-    name for name in ("torch", "torch_pruning", "safetensors", "rich") if find_spec(name) is None
-]
+_missing = [name for name in ("torch", "safetensors", "rich") if find_spec(name) is None]
 if _missing:
     raise ImportError(
         f"pruning needs {', '.join(_missing)}, not installed here: {_install.command('prune')}"

@@ -215,6 +215,8 @@ def resolve(
 class Constraints:
     """What must hold of the number of filters, whatever the budget.
 
+    Of attention a filter is a head, of a recurrent layer a hidden unit, of gated channels a pair.
+
     Parameters
     ----------
     min_filters : int, float or None

@@ -118,7 +118,8 @@ def prune(
         glob patterns or modules.
     scope : {"inner", "all"}
         "inner" prunes channels that one layer produces; "all" also channels that several layers
-        add onto (residual streams), chosen by the filters of all of them side by side.
+        add onto (residual streams), chosen by the filters of all of them side by side. Streams
+        that a LayerNorm reads stay under either.
     random_state : int
         Seed of everything that draws.
     n_threads : int, optional

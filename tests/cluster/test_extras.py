@@ -22,7 +22,7 @@ class Bare(PathFinder):
 
 sys.meta_path[:] = [Bare if finder is PathFinder else finder for finder in sys.meta_path]
 """
-SAID = r'pruning needs torch, torch_pruning, safetensors, rich, .*: pip install "\S+\[prune\]"'
+SAID = r'pruning needs torch, safetensors, rich, .*: pip install "\S+\[prune\]"'
 
 
 def without_extras(code: str) -> subprocess.CompletedProcess[str]:
@@ -53,13 +53,18 @@ def test_clustering_needs_no_extra() -> None:
         "import epruner.pruning",
         "import epruner; epruner.prune",
         "from epruner import load, save",
-        "import epruner.integrations.torch_pruning",
     ],
 )
 def test_pruning_names_its_extra(code: str) -> None:
     done = without_extras(code)
     assert done.returncode == 1
     assert re.search(f"^ImportError: {SAID}$", done.stderr, re.MULTILINE), done.stderr
+
+
+def test_the_importance_for_torch_pruning_names_its_extra() -> None:
+    done = without_extras("import epruner.integrations.torch_pruning")
+    assert done.returncode == 1
+    assert re.search(r'needs torch_pruning, .*\[torch-pruning\]"$', done.stderr), done.stderr
 
 
 @pytest.mark.parametrize(

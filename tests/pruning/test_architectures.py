@@ -23,6 +23,7 @@ from epruner.pruning.io.export import export_onnx
 TOLERANCE = 1e-5
 TOO_COARSE = pytest.mark.filterwarnings("ignore:the budget is")
 
+
 @cache
 def analysed(name: str) -> tuple[nn.Module, Analysis]:
     """A network and its analysis, which several tests read."""

@@ -384,8 +384,8 @@ class TestRefusals:
     )
     def test_a_recipe_with_what_it_sets_itself(self, options: dict[str, Any]) -> None:
         message = (
-            "recipe sets layers and beta itself; give it without macs, params, beta, budget, "
-            "layers and n_filters"
+            "recipe sets layers and beta itself; give it without macs, params, latency, beta, "
+            "budget, layers and n_filters"
         )
         with pytest.raises(ValueError, match=message):
             epruner.prune(networks.resnet20(), (1, 3, 32, 32), recipe="resnet56", **options)

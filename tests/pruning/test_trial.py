@@ -46,7 +46,7 @@ def by_sum_of_negatives(x: Tensor) -> Tensor:
 
 
 # What the operations themselves tell of these, before any trial.
-STATIC = {by_mean: "(mean)", by_maximum: "(amax)"}
+STATIC: dict[Operation, str] = {by_mean: "(mean)", by_maximum: "(amax)"}
 
 
 def alone(x: Tensor) -> Tensor:
@@ -166,9 +166,10 @@ def test_nothing_hides_what_counts_or_mixes_channels(hiding: str, operation: Ope
         return  # after a rectifier there are none
     for seed in range(3):
         torch.manual_seed(seed)
-        assert STATIC.get(operation, "more than silencing") in skipped_of(
-            make(operation).eval(), x
-        )["first"]
+        assert (
+            STATIC.get(operation, "more than silencing")
+            in skipped_of(make(operation).eval(), x)["first"]
+        )
 
 
 @pytest.mark.parametrize("operation", [alone, torch.relu, torch.sigmoid, nn.ReLU6()])

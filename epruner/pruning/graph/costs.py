@@ -3,8 +3,8 @@
 One hooked forward pass records what each layer costs; every later question ("and with 17 of its
 64 filters?") is answered from these records without running the network again.
 
-Counted is what the rules of the layer types count, and the matrix products that a model makes of what
-it computes (the inside of attention).
+Counted is what the rules of the layer types count, and the matrix products that a model makes of
+what it computes (the inside of attention).
 """
 
 from __future__ import annotations

@@ -10,27 +10,28 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from epruner.pruning.errors import TraceError
 from epruner.pruning.graph.costs import Recorder
 from epruner.pruning.graph.labels import Algebra, Classes, Facet, Operand
 from epruner.pruning.graph.operations import Call, Facets, Look, facets_after
-from epruner.pruning.network.copies import address_of, owners, own_tensors
+from epruner.pruning.network.copies import address_of, own_tensors, owners
 from epruner.pruning.network.layers import (
     can_resize,
     channel_dim,
     is_depthwise,
     multiplies,
+    rule_of,
     sides,
     ties,
 )
@@ -109,6 +110,8 @@ def follow(
 class _Following:
     """What a follower does, apart from the mode that makes torch call it.
 
+    Its own arithmetic is under no mode: it would be followed and counted, too.
+
     A mode that itself defines ``__torch_dispatch__`` makes torch import its compiler, which takes
     seconds and 150 MB.
     """
@@ -117,6 +120,7 @@ class _Following:
         super().__init__()
         self._algebra = Algebra()
         self._found = Followed(self._algebra.classes)
+        self._model = model
         self._recorder = recorder
         self._names = {module: name for name, module in model.named_modules()}
         self._leaves = {m: name for m, name in self._names.items() if _is_leaf(m)}
@@ -162,13 +166,17 @@ class _Following:
         return self._found
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs, seen = kwargs or {}, args
         if self._inside:
             return func(*args, **kwargs)
-        tensors = [(tensor, self._operand(tensor)) for tensor in tensors_in((args, kwargs))]
-        operands = {id(tensor): operand for tensor, operand in tensors}
+        with _disable_current_modes():
+            operands = {id(t): self._operand(t) for t in tensors_in((args, kwargs))}
+            if torch.Tag.inplace_view in func.tags:  # its shape is about to change
+                known, shaped = operands[id(args[0])], args[0].detach()
+                operands[id(shaped)] = replace(known, tensor=shaped)
+                seen = (shaped, *args[1:])
         if func is not torch.ops.aten._local_scalar_dense.default:
-            self._used(tensor for tensor, _ in tensors)
+            self._used(operand.tensor for operand in operands.values())
         multiplied = iter(range(len(self._recorder.products), sys.maxsize))
         result = func(*args, **kwargs)
         results = tensors_in(result)
@@ -177,28 +185,28 @@ class _Following:
         )
         name = func._schema.name.partition("::")[2]
         named = {a.name: a.default_value for a in func._schema.arguments}
-        named |= dict(zip(named, args, strict=False)) | kwargs
+        named |= dict(zip(named, seen, strict=False)) | kwargs
         call = Call(
-            self._algebra,
-            name.rstrip("_"),
-            func,
-            named,
-            results,
-            lambda tensor: operands.get(id(tensor)) or Operand(tensor, ()),
-            self._running(),
-            lambda facets: self._product(next(multiplied), facets),
-            lambda look: self._looks.update({id(look.result): look}),
+            algebra=self._algebra,
+            name=name.rstrip("_"),
+            function=func,
+            args=named,
+            results=results,
+            operand=lambda tensor: operands.get(id(tensor)) or Operand(tensor, ()),
+            module=self._running(),
+            product=lambda facets: self._product(next(multiplied), facets),
+            look=lambda look: self._looks.update({id(look.result): look}),
         )
-        found = facets_after(call)
-        for tensor, facets in zip(results, found, strict=True):
-            before = operands.get(id(tensor))  # if it was written into
-            if before is not None and facets and not before.facets and _is_part(tensor):
-                for facet in facets:
-                    self._algebra.classes.fix(
-                        facet.labels, "its channels are written into a part of a tensor"
-                    )
-                facets = ()
-            self._note(tensor, facets, given)
+        with _disable_current_modes():
+            found = facets_after(call)
+            for tensor, facets in zip(results, found, strict=True):
+                before = operands.get(id(tensor))  # if it was written into
+                if before is not None and facets and not before.facets and _is_part(tensor):
+                    why = "its channels are written into a part of a tensor"
+                    for facet in facets:
+                        self._algebra.classes.fix(facet.labels, why)
+                    facets = ()
+                self._note(tensor, facets, given)
         return result
 
     def _used(self, tensors: Iterable[Tensor]) -> None:
@@ -213,45 +221,68 @@ class _Following:
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._inside -= 1
-        if self._inside:
-            return
-        name = self._leaves[module]
-        read, written = tensors_in((args, kwargs)), tensors_in(output)
+        if not self._inside:
+            with _disable_current_modes():  # what follows is no part of the pass
+                self._passed(module, tensors_in((args, kwargs)), tensors_in(output))
+
+    def _passed(self, module: nn.Module, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+        """Let a layer read its labels, and put those of its outputs on what it wrote."""
         if not read or not written:
             return
         self._used(read)
-        source = self._operand(read[0])
-        dim = channel_dim(module, read[0])
-        rest = [f for f in source.facets if not f.along(dim)]
-        mine = [f for f in source.facets if f.along(dim)]
-        classes = self._algebra.classes
+        name, source = self._leaves[module], self._operand(read[0])
         outputs, inputs = self._sides(name, module)
-        if outputs is None:
-            for tensor in read if multiplies(module) else ():  # what no rule can resize
+        if outputs is not None:
+            along, across = self._read(name, module, source, outputs if inputs is None else inputs)
+            makers = along if inputs is None else frozenset([name])
+            if rule_of(module).reads_itself:
+                self._resumes(name, read[1:], outputs)
+            for tensor in written:
+                dim = channel_dim(module, tensor)
+                facets = [Facet(_placed(outputs[: tensor.shape[dim]], dim, tensor.dim()), makers)]
+                facets += [f for f in across if f.labels.dim() == tensor.dim()]
+                self._note(tensor, self._algebra.settled(facets))
+        elif multiplies(module):  # no rule resizes it
+            for tensor in read:
                 for facet in self._operand(tensor).facets:
-                    classes.fix(facet.labels, mixing(name, module))
-            if not multiplies(module):  # a PReLU of one parameter
-                self._note(written[0], source.facets, source.given)
-            return
-        reads = outputs if inputs is None else inputs
-        along = _placed(reads, dim, read[0].dim())
-        for facet in mine:
-            classes.unify(facet.labels, along)
-        if not mine and len(reads) > 1 and read[0].stride(dim):
+                    self._algebra.classes.fix(facet.labels, mixing(name, module))
+        else:  # a PReLU of one parameter
+            self._note(written[0], source.facets, source.given)
+
+    def _read(
+        self, name: str, module: nn.Module, source: Operand, labels: Tensor
+    ) -> tuple[frozenset[str], list[Facet]]:
+        """Let a layer read: who made its channels, and the facets along other dimensions."""
+        tensor, classes = source.tensor, self._algebra.classes
+        dim = channel_dim(module, tensor)
+        makers: frozenset[str] = frozenset()
+        across = []
+        positions = range(0 if rule_of(module).reads_itself else dim + 1, tensor.dim())
+        for facet in source.facets:
+            if facet.along(dim):
+                classes.unify(facet.labels, _placed(labels, dim, tensor.dim()))
+                makers |= facet.makers
+            else:
+                if not isinstance(module, _BatchNorm):
+                    why = f"its channels lie where {name!r} expects positions"
+                    classes.join(facet.labels, positions, why)
+                across.append(facet)
+        if len(across) == len(source.facets) and tensor.stride(dim) and len(labels) > 1:
             how = "the model's input" if source.given else "a tensor of fixed size"
-            classes.fix(reads, f"{name!r} reads {how}")
-        if isinstance(module, _ConvNd):
-            positions = range(dim + 1, read[0].dim())
-            why = f"its channels lie where {name!r} expects positions"
-            for facet in rest:
-                if inside := [d for d in facet.dims if d in positions]:
-                    classes.join(facet.labels, inside, why)
-        for tensor in written:
-            at = channel_dim(module, tensor)
-            labels = _placed(outputs[: tensor.shape[at]], at, tensor.dim())
-            makers = frozenset([name]) if inputs is not None else mine[0].makers if mine else frozenset()
-            passed = [f for f in rest if f.labels.dim() == tensor.dim()]
-            self._note(tensor, self._algebra.settled([Facet(labels, makers), *passed]))
+            classes.fix(labels, f"{name!r} reads {how}")
+        return makers, across
+
+    def _resumes(self, name: str, states: Sequence[Tensor], outputs: Tensor) -> None:
+        """Let the states that a recurrent layer starts from have its units."""
+        for state in filter(torch.is_floating_point, states):
+            operand, dim = self._operand(state), state.dim() - 1
+            units = _placed(outputs[: state.shape[dim]], dim, state.dim())
+            mine = [facet for facet in operand.facets if facet.along(dim)]
+            for facet in mine:
+                self._algebra.classes.unify(facet.labels, units)
+            if operand.given and not mine:
+                why = f"{name!r} reads its first state from the model's input"
+                self._algebra.classes.fix(outputs, why)
 
     def _sides(self, name: str, module: nn.Module) -> tuple[Tensor | None, Tensor | None]:
         """Labels of a layer's (output, input) channels; None for a side that it has not."""
@@ -261,7 +292,7 @@ class _Following:
             labels = self._algebra.classes.new([outputs], why)
             if (tied := ties(module)) is not None:
                 _, first, number = np.unique(tied, return_index=True, return_inverse=True)
-                others = labels[torch.from_numpy(first[number])]
+                others = torch.from_numpy(labels.numpy()[first[number]])
                 self._algebra.classes.unify(labels, others, mixing(name, module))
             self._found.outputs[name] = labels
             if inputs:
@@ -288,14 +319,11 @@ class _Following:
             return Operand(tensor, self._bare_facets(tensor))
         if id(tensor) in self._owned:
             owner = self._owned[id(tensor)]
-            for labels in self._sides(owner, self._module(owner)):
+            for labels in self._sides(owner, self._model.get_submodule(owner)):
                 if labels is not None:
                     why = f"the weights of {owner!r} are used outside of it, too"
                     self._algebra.classes.fix(labels, why)
         return Operand(tensor, ())
-
-    def _module(self, name: str) -> nn.Module:
-        return next(module for module, known in self._leaves.items() if known == name)
 
     def _bare_facets(self, tensor: Tensor) -> Facets:
         name = self._bare[id(tensor)]

@@ -1,8 +1,8 @@
 """Which tensors hang together: groups of coupled channels, as plain index arrays.
 
-One forward pass of a private copy tells which channels are of one class (see `labels`). Layers whose
-outputs share classes make a group; what stands in the way of removing its classes one by one is the
-reason why its layers are left alone.
+One forward pass of a private copy tells which channels are of one class (see `labels`). Layers
+whose outputs share classes make a group; what stands in the way of removing its classes one by one
+is the reason why its layers are left alone.
 """
 
 from __future__ import annotations
@@ -258,49 +258,42 @@ class _Builder:
         self._classes = followed.classes
         self._order = {name: place for place, (name, _) in enumerate(model.named_modules())}
         find = followed.classes.find
-        self._makes = {name: find(x).numpy() for name, x in followed.outputs.items()}
-        self._reads = {name: find(x).numpy() for name, x in followed.inputs.items()}
-        self._bare = {place: find(x).numpy() for place, x in followed.bare.items()}
-        self._products = {name: find(x).numpy() for name, x in followed.products.items()}
+        self._makes = {name: find(x) for name, x in followed.outputs.items()}
+        self._reads = {name: find(x) for name, x in followed.inputs.items()}
+        self._bare = {place: find(x) for place, x in followed.bare.items()}
+        self._products = {name: find(x) for name, x in followed.products.items()}
         self._added = frozenset(find(followed.added).tolist())
         self._together = _components([self._makes[name] for name in self._reads])
 
-    def group(self, name: str) -> tuple[Group | None, str]:
+    def group(self, layer: str) -> tuple[Group | None, str]:
         """The group that a layer's outputs belong to, or None and the reason."""
-        mine = self._makes[name]
+        mine = self._makes[layer]
         together = self._together[int(mine[0])]
         makers = sorted(
             (n for n in self._reads if self._together[int(self._makes[n][0])] == together),
             key=self._place,
         )
-        if reason := self._stays(name) or next(filter(None, map(self._stays, makers)), ""):
+        if reason := self._stays(layer) or next(filter(None, map(self._stays, makers)), ""):
             return None, reason
-        order = {int(root): i for i, root in enumerate(dict.fromkeys(self._makes[makers[0]].tolist()))}
+        first = self._makes[makers[0]].tolist()
+        order = {root: channel for channel, root in enumerate(dict.fromkeys(first))}
         for other in makers:
             if set(self._makes[other].tolist()) != set(order):
                 return None, f"it shares only a part of the channels of {other!r}"
         if len(order) == 1:
             if len(mine) == 1:
                 return None, "it has one channel"
-            return None, self._classes.joined(int(mine[0])) or "all its channels go together"
-        producers = [self._member(n, self._makes[n], order) for n in makers]
-        followers, consumers = [], []
-        for other, roots in self._makes.items():
-            if other not in self._reads and (member := self._member(other, roots, order)):
-                followers.append(member)
-        for (other, dim), roots in self._bare.items():
-            if member := self._member(other, roots, order):
-                if parameter_dim(self._tensor(other), len(roots)) != dim:
-                    return None, f"parameter {other!r} has two dimensions of {len(roots)}"
-                followers.append(member)
-        for other, roots in self._reads.items():
-            if member := self._member(other, roots, order):
-                consumers.append(member)
-        products = [
-            member
-            for other, roots in self._products.items()
-            if (member := self._member(other, roots, order))
-        ]
+            return None, self._classes.joined(first[0]) or "all its channels go together"
+        places = np.full(len(self._classes), -1, np.intp)
+        places[list(order)] = np.arange(len(order))
+        producers = _members({n: self._makes[n] for n in makers}, places)
+        followers = _members({n: x for n, x in self._makes.items() if n not in self._reads}, places)
+        for (name, dim), roots in self._bare.items():
+            if members := _members({name: roots}, places):
+                if parameter_dim(self._tensor(name), len(roots)) != dim:
+                    return None, f"parameter {name!r} has two dimensions of {len(roots)}"
+                followers += members
+        consumers = _members(self._reads, places)
         if not consumers:
             return None, "nothing that could be made smaller reads its channels"
         blocks = 1
@@ -316,10 +309,15 @@ class _Builder:
                 return None, f"only some of its channels reach {member.module!r}"
             if blocks > 1 and member.fold > 1:
                 return None, f"{member.module!r} reads its flattened channels, which are grouped"
-        stream = len(producers) > 1 and not self._added.isdisjoint(order)
-        sides = (tuple(sorted(side, key=self._placed)) for side in (followers, consumers))
         group = Group(
-            makers[0], len(order), blocks, stream, tuple(producers), *sides, tuple(products)
+            name=makers[0],
+            channels=len(order),
+            blocks=blocks,
+            stream=len(producers) > 1 and not self._added.isdisjoint(order),
+            producers=tuple(producers),
+            followers=tuple(sorted(followers, key=self._placed)),
+            consumers=tuple(sorted(consumers, key=self._placed)),
+            products=tuple(_members(self._products, places)),
         )
         return group, ""
 
@@ -328,17 +326,7 @@ class _Builder:
         reasons = (self._classes.reason(root) for root in dict.fromkeys(self._makes[name].tolist()))
         return next((reason for reason in reasons if reason), "")
 
-    def _member(self, name: str, roots: Indices, order: Mapping[int, int]) -> Member | None:
-        index = np.array([i for i, x in enumerate(roots.tolist()) if x in order], dtype=np.intp)
-        if not len(index):
-            return None
-        root = np.array([order[int(x)] for x in roots[index]], dtype=np.intp)
-        sort = np.lexsort((index, root))
-        return Member(name, index[sort], root[sort], len(roots))
-
-    def _blocks(
-        self, member: Member, groups: int, channels: int, blocks: int
-    ) -> tuple[int, str]:
+    def _blocks(self, member: Member, groups: int, channels: int, blocks: int) -> tuple[int, str]:
         """Blocks of channels of which equal numbers have to stay, or a reason why none may go."""
         label = member.module
         if self._model.get_submodule(label).transposed:
@@ -366,6 +354,26 @@ class _Builder:
 
     def _placed(self, member: Member) -> int:
         return self._place(member.module)
+
+
+def _members(sides: Mapping[str, Indices], places: Indices) -> list[Member]:
+    """Sides of modules as far as they are of a group.
+
+    Parameters
+    ----------
+    sides : mapping of str to ndarray of int
+        By module, the class of each channel.
+    places : ndarray of int
+        By class, the channel of the group; -1 for all others.
+    """
+    found = []
+    for name, roots in sides.items():
+        root = places[roots]
+        index = np.flatnonzero(root >= 0)
+        if len(index):
+            order = np.lexsort((index, root[index]))
+            found.append(Member(name, index[order], root[index][order], len(roots)))
+    return found
 
 
 def _components(parts: Sequence[Indices]) -> dict[int, int]:

@@ -6,60 +6,65 @@ change. The elements under a label go when its channel goes; so along every dime
 whole slices go, and where two tensors meet one by one, their labels are those of one class. That
 is all there is to hanging together: a union-find over labels.
 
-Three things can happen to a class beside: it grows because slices have to stay rectangular or to
-be reduced together (`Classes.join`), it has to stay (`Classes.fix`), and each of these has a reason,
-of which the first counts.
+A class also grows where slices have to stay rectangular (`Classes.join`), and may have to stay as
+it is (`Classes.fix`); either has a reason, of which the first counts.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 Reason = str | None
+Labels = npt.NDArray[np.int64]
 
 
 class Classes:
     """Classes of labels."""
 
     def __init__(self) -> None:
-        self._parent = torch.zeros(0, dtype=torch.long)
+        self._parent = np.zeros(0, np.int64)
         self._fixed: dict[int, tuple[int, str]] = {}
         self._joined: dict[int, tuple[int, str]] = {}
         self._events = 0
 
+    def __len__(self) -> int:
+        return len(self._parent)
+
     def new(self, shape: Sequence[int], fixed: Reason = None) -> Tensor:
         """Labels that are in no class but their own."""
         first = len(self._parent)
-        labels = torch.arange(first, first + torch.Size(shape).numel())
-        self._parent = torch.cat([self._parent, labels])
+        labels = torch.arange(first, first + math.prod(shape))
+        self._parent = np.concatenate([self._parent, labels.numpy()])
         if fixed is not None:
             self.fix(labels, fixed)
         return labels.view(tuple(shape))
 
-    def find(self, labels: Tensor) -> Tensor:
+    def find(self, labels: Tensor) -> Labels:
         """The class of each label: its smallest member."""
-        roots = self._parent[labels]
-        while not torch.equal(roots, above := self._parent[roots]):
+        index = labels.numpy()
+        roots: Labels = self._parent[index]
+        while not np.array_equal(roots, above := self._parent[roots]):
             roots = above
-        self._parent[labels] = roots
+        self._parent[index] = roots
         return roots
 
     def unify(self, a: Tensor, b: Tensor, why: Reason = None) -> None:
         """Make one class of labels at the same place; `why`, if they are of one tensor."""
-        one, other = torch.broadcast_tensors(self.find(a), self.find(b))
+        one, other = np.broadcast_arrays(self.find(a), self.find(b))
         differ = one != other
-        if not differ.any():
-            return
-        pairs = torch.stack([one[differ], other[differ]]).unique(dim=1)
-        for x, y in pairs.T.tolist():
-            self._unite(x, y, why)
+        if differ.any():
+            for x, y in np.unique(np.stack([one[differ], other[differ]]), axis=1).T.tolist():
+                self._unite(x, y, why)
 
     def join(self, labels: Tensor, dims: Iterable[int], why: str) -> None:
-        """Unite along dimensions: what lies along them goes together, or not at all if it is all."""
+        """Unite along dimensions: what lies along them goes together; if it is all, not at all."""
         dims = [d for d in dims if labels.shape[d] > 1]
         if not dims:
             return
@@ -73,21 +78,26 @@ class Classes:
     def fix(self, labels: Tensor, why: str) -> None:
         """Let classes stay as they are."""
         self._events += 1
-        for root in self.find(labels).unique().tolist():
+        for root in np.unique(self.find(labels)).tolist():
             self._fixed.setdefault(root, (self._events, why))
 
     def reason(self, label: int) -> Reason:
         """Why a label has to stay; None if it may go."""
-        event = self._fixed.get(int(self.find(torch.tensor(label))))
+        event = self._fixed.get(self._root(label))
         return event and event[1]
 
     def joined(self, label: int) -> Reason:
         """Why a class grew along a tensor, if it did."""
-        event = self._joined.get(int(self.find(torch.tensor(label))))
+        event = self._joined.get(self._root(label))
         return event and event[1]
 
+    def _root(self, label: int) -> int:
+        while label != (above := int(self._parent[label])):
+            label = above
+        return label
+
     def _unite(self, x: int, y: int, why: Reason) -> None:
-        x, y = sorted(self.find(torch.tensor([x, y])).tolist())
+        x, y = sorted((self._root(x), self._root(y)))
         if x == y:
             return
         self._parent[y] = x
@@ -250,9 +260,7 @@ class Algebra:
         across = [f for f in across if not along.intersection(f.dims)]
         return self.settled([Facet(torch.cat(parts, dim), makers), *across])
 
-    def reduce(
-        self, facets: Iterable[Facet], dims: Sequence[int], why: str
-    ) -> tuple[Facet, ...]:
+    def reduce(self, facets: Iterable[Facet], dims: Sequence[int], why: str) -> tuple[Facet, ...]:
         """What is left of facets when a number is made of all along some dimensions."""
         facets = tuple(facets)
         for facet in facets:
@@ -275,7 +283,7 @@ class Algebra:
     def cut(self, facets: Iterable[Facet], dim: int, start: int, length: int, why: str) -> None:
         """Note that a part of a dimension is taken."""
         for facet in facets:
-            if facet.along(dim) and length < facet.labels.shape[dim]:
+            if facet.along(dim) and 0 < length < facet.labels.shape[dim]:
                 key = (id(facet.labels), dim)
                 _, parts, _ = self._cuts.setdefault(key, (facet.labels, set(), why))
                 parts.add((start, length))
@@ -283,8 +291,8 @@ class Algebra:
     def square(self) -> None:
         """Unite labels until along each tensor whole slices go, and as many from equal parts.
 
-        Parts of different sizes are left to themselves. Of a facet that changes along two dimensions
-        the longer one is left to choose from.
+        Parts of different sizes are left to themselves. Of a facet that changes along two
+        dimensions the longer one is left to choose from.
         """
         for (_, dim), (labels, parts, why) in self._cuts.items():
             size = labels.shape[dim]
@@ -295,7 +303,7 @@ class Algebra:
                     if some == 1:
                         self.classes.fix(labels.narrow(dim, start, 1), why)
             elif not others and not size % length and not any(start % length for start, _ in parts):
-                equal = labels.unflatten(dim, (size // length, length))
+                equal = runs(labels, dim, length)
                 self.classes.unify(equal, equal.narrow(dim, 0, 1), why)
 
         changed = True
@@ -332,12 +340,19 @@ class Algebra:
             if stride == 0 and labels.shape[dim] > 1:
                 labels = labels.narrow(dim, 0, 1)
         if labels.numel() > 1:
-            labels = self.classes.find(labels)
-            for dim in range(labels.dim()):
-                first = labels.narrow(dim, 0, 1)
-                if labels.shape[dim] > 1 and bool((labels == first).all()):
-                    labels = first
+            roots = self.classes.find(labels)
+            for dim in range(roots.ndim):
+                first = roots.take([0], dim)
+                if roots.shape[dim] > 1 and (roots == first).all():
+                    roots = first
+            labels = torch.from_numpy(roots)
         return labels
+
+
+def runs(labels: Tensor, dim: int, length: int) -> Tensor:
+    """A view with a dimension split in two: the runs of this length, and what is in each."""
+    shape = labels.shape
+    return labels.reshape(*shape[:dim], shape[dim] // length, length, *shape[dim + 1 :])
 
 
 def _even(operand: Operand, dim: int) -> bool:

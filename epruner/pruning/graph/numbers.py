@@ -76,15 +76,23 @@ def with_numbers(model: nn.Module, groups: Sequence[Group], attempt: Attempts) -
 
 def _searched(model: nn.Module, group: Group, attempt: Attempts) -> Group | None:
     for chosen in _subsets(_candidates(model, group)):
-        tried = replace(group, numbers=chosen)
-        for _ in range(VIEWS + 1):
-            outcome = attempt([tried])
-            if not outcome.fault:
-                return _fewest(tried, attempt)
-            blame = outcome.error and blamed(outcome.error)
-            if not blame or (view := (outcome.names[blame[0]], blame[1])) in tried.views:
-                break
-            tried = replace(tried, views=(*tried.views, view))
+        if found := _inferring(replace(group, numbers=chosen), attempt):
+            return _fewest(found, attempt)
+    return None
+
+
+def _inferring(group: Group, attempt: Attempts) -> Group | None:
+    """A group with the sizes inferred that it needs, of those that could be the last one first."""
+    outcome = attempt([group])
+    if not outcome.fault:
+        return group
+    if outcome.error is None or len(group.views) == VIEWS:
+        return None
+    for module, size in blamed(outcome.error):
+        view = outcome.names[module], size
+        more = replace(group, views=(*group.views, view))
+        if view not in group.views and (found := _inferring(more, attempt)):
+            return found
     return None
 
 
@@ -123,14 +131,11 @@ def _subsets(numbers: tuple[Number, ...]) -> Iterator[tuple[Number, ...]]:
 def _fewest(group: Group, attempt: Attempts) -> Group:
     for number in group.numbers:
         fewer = replace(group, numbers=tuple(n for n in group.numbers if n is not number))
-        if len(group.numbers) > 1 or not group.views:
-            group = group if attempt([fewer]).fault else fewer
+        group = group if attempt([fewer]).fault else fewer
     return group
 
 
-def _as_in(
-    found: Group, group: Group, model: nn.Module, kinds: Mapping[str, type]
-) -> Group | None:
+def _as_in(found: Group, group: Group, model: nn.Module, kinds: Mapping[str, type]) -> Group | None:
     """A group with the changes that another one of the same kinds of modules needs."""
     numbers = tuple(
         number

@@ -9,14 +9,14 @@ pass it stay.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from epruner.pruning.graph.costs import ATTENTION
-from epruner.pruning.graph.labels import Algebra, Facet, Operand
+from epruner.pruning.graph.labels import Algebra, Facet, Operand, runs
 from epruner.pruning.network.tree import mapped, tensors_in
 
 Facets = tuple[Facet, ...]
@@ -146,24 +146,21 @@ def facets_after(call: Call) -> list[Facets]:
     return found if isinstance(found, list) else [found] * len(call.results)
 
 
-# fmt: off
 @operation(
     "hardswish", "_to_copy", "native_dropout", "bernoulli", "copy", "_prelu_kernel", "detach",
     "alias", "lift_fresh", "log_sigmoid_forward", "rrelu_with_noise", "fill", "zeros_like",
     "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
-)
-# fmt: on
+    "complex", "polar", "_conj", "_neg_view", "resolve_conj", "resolve_neg",
+)  # fmt: skip
 def _one_by_one(call: Call) -> Facets:
     return call.algebra.meet(call.operands(), call.meets, adds=call.name == "add")
 
 
-# fmt: off
 @operation(
-    "permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "repeat", "flip", "pixel_shuffle",
-    "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "diagonal", "movedim", "tile",
-    "unsafe_chunk",
-)
-# fmt: on
+    "permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "repeat", "flip",
+    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "diagonal",
+    "movedim", "tile", "unsafe_chunk", "rot90",
+)  # fmt: skip
 def _moved(call: Call) -> list[Facets]:
     """Elements change their places, as they would whatever their number."""
     return _apply(call, call.function)
@@ -213,8 +210,8 @@ def _strided(call: Call, dim: int, step: int) -> None:
         if size % step:
             call.fix([facet], why)
         else:
-            runs = facet.labels.unflatten(dim, (size // step, step))
-            call.algebra.classes.unify(runs, runs.narrow(dim + 1, 0, 1), why)
+            each = runs(facet.labels, dim, step)
+            call.algebra.classes.unify(each, each.narrow(dim + 1, 0, 1), why)
 
 
 @operation("index", "index_select", "gather", "embedding", "take_along_dim")
@@ -239,6 +236,49 @@ def _picked(call: Call) -> list[Facets]:
     return _apply(call, call.function, kept)
 
 
+@operation("index_put")
+def _masked(call: Call) -> Facets:
+    """A number where a mask of the same shape holds; no other kind is followed."""
+    source, values = call.first, call.operand(call["values"])
+    masks = [call.operand(index) for index in call["indices"] if index is not None]
+    mask = masks[0].tensor
+    if (
+        mask.dtype == torch.bool
+        and mask.dim() == source.tensor.dim()
+        and values.tensor.numel() == 1
+    ):
+        return call.algebra.meet([source, *masks], call.meets)
+    for operand in (source, values, *masks):
+        call.fix(operand.facets, f"its channels pass {call.name!r}{call.where}")
+    return ()
+
+
+@operation("index_add", "index_copy", "scatter", "scatter_add", "scatter_reduce")
+def _written(call: Call) -> Facets:
+    """Numbers put to numbered places along a dimension."""
+    source, *others = call.operands()
+    dim = call.dims()[0]
+    if call.name.startswith("index"):  # with one number for all the rest
+        others = [operand for operand in others if operand.tensor is not call["index"]]
+    why = f"its channels are picked by their numbers{call.where}"
+    thin = []
+    for operand in (source, *others):
+        kept = []
+        for facet in operand.facets:
+            whole = all(
+                d != dim and o.tensor.shape[d] == source.tensor.shape[d]
+                for d in facet.dims
+                for o in others
+            )
+            if whole:
+                kept.append(facet)
+            else:
+                call.fix([facet], why)
+        same = replace(operand, facets=tuple(kept))
+        thin.append(same.like(lambda t: t.narrow(dim, 0, 1)))
+    return call.algebra.meet(thin, call.meets)
+
+
 @operation("cat", "stack")
 def _joined(call: Call) -> Facets:
     parts = [call.operand(tensor) for tensor in call["tensors"]]
@@ -248,7 +288,9 @@ def _joined(call: Call) -> Facets:
     if call.name == "stack":
         dim %= dims + 1
         parts = [part.like(lambda t: t.unsqueeze(dim)) for part in parts]
-    return call.algebra.concatenate(parts, dim % parts[0].tensor.dim(), call.meets)
+    dim %= parts[0].tensor.dim()
+    parts = [part for part in parts if part.tensor.shape[dim]]
+    return call.algebra.concatenate(parts, dim, call.meets)
 
 
 @operation("constant_pad_nd")
@@ -276,17 +318,15 @@ def _padded(call: Call) -> Facets:
     return found.facets
 
 
-# fmt: off
 @operation(
-    "sum", "nansum", "mean", "prod", "amax", "amin", "max", "min", "aminmax", "any", "all", "argmax",
-    "argmin", "var", "std", "var_mean", "std_mean", "logsumexp", "linalg_vector_norm", "norm", "median",
-    "nanmedian", "mode", "count_nonzero",
-)
-# fmt: on
+    "sum", "nansum", "mean", "prod", "amax", "amin", "max", "min", "aminmax", "any", "all",
+    "argmax", "argmin", "var", "std", "var_mean", "std_mean", "logsumexp", "linalg_vector_norm",
+    "norm", "median", "nanmedian", "mode", "kthvalue", "count_nonzero",
+)  # fmt: skip
 def _reduced(call: Call) -> Facets:
     operands = call.operands()
     if call.name in ("max", "min") and len(operands) == 2:
-        return _one_by_one(call)
+        return call.algebra.meet(operands, call.meets)
     dims = call.dims()
     facets = operands[0].facets
     mixed = any(facet.along(d) for facet in facets for d in dims)
@@ -298,36 +338,47 @@ def _reduced(call: Call) -> Facets:
     return _dropped(facets, dims) if not call.args.get("keepdim") else facets
 
 
-# fmt: off
+@operation("view_as_real", "view_as_complex")
+def _paired(call: Call) -> Facets:
+    """Real and imaginary parts lie along one dimension more."""
+    last = call.first.tensor.dim() - 1
+    if call.name == "view_as_real":
+        return tuple(Facet(f.labels[..., None], f.makers) for f in call.first.facets)
+    why = f"its channels are the parts of complex numbers{call.where}"
+    return _dropped(call.algebra.reduce(call.first.facets, [last], why), [last])
+
+
 @operation(
     "_softmax", "_log_softmax", "softmax", "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin",
-    "sort", "topk", "roll", "_safe_softmax", "renorm", "kthvalue",
-)
-# fmt: on
-def _along(call: Call) -> Facets:
-    """What is made along a dimension, which is there still."""
+    "sort", "topk", "roll", "_safe_softmax", "renorm", "_fft_r2c", "_fft_c2r", "_fft_c2c",
+)  # fmt: skip
+def _along(call: Call) -> list[Facets]:
+    """What is made along a dimension, which is there still, if not always as long as it was."""
     dims = call.dims("dims" if call.name == "roll" else "dim")
     why = f"its channels are mixed{call.where}: {call.name.lstrip('_')} runs along them"
     for facet in call.first.facets:
         if inside := [d for d in facet.dims if d in dims]:
             call.algebra.classes.join(facet.labels, inside, why)
-    return call.algebra.settled(call.first.facets)
+    facets = call.algebra.settled(call.first.facets)
+    return [
+        tuple(f for f in facets if all(f.labels.shape[d] == result.shape[d] for d in f.dims))
+        for result in call.results
+    ]
 
 
-# fmt: off
 @operation(
-    "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices",
-    "mkldnn_max_pool2d", "mkldnn_max_pool3d", "quantized_max_pool2d", "fractional_max_pool2d",
-    "fractional_max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
-    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d",
-    "max_unpool2d", "max_unpool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
-    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
-    "upsample_linear1d", "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d",
+    "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices",
+    "max_pool3d_with_indices", "mkldnn_max_pool2d", "mkldnn_max_pool3d", "quantized_max_pool2d",
+    "fractional_max_pool2d", "fractional_max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "adaptive_avg_pool1d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d",
+    "adaptive_max_pool3d", "max_unpool2d", "max_unpool3d", "upsample_nearest1d",
+    "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d",
+    "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d",
+    "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d",
     "_upsample_bicubic2d_aa", "upsample_trilinear3d", "reflection_pad1d", "reflection_pad2d",
     "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
     "grid_sampler_2d", "grid_sampler_3d",
-)
-# fmt: on
+)  # fmt: skip
 def _spatial(call: Call) -> Facets:
     """The positions of one channel at a time: the last one, two or three dimensions."""
     places = int(next(c for c in call.name if c in "123"))
@@ -364,7 +415,8 @@ def _attended(call: Call) -> list[Facets]:
         key, value = (_repeated(call, operand, times) for operand in (key, value))
     scores = query.tensor @ key.tensor.mT
     facets = _product(call, query, key.like(lambda t: t.mT))
-    masks = [call.operand(call[n]) for n in ("attn_mask", "attn_bias") if tensors_in(call.args.get(n))]
+    given = tensors_in([call.args.get(name) for name in ("attn_mask", "attn_bias")])
+    masks = [call.operand(mask) for mask in given]
     if masks:
         facets = call.algebra.meet([Operand(scores, facets), *masks], call.meets)
     why = f"its channels are mixed{call.where}: attention runs along them"
@@ -390,9 +442,12 @@ def _repeated(call: Call, operand: Operand, times: int) -> Operand:
 def _product(call: Call, a: Operand, b: Operand) -> Facets:
     """Facets of a matrix product, (..., i, k) by (..., k, j)."""
     one, other = a.like(lambda t: t[..., None]), b.like(lambda t: t[..., None, :, :])
+    why = f"its channels are summed in a matrix product{call.where}, outside of a layer"
+    for operand in (one, other):  # before they meet, as one of them may have fewer heads
+        for facet in operand.facets:
+            call.algebra.classes.join(facet.labels, [operand.tensor.dim() - 2], why)
     facets = call.algebra.meet([one, other], call.meets)
     k = max(one.tensor.dim(), other.tensor.dim()) - 2
-    why = f"its channels are summed in a matrix product{call.where}, outside of a layer"
     facets = _dropped(call.algebra.reduce(facets, [k], why), [k])
     call.product(facets)
     return facets
@@ -414,12 +469,10 @@ def _normalized(call: Call) -> list[Facets]:
     return [made, *[()] * (len(call.results) - 1)]
 
 
-# fmt: off
 @operation(
     "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
     "cudnn_batch_norm", "_batch_norm_no_update",
-)
-# fmt: on
+)  # fmt: skip
 def _batch_normalized(call: Call) -> list[Facets]:
     source, *rows = call.operands()
     places = (1,) * (source.tensor.dim() - 2)
@@ -434,8 +487,8 @@ def _group_normalized(call: Call) -> list[Facets]:
     why = f"GroupNorm {call.module!r} mixes its channels"
     for facet in source.facets:
         if facet.along(1):
-            parts = facet.labels.unflatten(1, (call["group"], -1))
-            call.algebra.classes.join(parts, [2], why)
+            width = facet.labels.shape[1] // call["group"]
+            call.algebra.classes.join(runs(facet.labels, 1, width), [2], why)
         call.algebra.classes.join(facet.labels, [d for d in facet.dims if d > 1], why)
     places = (1,) * (source.tensor.dim() - 2)
     rows = [row.like(lambda t: t.reshape(-1, *places)) for row in rows]
@@ -448,9 +501,11 @@ def _gated(call: Call) -> Facets:
     dim = call.dims()[0]
     length = call.results[0].shape[dim]
     call.algebra.cut(call.first.facets, dim, 0, length, f"its channels gate each other{call.where}")
-    halves = [call.first.like(lambda t, s=s: t.narrow(dim, s, length) if t.shape[dim] > 1 else t)
-              for s in (0, length)]
-    return call.algebra.meet(halves, call.meets)
+
+    def half(start: int) -> Operand:
+        return call.first.like(lambda t: t.narrow(dim, start, length) if t.shape[dim] > 1 else t)
+
+    return call.algebra.meet([half(0), half(length)], call.meets)
 
 
 def _apply(

@@ -30,6 +30,7 @@ from epruner.pruning.network.inputs import in_float64
 from epruner.pruning.network.layers import channel_dim, has_filters, rule_of
 from epruner.pruning.network.tree import mapped, tensors_in
 from epruner.pruning.plan.plan import Plan
+from epruner.pruning.plan.views import frames
 
 # Sliced and silenced sums differ in their order alone; in networks of hundreds of layers that comes
 # to 1e-5. What differs by more is tried again in float64, where nothing of that is left.
@@ -140,11 +141,14 @@ def _random_half(group: Group, rng: np.random.Generator) -> Indices:
     return np.concatenate(halves).astype(np.intp)
 
 
-def _in_words(error: Exception) -> str:
+def _in_words(error: Exception, names: Mapping[nn.Module, str]) -> str:
     line = str(error).partition("\n")[0]
     fixed = line.startswith("The size of tensor a")  # what torch says where shapes do not broadcast
     why = ", as they meet a tensor of fixed size such as a buffer" if fixed else ""
-    return f"the network does not run without some of its channels{why} ({line})"
+    modules = [module for _, _, module in frames(error) if module is not None]
+    running = [names[module] for module in modules if module in names]
+    where = f"in {running[0]!r}: " if running and running[0] else ""
+    return f"the network does not run without some of its channels{why} ({where}{line})"
 
 
 @contextmanager
@@ -253,9 +257,7 @@ class _Trial:
     def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Compare; False if the full network does not run with the values of the probe."""
         layers = {  # named here, as a grouped convolution may be sliced to a depthwise one
-            name
-            for name, module in model.named_modules()
-            if has_filters(module)
+            name for name, module in model.named_modules() if has_filters(module)
         }
         try:
             with self._silent(model), self._hooked(model, layers, self._record, self._fill):
@@ -267,8 +269,8 @@ class _Trial:
             with self._hooked(small, layers, self._compare, self._lift):
                 got = _run(small, args, kwargs)
         except Exception as error:
-            self.fault, self.error = _in_words(error), error
             self.names = {module: name for name, module in small.named_modules()}
+            self.fault, self.error = _in_words(error, self.names), error
             return True
         if [t.shape for t in got] != [t.shape for t in expected]:
             self.fault = "the model's output changes its shape with its channels"
@@ -325,7 +327,7 @@ class _Trial:
 
     def _record(self, name: str, module: nn.Module, inputs: Any) -> Any:
         """Before a layer of the full network: note what stays, and silence the rest."""
-        tensors = tensors_in(inputs)
+        tensors = _read_by(module, inputs)
         channels = self._channels(name, module, tensors, reads=True)
         if channels is None:
             self._read.setdefault(name, []).append([t.clone() for t in tensors])
@@ -356,7 +358,7 @@ class _Trial:
     def _compare(self, name: str, module: nn.Module, inputs: Any) -> Any:
         """Before a layer of the sliced network: is it what the full one read here?"""
         seen = self._read.get(name)
-        self._note(f"{name!r} reads", tensors_in(inputs), seen.pop(0) if seen else [])
+        self._note(f"{name!r} reads", _read_by(module, inputs), seen.pop(0) if seen else [])
         return inputs
 
     def _lift(self, name: str, module: nn.Module, output: Any) -> None:
@@ -408,6 +410,12 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # models that draw even in eval mode draw the same twice
         return tensors_in(model(*args, **kwargs))
+
+
+def _read_by(module: nn.Module, inputs: Any) -> list[Tensor]:
+    """What a layer reads, without the state of one that reads itself."""
+    tensors = tensors_in(inputs)
+    return tensors[:1] if rule_of(module).reads_itself else tensors
 
 
 def _along(dim: int, values: Tensor, like: Tensor) -> Tensor:

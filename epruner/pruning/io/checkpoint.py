@@ -148,9 +148,7 @@ def load(fresh_model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         When the file was not written by :func:`save` or does not fit the network.
     """
     saved = read(path)
-    model = resized(
-        fresh_model, saved.plan.modules, saved.plan.attributes, saved.plan.views
-    )
+    model = resized(fresh_model, saved.plan.modules, saved.plan.attributes, saved.plan.views)
     with safe_open(path, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     state |= {name: state[stored] for name, stored in saved.aliases.items()}

@@ -134,7 +134,8 @@ class Plan:
         Returns
         -------
         torch.nn.Module
-            A pruned deep copy.
+            A pruned deep copy. A module of `views` is of a subclass made for it, which cannot be
+            pickled.
 
         Raises
         ------

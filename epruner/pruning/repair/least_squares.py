@@ -48,7 +48,8 @@ from epruner.pruning.trace.trace import Value
 
 # Ridges that may suit the inputs held back better, in the order in which they are tried, as long as
 # each is better than the one before: the error falls to one least value and rises again.
-STRONGER, WEAKER = (1e-2, 1e-1, 1.0), (1e-4,)
+STRONGER: tuple[float, ...] = (1e-2, 1e-1, 1.0)
+WEAKER: tuple[float, ...] = (1e-4,)
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,9 @@ class _Pair:
         module = as_linear(self._modules[site.name])
         norm = self._modules.get(site.norm or "")
         chosen = [
-            fit_positions(site, call, self._modules[call.name], self._small.traces[: self._n_fit])
+            fit_positions(
+                site, call, as_linear(self._modules[call.name]), self._small.traces[: self._n_fit]
+            )
             for call in site.calls
         ]
         normal, held_back = Normal.empty(module), Normal.empty(module)
@@ -190,7 +193,7 @@ class _Pair:
             part = normal if batch < self._n_fit else held_back
             for call, places in zip(site.calls, chosen, strict=True):
                 read = self._small.value(batch, trace.ops[call.op].reads[0])
-                rows = input_rows(read, self._modules[call.name], places)
+                rows = input_rows(read, as_linear(self._modules[call.name]), places)
                 wanted = self._target(batch, call, norm, places)
                 part.add(rows, wanted - rows @ start.to(rows.dtype))
                 if part is judge:
@@ -241,7 +244,7 @@ class _Pair:
         self, batch: int, call: Call, norm: nn.Module | None, chosen: Tensor | None
     ) -> Tensor:
         """What a call should give: (groups, rows, o), float64."""
-        module = self._modules[call.name]
+        module = as_linear(self._modules[call.name])
         at = self._full.traces[batch].ops[call.at].writes[0]
         wanted = at_positions(self._full.value(batch, at), module, chosen)
         part = self._plan.modules.get(call.name)

@@ -105,9 +105,9 @@ def measured(
     keep: dict[Value, int] = {}
     for site in usable:
         for call in site.calls:
-            value = traces[0].ops[_end(call)].writes[0]
-            keep[value] = max(keep.get(value, 0), max(map(_end, site.calls)) + 1)
-            keep[traces[0].ops[call.op].reads[0]] = site.begin
+            read, written = traces[0].ops[call.op].reads[0], traces[0].ops[_end(call)].writes[0]
+            keep[read] = max(keep.get(read, 0), site.begin)
+            keep[written] = max(keep.get(written, 0), max(map(_end, site.calls)) + 1)
     run = Replay(traces, batches, keep)
     left = Counter(group.name for site in usable for group, _ in readers[site.name])
     found: dict[str, list[Reader]] = {}
@@ -158,9 +158,9 @@ def _measure(
     for batch, trace in enumerate(run.traces):
         run.advance(batch, site.begin)
         read = [
-            input_rows(run.value(batch, trace.ops[call.op].reads[0]), modules[call.name], places)[
-                0
-            ].cpu()
+            input_rows(
+                run.value(batch, trace.ops[call.op].reads[0]), as_linear(modules[call.name]), places
+            )[0].cpu()
             for call, places in zip(site.calls, chosen, strict=True)
         ]
         run.advance(batch, max(map(_end, site.calls)) + 1)

@@ -1,0 +1,283 @@
+"""Channels followed through what is seldom written, checked on inputs that were not analysed."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from networks import difference
+from test_architectures import silenced
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from epruner.pruning import Constraints, PruningResult, analyse, prune
+
+D, HEADS = 16, 4
+
+
+def halved(model: nn.Module, *example: Tensor) -> PruningResult:
+    """Cut as it is, at random weights that are nowhere zero."""
+    halves = Constraints(n_filters={"*": 0.5})
+    return prune(model.eval(), example, constraints=halves, method="l1", repair="none", scope="all")
+
+
+@torch.no_grad()
+def check(result: PruningResult, model: nn.Module, *others: tuple[Tensor, ...]) -> None:
+    """Slicing is silencing on inputs of other sizes."""
+    full = silenced(model, result)
+    for name, part in result.plan.modules.items():
+        cell: Any = model.get_submodule(name) if part.out else None
+        if isinstance(cell, nn.RNNCellBase):
+            gone = [unit for unit in range(cell.hidden_size) if unit not in (part.out or ())]
+            full.get_parameter(f"{name}.weight_hh")[:, gone] = 0
+    for x in others:
+        assert difference(result.model(*x), full(*x)) <= 1e-5
+
+
+class Attending(nn.Module):
+    """Projections to heads; how they are used, subclasses tell."""
+
+    def __init__(self, keys: int = HEADS) -> None:
+        super().__init__()
+        self.num_heads, self.num_keys, self.width = HEADS, keys, D // HEADS
+        self.query = nn.Linear(D, D)
+        self.key, self.value = (nn.Linear(D, keys * self.width) for _ in range(2))
+        self.out = nn.Linear(D, 3)
+
+
+class NamedOtherwise(Attending):
+    """The instance is not called self, and the size lies in a function within."""
+
+    def forward(this, x: Tensor) -> Any:
+        n, t, c = x.shape
+
+        def merged(y: Tensor) -> Tensor:
+            return y.transpose(1, 2).reshape(n, t, c)
+
+        q, k, v = (
+            layer(x).view(n, t, this.num_heads, this.width).transpose(1, 2)
+            for layer in (this.query, this.key, this.value)
+        )
+        return this.out(merged(F.scaled_dot_product_attention(q, k, v)))
+
+
+class Private(Attending):
+    """Its number of heads has a name of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.__heads = HEADS
+
+    def forward(self, x: Tensor) -> Any:
+        n, t, c = x.shape
+        q, k, v = (
+            layer(x).view(n, t, self.__heads, self.width).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, c)
+        return self.out(y)
+
+
+class OneKey(Attending):
+    """Multi-query attention: all heads read one key and one value."""
+
+    def __init__(self) -> None:
+        super().__init__(keys=1)
+
+    def forward(self, x: Tensor) -> Any:
+        n, t, _ = x.shape
+        q = self.query(x).view(n, t, self.num_heads, self.width).transpose(1, 2)
+        k, v = (
+            layer(x).view(n, t, 1, self.width).transpose(1, 2).expand(n, self.num_heads, -1, -1)
+            for layer in (self.key, self.value)
+        )
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("make", [NamedOtherwise, Private, OneKey])
+def test_heads_go_however_a_forward_is_written(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = make()
+    result = halved(model, torch.randn(2, 5, D))
+    assert result.model.get_parameter("query.weight").shape == (D // 2, D)
+    check(result, model, (torch.randn(1, 9, D),), (torch.randn(4, 4, D),))
+    copied = pickle.loads(pickle.dumps(result.model))
+    x = torch.randn(3, 2, D)
+    assert torch.equal(copied(x), result.model(x))
+
+
+class OverPixels(nn.Module):
+    """Attention over the pixels of a map, which is put together by all of its sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = HEADS
+        self.mix = nn.Conv2d(D, 3 * D, 1)
+        self.out = nn.Conv2d(D, 3, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        n, c, h, w = x.shape
+        q, k, v = (y.view(n, self.heads, -1, h * w) for y in self.mix(x).chunk(3, 1))
+        y = v @ (q.mT @ k).softmax(-1).mT
+        return self.out(y.reshape(n, c, h, w))
+
+
+def test_of_several_sizes_that_of_the_channels_is_inferred() -> None:
+    torch.manual_seed(0)
+    model = OverPixels()
+    result = halved(model, torch.randn(2, D, 4, 4))
+    assert result.model.get_parameter("mix.weight").shape[0] == 3 * D // 2
+    check(result, model, (torch.randn(1, D, 6, 3),), (torch.randn(3, D, 2, 2),))
+
+
+class Loop(nn.Module):
+    """Cells called in a loop; the second one starts from what a layer makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Linear(4, 8)
+        self.first, self.second = nn.LSTMCell(4, 6), nn.GRUCell(6, 8)
+        self.out = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        states, y = None, self.start(x[0])
+        for step in x:
+            states = self.first(step, states)
+            y = self.second(states[0], y)
+        return self.out(y)
+
+
+def test_cells_in_a_loop_lose_units() -> None:
+    torch.manual_seed(0)
+    model = Loop()
+    result = halved(model, torch.randn(3, 1, 4))
+    cells: Any = result.model
+    assert (cells.first.hidden_size, cells.second.hidden_size) == (3, 4)
+    assert cells.start.out_features == 4
+    check(result, model, (torch.randn(1, 2, 4),), (torch.randn(5, 6, 4),))
+
+
+def test_states_that_are_given_keep_their_units() -> None:
+    analysis = analyse(nn.GRU(4, 6), (torch.randn(3, 2, 4), torch.randn(1, 2, 6)))
+    assert [x.reason for x in analysis.skipped] == [
+        "'' reads its first state from the model's input"
+    ]
+
+
+class Empties(nn.Module):
+    """Adds tensors without elements to what it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.first(x)
+        x = torch.cat([x, x[:0]])
+        return self.second(torch.cat([x, x[:, :0], x.new_empty(0)], 1))
+
+
+def test_empty_tensors_take_nothing_away() -> None:
+    torch.manual_seed(0)
+    model = Empties()
+    result = halved(model, torch.randn(1, 3, 2, 2))
+    assert result.model.get_parameter("first.weight").shape[0] == 4
+    check(result, model, (torch.randn(2, 3, 4, 4),))
+
+
+class Between(nn.Module):
+    """Two convolutions and what is done between them."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.second(self.function(self.first(x)))
+
+
+def reshaped(x: Tensor) -> Tensor:
+    """In place."""
+    y: Tensor = (x * 1).unsqueeze_(0).squeeze_(0).transpose_(2, 3)
+    return y
+
+
+def turned(x: Tensor) -> Tensor:
+    """By complex numbers."""
+    pairs = torch.view_as_complex(torch.stack([x, x + 1], -1))
+    parts: Tensor = torch.view_as_real(pairs.conj() * torch.polar(x.abs(), x))
+    return parts.sum(-1)
+
+
+def filtered(x: Tensor) -> Tensor:
+    """In the frequencies of the positions."""
+    halved: Tensor = torch.fft.rfft2(x)
+    return torch.fft.irfft2(halved * 2, s=x.shape[-2:]) + torch.fft.fft(x).imag  # type: ignore[no-any-return]
+
+
+def overwritten(x: Tensor) -> Tensor:
+    """Where a mask says, and at numbered positions."""
+    x = x.clone()
+    x[x > 0.5] = 0.5
+    x = x.index_add(3, torch.tensor([0, 1]), x[..., :2])
+    return x.scatter_add(2, torch.zeros_like(x, dtype=torch.long), x)
+
+
+@pytest.mark.parametrize("function", [reshaped, turned, filtered, overwritten])
+def test_operations_on_positions_let_channels_go(function: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model = Between(function)
+    result = halved(model, torch.randn(1, 3, 4, 6))
+    assert result.model.get_parameter("first.weight").shape[0] == 4
+    check(result, model, (torch.randn(2, 3, 5, 3),))
+
+
+def largest(x: Tensor) -> Tensor:
+    """Of all channels."""
+    return F.pad(x.topk(3, 1)[0], (0, 0, 0, 0, 0, 5))
+
+
+def transformed(x: Tensor) -> Tensor:
+    """Along the channels."""
+    return F.pad(torch.fft.rfft(x, dim=1).abs(), (0, 0, 0, 0, 0, 3))
+
+
+def one_of(x: Tensor) -> Tensor:
+    """The second smallest of all channels."""
+    return x * x.kthvalue(2, 1, keepdim=True)[0]
+
+
+def pinned(x: Tensor) -> Tensor:
+    """The first channel at one place."""
+    return x.scatter(1, torch.zeros(1, 1, 1, 1, dtype=torch.long), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (largest, "its channels are mixed: topk runs along them"),
+        (transformed, "its channels are mixed: fft_r2c runs along them"),
+        (one_of, "its channels are mixed: one number is made of them (kthvalue)"),
+        (pinned, "its channels are picked by their numbers"),
+    ],
+)
+def test_operations_along_channels_keep_them(
+    function: Callable[[Tensor], Tensor], reason: str
+) -> None:
+    analysis = analyse(Between(function), (1, 3, 4, 4))
+    assert {x.name: x.reason for x in analysis.skipped}["first"] == reason
+
+
+def test_where_the_network_fails_is_named() -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return x.view(-1, 8, 4, 4)
+
+    analysis = analyse(Between(Fixed()), (1, 3, 4, 4))
+    (reason,) = (x.reason for x in analysis.skipped if x.name == "first")
+    assert "does not run without some of its channels (in 'function': shape" in reason
