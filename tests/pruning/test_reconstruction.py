@@ -207,3 +207,20 @@ def test_command_line_repairs_compares_and_fine_tunes(
         == 2
     )
     assert "holds no images" in capsys.readouterr().err
+
+
+def test_what_one_head_is_left_of_is_refit() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
+    model = nn.Sequential(nn.Linear(5, 16), layer, nn.Linear(16, 3)).eval()
+    x, fresh = torch.randn(60, 7, 5), torch.randn(40, 7, 5)
+    constraints = Constraints(n_filters={"*.q_proj": 1})
+    errors = []
+    for repair in ("none", "least_squares"):
+        result = epruner.prune(
+            model, x[:2], constraints=constraints, method="l1", repair=repair, calibrate=x
+        )
+        assert result.model[1].self_attn.num_heads == 1  # type: ignore[index]
+        with torch.no_grad():
+            errors.append(float((result.model(fresh) - model(fresh)).square().mean()))
+    assert errors[1] < 0.8 * errors[0]

@@ -30,6 +30,7 @@ from epruner.pruning.network.statistics import estimate_statistics, not_finite
 from epruner.pruning.plan.apply import counterpart
 from epruner.pruning.plan.plan import Plan
 from epruner.pruning.report.records import LayerRepair, Repair
+from epruner.pruning.trace.align import aligned
 from epruner.pruning.trace.normal import (
     EXACT,
     RIDGE,
@@ -103,11 +104,12 @@ def refit(
     reference = working_copy(counterpart(full, plan.modules))
     work = working_copy(small)
     batches = (*calibration.fit, *calibration.held_back)
-    full_traces, traces = record_all(reference, batches), record_all(work, batches)
-    if full_traces[0].course != traces[0].course:
+    both = aligned(record_all(reference, batches), record_all(work, batches))
+    if both is None:
         note = "least squares left off: the pruned network takes another course than the original"
         warnings.warn(RepairWarning(note), stacklevel=4)
         return Refit(deep_copy(small), None, (note,), {})
+    full_traces, traces = both
     order, sites, notes = find_sites(work, traces[0])
     full_traces, traces = ([t.reordered(order) for t in found] for found in (full_traces, traces))
     if anchored:
