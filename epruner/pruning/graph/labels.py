@@ -205,21 +205,20 @@ class Algebra:
                 loose = [o for o in bare if not _even(o, dim)]
                 for facet in covering if loose else ():
                     self.classes.join(facet.labels, [dim], why(any(o.given for o in loose)))
-        pool: list[tuple[int, Facet]] = []
-        for place, operand in enumerate(operands):
-            for facet in self.settled(operand.facets):
-                met = False
-                for i, (other_place, other) in enumerate(pool):
-                    if other_place == place or not set(facet.dims) & set(other.dims):
-                        continue
-                    if adds and facet.makers and other.makers.isdisjoint(facet.makers):
-                        self.added.extend([other.labels] * bool(other.makers))
-                    self.classes.unify(facet.labels, other.labels)
-                    pool[i] = (other_place, Facet(other.labels, other.makers | facet.makers))
-                    met = True
-                if not met:
-                    pool.append((place, facet))
-        return self.settled(facet for _, facet in pool)
+        met: list[Facet] = []
+        for operand in operands:
+            for facet in self.settled(operand.facets):  # no two of which overlap
+                alone = True
+                for i, other in enumerate(met):
+                    if set(facet.dims) & set(other.dims):
+                        if adds and facet.makers and other.makers.isdisjoint(facet.makers):
+                            self.added.extend([other.labels] * bool(other.makers))
+                        self.classes.unify(facet.labels, other.labels)
+                        met[i] = Facet(other.labels, other.makers | facet.makers)
+                        alone = False
+                if alone:
+                    met.append(facet)
+        return self.settled(met)
 
     def move(
         self, shape: Sequence[int], facet: Facet, function: Callable[[Tensor], Sequence[Tensor]]
@@ -305,7 +304,6 @@ class Algebra:
             elif not others and not size % length and not any(start % length for start, _ in parts):
                 equal = runs(labels, dim, length)
                 self.classes.unify(equal, equal.narrow(dim, 0, 1), why)
-
         changed = True
         while changed:
             changed = False
