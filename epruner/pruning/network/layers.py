@@ -31,6 +31,10 @@ class Rule:
         """(output, input) channels; inputs 0 where they are the outputs, (0, 0) if it has none."""
         return 0, 0
 
+    def channel_dim(self, module: Any, tensor: Tensor) -> int:
+        """Dimension in which its channels lie, of what it reads or returns."""
+        return tensor.dim() - 1
+
     def mixes(self, module: Any) -> bool:
         """Whether it has to stay whole, as no channel can go without the others."""
         return False
@@ -110,6 +114,11 @@ def sides(module: nn.Module) -> tuple[int, int]:
     return rule_of(module).sides(module)
 
 
+def channel_dim(module: nn.Module, tensor: Tensor) -> int:
+    """Dimension in which the channels of a layer lie, of what it reads or returns."""
+    return rule_of(module).channel_dim(module, tensor)
+
+
 def has_filters(module: nn.Module) -> bool:
     """Whether every output channel is made of all input channels (of its group)."""
     return sides(module)[1] > 0
@@ -173,6 +182,9 @@ _CONV1D = _Conv1D()
 class _Conv(Rule):
     multiplies = True
 
+    def channel_dim(self, module: _ConvNd, tensor: Tensor) -> int:
+        return tensor.dim() - 1 - len(module.kernel_size)
+
     def sides(self, module: _ConvNd) -> tuple[int, int]:
         return module.out_channels, 0 if is_depthwise(module) else module.in_channels
 
@@ -200,8 +212,15 @@ class _Conv(Rule):
         return int(positions.numel() * math.prod(module.kernel_size) * channels // module.groups)
 
 
+class _Second(Rule):
+    """Its channels lie in the second dimension, in that of a single vector if there is one only."""
+
+    def channel_dim(self, module: nn.Module, tensor: Tensor) -> int:
+        return min(1, tensor.dim() - 1)
+
+
 @rule(_NormBase)  # BatchNorm and InstanceNorm
-class _Norm(Rule):
+class _Norm(_Second):
     def sides(self, module: _NormBase) -> tuple[int, int]:
         return module.num_features, 0
 
@@ -211,7 +230,7 @@ class _Norm(Rule):
 
 
 @rule(nn.GroupNorm)
-class _GroupNorm(Rule):
+class _GroupNorm(_Second):
     def sides(self, module: nn.GroupNorm) -> tuple[int, int]:
         return module.num_channels, 0
 
@@ -234,7 +253,7 @@ class _GroupNorm(Rule):
 
 
 @rule(nn.PReLU)
-class _PReLU(Rule):
+class _PReLU(_Second):
     def sides(self, module: nn.PReLU) -> tuple[int, int]:
         return (module.num_parameters, 0) if module.num_parameters > 1 else (0, 0)
 
@@ -330,15 +349,6 @@ class _Recurrent(Rule):
 def _reads_input(name: str) -> bool:
     """Whether a weight of a recurrent layer or cell is one that works on what it reads."""
     return name.removesuffix("_reverse") in ("weight_ih", "weight_ih_l0")
-
-
-def channel_dim(module: nn.Module, tensor: Tensor) -> int:
-    """Dimension in which the channels of a layer lie, of what it reads or returns."""
-    if isinstance(module, _ConvNd):
-        return tensor.dim() - 1 - len(module.kernel_size)
-    if isinstance(module, (_NormBase, nn.GroupNorm, nn.PReLU)):
-        return min(1, tensor.dim() - 1)
-    return tensor.dim() - 1
 
 
 def is_depthwise(module: nn.Module) -> bool:
