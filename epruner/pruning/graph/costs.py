@@ -226,8 +226,8 @@ class Recorder:
             self.macs[name] = self.macs.get(name, 0) + macs
 
 
-# the arguments of matrix products that are the matrices
-_MATRICES = {
+# the places, among the arguments of matrix products, of those that are the matrices
+MATRICES = {
     "mm": (0, 1),
     "bmm": (0, 1),
     "addmm": (1, 2),
@@ -255,8 +255,8 @@ class _Watching:
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.partition("::")[2]
-        if name in _MATRICES:
-            self._recorder.multiplied(*(args[place] for place in _MATRICES[name]))
+        if name in MATRICES:
+            self._recorder.multiplied(*(args[place] for place in MATRICES[name]))
         elif name in ATTENTION:
             query, key, value = args[:3]
             self._recorder.multiplied(query, key.mT, value)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from epruner.pruning.graph.costs import ATTENTION
+from epruner.pruning.graph.costs import ATTENTION, MATRICES
 from epruner.pruning.graph.labels import Algebra, Facet, Operand, runs
 from epruner.pruning.network.tree import mapped, tensors_in
 
@@ -389,17 +389,10 @@ def _spatial(call: Call) -> Facets:
     return call.algebra.reduce(call.first.facets, dims, why)
 
 
-_FACTORS = {
-    "mm": ("self", "mat2"),
-    "bmm": ("self", "mat2"),
-    "addmm": ("mat1", "mat2"),
-    "baddbmm": ("batch1", "batch2"),
-}
-
-
-@operation(*_FACTORS)
+@operation(*MATRICES)
 def _multiplied(call: Call) -> Facets:
-    a, b = (call.operand(call[name]) for name in _FACTORS[call.name])
+    arguments = list(call.args.values())
+    a, b = (call.operand(arguments[place]) for place in MATRICES[call.name])
     facets = _product(call, a, b)
     if call.name in ("addmm", "baddbmm"):
         made = Operand(call.results[0], facets)
