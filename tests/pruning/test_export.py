@@ -163,20 +163,7 @@ def check(model: nn.Module, size: int, folder: Path, ignore: tuple[str, ...] = (
 
 
 @pytest.mark.filterwarnings("ignore::epruner.pruning.errors.BudgetWarning")
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: CifarResNet(1),
-        pytest.param(
-            Attention,
-            marks=pytest.mark.xfail(
-                torch.__version__.startswith("2.6."),
-                reason="torch 2.6 exports attention for one batch size only",
-            ),
-        ),
-        grouped,
-    ],
-)
+@pytest.mark.parametrize("make", [lambda: CifarResNet(1), Attention, grouped])
 def test_pruned_networks_export(tmp_path: Path, make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     check(make(), 32, tmp_path)
