@@ -283,7 +283,7 @@ class _Builder:
         if len(order) == 1:
             if len(mine) == 1:
                 return None, "it has one channel"
-            return None, self._classes.joined(first[0]) or "all its channels go together"
+            return None, self._classes.joined(mine) or "all its channels go together"
         places = np.full(len(self._classes), -1, np.intp)
         places[list(order)] = np.arange(len(order))
         producers = _members({n: self._makes[n] for n in makers}, places)
@@ -323,8 +323,7 @@ class _Builder:
 
     def _stays(self, name: str) -> str:
         """Why some of a layer's outputs have to stay, if they do."""
-        reasons = (self._classes.reason(root) for root in dict.fromkeys(self._makes[name].tolist()))
-        return next((reason for reason in reasons if reason), "")
+        return self._classes.reason(self._makes[name]) or ""
 
     def _blocks(self, member: Member, groups: int, channels: int, blocks: int) -> tuple[int, str]:
         """Blocks of channels of which equal numbers have to stay, or a reason why none may go."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 Reason = str | None
 Labels = npt.NDArray[np.int64]
+NEVER = np.iinfo(np.int64).max
 
 
 class Classes:
@@ -30,9 +31,9 @@ class Classes:
 
     def __init__(self) -> None:
         self._parent = np.zeros(0, np.int64)
-        self._fixed: dict[int, tuple[int, str]] = {}
-        self._joined: dict[int, tuple[int, str]] = {}
-        self._events = 0
+        self._fixed = np.zeros(0, np.int64)  # by root, the first event that fixed its class
+        self._joined = np.zeros(0, np.int64)
+        self._reasons: list[str] = []  # by event
 
     def __len__(self) -> int:
         return len(self._parent)
@@ -42,26 +43,31 @@ class Classes:
         first = len(self._parent)
         labels = torch.arange(first, first + math.prod(shape))
         self._parent = np.concatenate([self._parent, labels.numpy()])
+        none = np.full(len(labels), NEVER)
+        self._fixed, self._joined = (np.append(x, none) for x in (self._fixed, self._joined))
         if fixed is not None:
             self.fix(labels, fixed)
         return labels.view(tuple(shape))
 
     def find(self, labels: Tensor) -> Labels:
         """The class of each label: its smallest member."""
-        index = labels.numpy()
-        roots: Labels = self._parent[index]
-        while not np.array_equal(roots, above := self._parent[roots]):
-            roots = above
-        self._parent[index] = roots
-        return roots
+        return self._roots(labels.numpy())
 
     def unify(self, a: Tensor, b: Tensor, why: Reason = None) -> None:
         """Make one class of labels at the same place; `why`, if they are of one tensor."""
         one, other = np.broadcast_arrays(self.find(a), self.find(b))
-        differ = one != other
-        if differ.any():
-            for x, y in np.unique(np.stack([one[differ], other[differ]]), axis=1).T.tolist():
-                self._unite(x, y, why)
+        merged = np.zeros(0, np.int64)
+        while (differ := one != other).any():
+            one, other = one[differ], other[differ]
+            above = np.maximum(one, other)
+            np.minimum.at(self._parent, above, np.minimum(one, other))
+            merged = np.append(merged, above)
+            one, other = self._roots(one), self._roots(other)
+        roots = self._roots(merged)
+        for events in (self._fixed, self._joined):
+            np.minimum.at(events, roots, events[merged])
+        if why is not None and len(roots):
+            np.minimum.at(self._joined, roots, self._event(why))
 
     def join(self, labels: Tensor, dims: Iterable[int], why: str) -> None:
         """Unite along dimensions: what lies along them goes together; if it is all, not at all."""
@@ -77,37 +83,30 @@ class Classes:
 
     def fix(self, labels: Tensor, why: str) -> None:
         """Let classes stay as they are."""
-        self._events += 1
-        for root in np.unique(self.find(labels)).tolist():
-            self._fixed.setdefault(root, (self._events, why))
+        np.minimum.at(self._fixed, self.find(labels), self._event(why))
 
-    def reason(self, label: int) -> Reason:
-        """Why a label has to stay; None if it may go."""
-        event = self._fixed.get(self._root(label))
-        return event and event[1]
+    def reason(self, labels: Labels) -> Reason:
+        """Why some of these have to stay, the first reason there was; None if all may go."""
+        return self._first(self._fixed, labels)
 
-    def joined(self, label: int) -> Reason:
-        """Why a class grew along a tensor, if it did."""
-        event = self._joined.get(self._root(label))
-        return event and event[1]
+    def joined(self, labels: Labels) -> Reason:
+        """Why the classes of these grew along a tensor, if they did."""
+        return self._first(self._joined, labels)
 
-    def _root(self, label: int) -> int:
-        while label != (above := int(self._parent[label])):
-            label = above
-        return label
+    def _event(self, why: str) -> int:
+        self._reasons.append(why)
+        return len(self._reasons) - 1
 
-    def _unite(self, x: int, y: int, why: Reason) -> None:
-        x, y = sorted((self._root(x), self._root(y)))
-        if x == y:
-            return
-        self._parent[y] = x
-        self._events += 1
-        for events in (self._fixed, self._joined):
-            known = [event for event in (events.get(x), events.pop(y, None)) if event]
-            if events is self._joined and why is not None:
-                known.append((self._events, why))
-            if known:
-                events[x] = min(known)
+    def _first(self, events: Labels, labels: Labels) -> Reason:
+        event = events[self._roots(labels)].min(initial=NEVER)
+        return None if event == NEVER else self._reasons[event]
+
+    def _roots(self, index: Labels) -> Labels:
+        roots: Labels = self._parent[index]
+        while not np.array_equal(roots, above := self._parent[roots]):
+            roots = above
+        self._parent[index] = roots
+        return roots
 
 
 @dataclass(frozen=True)
