@@ -180,7 +180,7 @@ def draw(original: nn.Module, small: nn.Module, held_out: Any, path: str) -> Non
     shown = (wrong + [i for i in range(len(texts)) if i not in wrong])[:12]
     figure = Figure(figsize=(9, 6), layout="constrained")
     for axes, i in zip(figure.subplots(6, 2).flat, shown, strict=True):
-        axes.imshow(pictures[i, 0], cmap="gray", vmin=-1, vmax=1)
+        axes.imshow(pictures[i, 0].numpy(), cmap="gray", vmin=-1, vmax=1)
         axes.set_axis_off()
         right = after[i] == texts[i]
         colour = "#1b7837" if right else "#b2182b"

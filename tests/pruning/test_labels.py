@@ -273,6 +273,51 @@ def test_operations_along_channels_keep_them(
     assert {x.name: x.reason for x in analysis.skipped}["first"] == reason
 
 
+class Turned(nn.Module):
+    """A convolution that slides along the channels, and makes fewer of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.along = nn.Conv2d(4, 4, 3, stride=(2, 1), padding=1)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.along(x.transpose(1, 2)).transpose(1, 2).repeat(1, 2, 1, 1)
+
+
+class Octave(nn.Conv2d):
+    """Of two maps, with parts of one weight (Chen et al., 2019)."""
+
+    def forward(self, x: Tensor) -> Any:
+        low, high = x.chunk(2, 1)
+        low = F.conv2d(low, self.weight[:4, :4], padding=1)
+        return torch.cat([low, F.conv2d(high, self.weight[4:, 4:8], padding=1)], 1)
+
+
+class Halves(nn.Module):
+    """Gives an octave convolution less than it says it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.octave = Octave(16, 8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.octave(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (Turned(), "its channels lie where 'function.along' expects positions"),
+        (Halves(), "'function.octave' has a forward of its own"),
+    ],
+)
+def test_layers_that_are_used_in_other_ways_keep_what_they_read(
+    function: nn.Module, reason: str
+) -> None:
+    analysis = analyse(Between(function), (1, 3, 4, 4))
+    assert {x.name: x.reason for x in analysis.skipped}["first"] == reason
+
+
 def test_where_the_network_fails_is_named() -> None:
     class Fixed(nn.Module):
         def forward(self, x: Tensor) -> Any:

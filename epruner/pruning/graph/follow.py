@@ -232,7 +232,12 @@ class _Following:
         self._used(read)
         name, source = self._leaves[module], self._operand(read[0])
         outputs, inputs = self._sides(name, module)
-        if outputs is not None:
+        if outputs is not None and not _as_usual(module, read[0], written, outputs, inputs):
+            kept = [outputs, *([] if inputs is None else [inputs])]
+            kept += [facet.labels for tensor in read for facet in self._operand(tensor).facets]
+            for labels in kept:
+                self._algebra.classes.fix(labels, f"{name!r} has a forward of its own")
+        elif outputs is not None:
             along, across = self._read(name, module, source, outputs if inputs is None else inputs)
             makers = along if inputs is None else frozenset([name])
             if rule_of(module).reads_itself:
@@ -262,12 +267,15 @@ class _Following:
             if facet.along(dim):
                 classes.unify(facet.labels, _placed(labels, dim, tensor.dim()))
                 makers |= facet.makers
-            else:
-                if not isinstance(module, _BatchNorm):
-                    why = f"its channels lie where {name!r} expects positions"
-                    classes.join(facet.labels, positions, why)
+            elif isinstance(module, _BatchNorm):
                 across.append(facet)
-        if len(across) == len(source.facets) and tensor.stride(dim) and len(labels) > 1:
+            else:
+                why = f"its channels lie where {name!r} expects positions"
+                classes.join(facet.labels, positions, why)
+                if not set(facet.dims) <= set(positions):  # otherwise they stay, whatever it is
+                    across.append(facet)
+        alone = not any(facet.along(dim) for facet in source.facets)
+        if alone and tensor.stride(dim) and len(labels) > 1:
             how = "the model's input" if source.given else "a tensor of fixed size"
             classes.fix(labels, f"{name!r} reads {how}")
         return makers, across
@@ -362,6 +370,19 @@ class _Follower(_Following, TorchDispatchMode):  # type: ignore[no-untyped-call]
 def mixing(name: str, module: nn.Module) -> str:
     """The reason of layers that stay whole: norms over channels, attention, recurrence."""
     return f"{type(module).__name__} {name!r} mixes its channels"
+
+
+def _as_usual(
+    module: nn.Module,
+    read: Tensor,
+    written: Sequence[Tensor],
+    outputs: Tensor,
+    inputs: Tensor | None,
+) -> bool:
+    """Whether a layer reads and writes as many channels as it says."""
+    makes = {tensor.shape[channel_dim(module, tensor)] for tensor in written}
+    reads = read.shape[channel_dim(module, read)]
+    return max(makes) == len(outputs) and (inputs is None or reads == len(inputs))
 
 
 def _is_leaf(module: nn.Module) -> bool:
