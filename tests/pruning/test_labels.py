@@ -273,6 +273,28 @@ def test_operations_along_channels_keep_them(
     assert {x.name: x.reason for x in analysis.skipped}["first"] == reason
 
 
+class Sections(nn.Module):
+    """Cuts its channels at sizes that it holds in a list, as IBN-Net does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = [4, 4]
+        self.norm = nn.InstanceNorm2d(4, affine=True)
+
+    def forward(self, x: Tensor) -> Any:
+        first, second = torch.split(x, self.sizes, 1)
+        return torch.cat([self.norm(first), second.tanh()], 1)
+
+
+def test_sizes_in_lists_are_found() -> None:
+    torch.manual_seed(0)
+    model = Between(sections := Sections())
+    result = halved(model, torch.randn(1, 3, 4, 6))
+    assert result.plan.attributes["function"] == {"sizes[0]": (4, 2), "sizes[1]": (4, 2)}
+    assert sections.sizes == [4, 4]
+    check(result, model, (torch.randn(2, 3, 5, 3),))
+
+
 class Turned(nn.Module):
     """A convolution that slides along the channels, and makes fewer of them."""
 

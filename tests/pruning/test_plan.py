@@ -140,6 +140,7 @@ def test_numbers_that_modules_hold_change() -> None:
         ("1", "other", (4, 2), "'1.other' from 4 to 2, which this model has not"),
         ("2", "heads", (4, 2), "'2.heads' from 4 to 2, which this model has not"),
         ("", "heads", (4, 2), "'heads' from 4 to 2, which this model has not"),
+        ("1", "heads[0]", (4, 2), r"'1.heads\[0\]' from 4 to 2, which this model has not"),
         ("1", "split", (1, 0), "has as True"),
         ("1", "scale", (1, 0), "has as 0.5"),
     ],

@@ -98,7 +98,7 @@ def _inferring(group: Group, attempt: Attempts) -> Group | None:
 
 def _candidates(model: nn.Module, group: Group) -> tuple[Number, ...]:
     """Integers of the modules around a group that may count its channels."""
-    members = (*group.producers, *group.consumers)
+    members = (*group.producers, *group.followers, *group.consumers)
     folds = {member.fold for member in members}
     around = {""}
     for member in members:
@@ -108,13 +108,20 @@ def _candidates(model: nn.Module, group: Group) -> tuple[Number, ...]:
     for name, module in model.named_modules():
         if name not in around or any(rule_of(module).sides(module)):
             continue
-        for attribute, value in vars(module).items():
-            if type(value) is not int or not value or value % group.channels:
-                continue
+        for attribute, value in _integers(module):
             per = value // group.channels
-            if any(fold % per == 0 for fold in folds):
+            if value and not value % group.channels and any(fold % per == 0 for fold in folds):
                 found.append(Number(name, attribute, value, per))
     return tuple(found)
+
+
+def _integers(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """Those that a module holds itself, and in lists and tuples of integers alone."""
+    for attribute, value in vars(module).items():
+        if type(value) is int:
+            yield attribute, value
+        elif type(value) in (list, tuple) and {type(number) for number in value} == {int}:
+            yield from ((f"{attribute}[{place}]", number) for place, number in enumerate(value))
 
 
 def _subsets(numbers: tuple[Number, ...]) -> Iterator[tuple[Number, ...]]:

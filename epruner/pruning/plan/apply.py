@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,14 +114,21 @@ def _resize_tensor(model: nn.Module, name: str, part: ModulePlan) -> None:
 def _set_count(
     module: nn.Module | None, name: str, attribute: str, before: int, after: int
 ) -> None:
-    found = getattr(module, attribute, None)
+    in_list = re.fullmatch(r"(\w+)\[(\d+)\]", attribute)
+    key, place = (in_list[1], int(in_list[2])) if in_list else (attribute, 0)
+    held: Any = getattr(module, key, None)
+    numbers = [held]
+    if in_list:
+        numbers = list(held) if type(held) in (list, tuple) else []
+    found = numbers[place] if place < len(numbers) else None
     if type(found) is not int or found != before:
         has = "has not" if found is None else f"has as {found!r:.60}"
         raise ValueError(
             f"the plan changes {f'{name}.{attribute}'.lstrip('.')!r} from {before} to {after}, "
             f"which this model {has}; apply it to a full-size model of the same kind"
         )
-    setattr(module, attribute, after)
+    numbers[place] = after
+    setattr(module, key, type(held)(numbers) if in_list else after)
 
 
 def initialise(

@@ -35,7 +35,8 @@ class Plan:
         ``named_buffers()`` for a tensor that belongs to no known layer type). The projections
         ``q_proj``, ``k_proj`` and ``v_proj`` of a `torch.nn.MultiheadAttention` are modules here.
     attributes : mapping of str to mapping of str to (int, int)
-        By module, numbers that it holds and that change: name, before and after.
+        By module, numbers that it holds and that change: name, before and after. A place in a list
+        or a tuple is named as in ``sizes[1]``.
     views : mapping of str to tuple of View
         By module, sizes that its forward writes and that are inferred.
 
