@@ -2,7 +2,8 @@
 
 The dependency analysis is believed only as far as it can be checked. A random half of the channels
 of every group is removed, and the sliced network compared with the full one in which the consumers
-ignore the same channels: at whatever each layer reads, and at the outputs.
+ignore the same channels, and norms are taken over the others: at whatever each layer reads, and at
+the outputs.
 
 A trial at the model's own values can be vacuous: a zero-initialised scale, a threshold or an empty
 example hide what an operation does to the channels. Hence what is zero is redrawn; in the full
@@ -20,10 +21,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from epruner.pruning.graph.groups import Group, Indices, Skipped, plan_of
+from epruner.pruning.graph.norms import norm_dim, operation_of, over
 from epruner.pruning.graph.numbers import Attempt, with_numbers
 from epruner.pruning.network.copies import deep_copy
 from epruner.pruning.network.inputs import in_float64
@@ -195,12 +199,13 @@ def _attempted(
     if probe.redrawn:
         args, kwargs = mapped((args, kwargs), lambda x: _drawn(x) if _faint(x) else x)
     plan = plan_of(groups, kept)
-    trial = _Trial(plan, probe)
+    norms = _norms(groups, kept)
+    trial = _Trial(plan, norms, probe)
     limit = TOLERANCE
     if not trial.run(model, args, kwargs):
         return Attempt("", None, {}), set()
     if not trial.fault and TOLERANCE < trial.difference < math.inf:
-        wide = _Trial(plan, probe)
+        wide = _Trial(plan, norms, probe)
         try:
             ran = wide.run(deep_copy(model).double(), in_float64(args), in_float64(kwargs))
         except Exception:  # whatever a forward pass written for float32 raises
@@ -231,8 +236,9 @@ class _Trial:
         Where the first stands that differs.
     """
 
-    def __init__(self, plan: Plan, probe: Probe) -> None:
+    def __init__(self, plan: Plan, norms: Mapping[str, Tensor], probe: Probe) -> None:
         self._plan = plan
+        self._norms = norms
         self._probe = probe
         self._read: dict[str, list[list[Tensor]]] = {}  # what stays of the inputs, call by call
         self._lifts: dict[str, list[Tensor]] = {}  # of the channels that stay, call by call
@@ -260,7 +266,11 @@ class _Trial:
             name for name, module in model.named_modules() if has_filters(module)
         }
         try:
-            with self._silent(model), self._hooked(model, layers, self._record, self._fill):
+            with (
+                self._silent(model),
+                self._hooked(model, layers, self._record, self._fill),
+                norms_over(model, self._norms),
+            ):
                 expected = _run(model, args, kwargs)
         except Exception:  # anything that a forward pass can raise
             return False
@@ -388,6 +398,64 @@ class _Trial:
         self.difference = max(self.difference, *differences, 0.0)
         if not self.place and self.difference > TOLERANCE:
             self.place = place
+
+
+class _Over:
+    """Takes norms over some channels, apart from the mode that makes torch call it.
+
+    A mode that itself defines ``__torch_dispatch__`` makes torch import its compiler.
+    """
+
+    def __init__(self, stays: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._stays = stays
+        self.running: list[tuple[str, nn.Module]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, module = self.running[-1] if self.running else ("", nn.Identity())
+        if name in self._stays:
+            operation, named = operation_of(func, args, kwargs or {})
+            dim = norm_dim(operation, named, module)
+            if dim is not None:
+                return over(func, named, dim, self._stays[name])
+        return func(*args, **(kwargs or {}))
+
+
+class _OverMode(_Over, TorchDispatchMode):  # type: ignore[no-untyped-call]
+    pass
+
+
+@contextmanager
+def norms_over(model: nn.Module, stays: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let norms be taken over the channels given by module, and leave the others as they are."""
+    if not stays:
+        yield
+        return
+    mode = _OverMode(stays)
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+
+            def enter(owner: nn.Module, _: Any, name: str = name) -> None:
+                mode.running.append((name, owner))
+
+            def leave(owner: nn.Module, _: Any, output: Any) -> None:
+                mode.running.pop()
+
+            hooks.enter_context(module.register_forward_pre_hook(enter))
+            hooks.enter_context(module.register_forward_hook(leave))
+        with mode:
+            yield
+
+
+def _norms(groups: Sequence[Group], kept: Mapping[str, Indices]) -> dict[str, Tensor]:
+    """By module that takes a norm, the channels that stay."""
+    stays: dict[str, npt.NDArray[np.bool_]] = {}
+    for group in groups:
+        gone = np.isin(np.arange(group.channels), kept[group.name], invert=True)
+        for member in group.norms:
+            mine = stays.setdefault(member.module, np.ones(member.size, dtype=bool))
+            mine[member.index[gone[member.root]]] = False
+    return {name: torch.from_numpy(np.flatnonzero(mine)) for name, mine in stays.items()}
 
 
 def relative_difference(got: Tensor, expected: Tensor) -> float:

@@ -113,13 +113,14 @@ def _set_count(
     module: nn.Module | None, name: str, attribute: str, before: int, after: int
 ) -> None:
     found = getattr(module, attribute, None)
-    if type(found) is not int or found != before:
+    count = found[0] if isinstance(found, (tuple, list)) and len(found) == 1 else found
+    if type(count) is not int or count != before:
         has = "has not" if found is None else f"has as {found!r:.60}"
         raise ValueError(
             f"the plan changes {f'{name}.{attribute}'.lstrip('.')!r} from {before} to {after}, "
             f"which this model {has}; apply it to a full-size model of the same kind"
         )
-    setattr(module, attribute, after)
+    setattr(module, attribute, after if found is count else type(found)([after]))
 
 
 def initialise(
