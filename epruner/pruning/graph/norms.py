@@ -7,7 +7,7 @@ the channels that stay.
 
 Norms are known by their operation. Where they are written by hand (``x * rsqrt(mean(x ** 2))``),
 or torch makes several operations of them, it is the statistic that is known, inside of a module
-whose class calls itself a norm.
+that has no others in it and whose class calls itself a norm.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ def norm_dim(name: str, args: Mapping[str, Any], module: nn.Module) -> int | Non
     if name == "native_group_norm":
         return 1 if args["group"] == 1 else None
     if name not in STATISTICS or "norm" not in type(module).__name__.lower():
+        return None
+    if any(True for _ in module.children()):
         return None
     dims = args.get("dim")
     dims = [dims] if isinstance(dims, int) else dims

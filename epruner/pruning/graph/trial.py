@@ -115,9 +115,11 @@ def sound_groups(
         groups = with_numbers(model, groups, attempt)
     rest = list(groups)
     for probe in PROBES:
-        if rest:
-            with _redrawn(model) if probe.redrawn else nullcontext():
-                admit(rest, probe)
+        with _redrawn(model) if probe.redrawn and rest else nullcontext():
+            # streams by themselves: beside groups with other sizes inferred they might need none
+            for some in (*([group] for group in rest if group.norms), [g for g in rest if not g.norms]):
+                if some:
+                    admit(some, probe)
         done = {group.name for group in sound} | set(faults)
         rest = [group for group in rest if group.name not in done]
     faults |= dict.fromkeys((group.name for group in rest), _VACUOUS)
@@ -137,9 +139,11 @@ _VACUOUS = (
 
 
 def _random_half(group: Group, rng: np.random.Generator) -> Indices:
+    """Of a stream that norms read two thirds, as widths that agree by chance prove nothing."""
     width = group.channels // group.blocks
+    count = (2 * width + 2) // 3 if group.norms else (width + 1) // 2
     halves = [
-        np.sort(rng.permutation(width)[: (width + 1) // 2]) + block * width
+        np.sort(rng.permutation(width)[:count]) + block * width
         for block in range(group.blocks)
     ]
     return np.concatenate(halves).astype(np.intp)
