@@ -272,7 +272,7 @@ class Analysis:
             layers=request.layers,
             ignore=request.ignore,
             scope=request.scope,
-            repairable=evidence.kind != "none",
+            approximate=request.approximate,
         )
         if not groups:
             raise ValueError(nothing(skipped))

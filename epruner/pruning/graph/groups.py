@@ -191,7 +191,6 @@ def find_groups(
         )
     recorder = Recorder(model)
     followed = follow(model, args, dict(kwargs or {}), recorder)
-    costs = recorder.costs({name: len(x) for name, x in followed.products.items()})
     builder = _Builder(model, followed)
 
     groups: list[Group] = []
@@ -201,7 +200,7 @@ def find_groups(
         if name in done:
             continue
         group = None
-        if not costs.modules[name].calls:
+        if not recorder.calls.get(name):
             reason = "was not run by the example inputs"
         elif not can_resize(module):
             reason = mixing(name, module)
@@ -214,6 +213,10 @@ def find_groups(
         else:
             groups.append(group)
             done.update(member.module for member in group.producers)
+    costs = recorder.costs(
+        {name: len(labels) for name, labels in followed.products.items()},
+        {m.module: m.size for g in groups for m in g.followers if m.module not in followed.outputs},
+    )
     return Structure(tuple(groups), tuple(skipped), costs)
 
 

@@ -40,7 +40,7 @@ def wanted_groups(
     layers: Sequence[str] | None,
     ignore: Sequence[str],
     scope: str,
-    repairable: bool,
+    approximate: bool,
 ) -> tuple[list[Group], list[Skipped]]:
     """Of the groups that can be pruned those that shall be, and all that stays with its reason.
 
@@ -53,8 +53,8 @@ def wanted_groups(
     layers, ignore : sequence of str
         Patterns; None of `layers` is all.
     scope : {"inner", "all"}
-    repairable : bool
-        There are inputs to repair with what is not exact.
+    approximate : bool
+        Also channels over which norms are taken.
 
     Raises
     ------
@@ -73,12 +73,15 @@ def wanted_groups(
             left += _skipped(
                 group, "several layers add onto its channels; scope='all' prunes them together"
             )
-        elif group.norms and not (scope == "all" and repairable):
-            asked = "" if scope == "all" else "scope='all' and "
+        elif group.norms and not approximate:
+            norm = group.norms[0].module
+            do = "calibrate= lets them be pruned and repaired"
+            if scope == "inner":
+                do = "scope='all' and calibrate= let them be pruned and repaired"
             left += _skipped(
                 group,
-                f"{group.norms[0].module!r} takes a norm over its channels, so that removing some "
-                f"is an approximation; {asked}calibrate= prune and repair them",
+                f"{repr(norm) if norm else 'the model'} takes a norm over its channels, so that "
+                f"removing some is an approximation; {do}",
             )
         elif layers is None or any(matches(n, p) for n in producers for p in layers):
             found.append(group)
