@@ -439,18 +439,17 @@ def make_request(
     effective_n_threads(n_threads)
     if not isinstance(random_state, Integral) or random_state < 0:
         raise ValueError(f"random_state must be an integer of at least 0, got {random_state!r}")
-    shown = evidence if chosen.needs_evidence() else "none"
     return Request(
         goal,
         chosen,
         why,
-        shown,
+        evidence if chosen.needs_evidence() else "none",
         constraints,
         name,
         None if layers is None else tuple(as_patterns(model, "layers", layers)),
         tuple(as_patterns(model, "ignore", ignore)),
         scope,
-        scope == "all" and (shown != "none" or evidence == "inputs"),
+        scope == "all" and evidence != "none",
         int(random_state),
         n_threads,
     )
