@@ -181,7 +181,7 @@ class Recorder:
         channels : mapping of str to int, optional
             By name of a matrix product, channels for each of which it is made once more.
         bare : mapping of str to int, optional
-            Channels of parameters that no known layer owns, by name; of buffers, nothing is counted.
+            Channels of parameters that no known layer owns, by name.
         """
         seen: set[int] = set()
         modules = {

@@ -136,11 +136,11 @@ def _candidates(model: nn.Module, group: Group) -> tuple[Number, ...]:
 
 
 def _subsets(numbers: Sequence[Numbers]) -> Iterator[tuple[Numbers, ...]]:
-    """All, none, one, all but one."""
+    """All, one, none, all but one: numbers before none, as views alone may be inferred twice."""
     seen = set()
     singles = [(some,) for some in numbers]
     others = [tuple(n for n in numbers if n is not some) for some in numbers]
-    for chosen in (tuple(numbers), (), *singles, *others):
+    for chosen in (tuple(numbers), *singles, (), *others):
         if chosen not in seen:
             seen.add(chosen)
             yield chosen

@@ -113,11 +113,14 @@ def sound_groups(
 
     with _redrawn(model):
         groups = with_numbers(model, groups, attempt)
-    rest = list(groups)
+        for group in groups:  # beside groups of which sizes are inferred a stream may need none
+            if group.norms and (fault := attempt([group]).fault):
+                faults[group.name] = fault
+    rest = [group for group in groups if group.name not in faults]
     for probe in PROBES:
         with _redrawn(model) if probe.redrawn and rest else nullcontext():
-            # streams by themselves: beside groups with other sizes inferred they might need none
-            for some in (*([group] for group in rest if group.norms), [g for g in rest if not g.norms]):
+            # approximations last: none keeps an exact group out
+            for some in ([g for g in rest if not g.norms], *([g] for g in rest if g.norms)):
                 if some:
                     admit(some, probe)
         done = {group.name for group in sound} | set(faults)
@@ -143,8 +146,7 @@ def _random_half(group: Group, rng: np.random.Generator) -> Indices:
     width = group.channels // group.blocks
     count = (2 * width + 2) // 3 if group.norms else (width + 1) // 2
     halves = [
-        np.sort(rng.permutation(width)[:count]) + block * width
-        for block in range(group.blocks)
+        np.sort(rng.permutation(width)[:count]) + block * width for block in range(group.blocks)
     ]
     return np.concatenate(halves).astype(np.intp)
 

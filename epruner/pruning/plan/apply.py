@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +113,7 @@ def _resize_tensor(model: nn.Module, name: str, part: ModulePlan) -> None:
 def _set_count(
     module: nn.Module | None, name: str, attribute: str, before: int, after: int
 ) -> None:
-    found = getattr(module, attribute, None)
+    found: Any = getattr(module, attribute, None)
     count = found[0] if isinstance(found, (tuple, list)) and len(found) == 1 else found
     if type(count) is not int or count != before:
         has = "has not" if found is None else f"has as {found!r:.60}"
