@@ -11,7 +11,16 @@ from typing import Any
 import networks
 import pytest
 import torch
-from architectures import CASES, IMAGE, TEXT, RmsNorm, TransformerBlock, Vit, lively
+from architectures import (
+    CASES,
+    IMAGE,
+    TEXT,
+    RmsNorm,
+    SeparateAttention,
+    TransformerBlock,
+    Vit,
+    lively,
+)
 from networks import difference, silenced
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -57,6 +66,13 @@ class ChannelNorm(PlainNorm):
         x = x - x.mean(1, keepdim=True)
         x = x / torch.sqrt(x.pow(2).mean(1, keepdim=True) + self.eps)
         return x * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+def rms_block() -> nn.Module:
+    """With torch's own RMSNorm."""
+    block: Any = TransformerBlock(24, SeparateAttention(24, 4))
+    block.norm1, block.norm2 = nn.RMSNorm(24, eps=1e-5), nn.RMSNorm(24, eps=1e-5)
+    return block  # type: ignore[no-any-return]
 
 
 class Words(nn.Module):
@@ -115,6 +131,7 @@ STREAMS: dict[str, Case] = {
     "torch": published("vit-torch", patches=13),
     "encoder": published("encoder-layer", patches=13),
     "encoder-post": published("encoder-layer-post", patches=13),
+    "rms": Case(lambda: Vit(rms_block), IMAGE, {"patches": 13}),
     "swin": published("swin", patches=11, layers__2__reduction=19),
     "mobilevit": published("mobilevit", into=17),
     "llama": published("llama", layers__0__mlp__down_proj=21),
@@ -153,11 +170,11 @@ def over_those_that_stay(model: nn.Module, plan: Plan) -> nn.Module:
 
     def over(kept: Tensor) -> Callable[..., Tensor]:
         def hook(norm: Any, args: tuple[Tensor], output: Tensor) -> Tensor:
-            dim = -1 if isinstance(norm, (nn.LayerNorm, PlainNorm, RmsNorm)) else 1
+            dim = -1 if isinstance(norm, (nn.LayerNorm, nn.RMSNorm, PlainNorm, RmsNorm)) else 1
             dim = 1 if isinstance(norm, ChannelNorm) else dim
             dims = (1, 2, 3) if isinstance(norm, nn.GroupNorm) else (dim,)
             x = args[0].index_select(dim, kept)
-            if not isinstance(norm, RmsNorm):
+            if not isinstance(norm, (RmsNorm, nn.RMSNorm)):
                 x = x - x.mean(dims, keepdim=True)
             x = x / (x.square().mean(dims, keepdim=True) + norm.eps).sqrt()
             shape = [-1 if d == dim % x.dim() else 1 for d in range(x.dim())]

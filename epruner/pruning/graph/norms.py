@@ -60,7 +60,7 @@ def norm_dim(name: str, args: Mapping[str, Any], module: nn.Module) -> int | Non
 
 
 def over(function: Any, args: Mapping[str, Any], dim: int, stays: Tensor) -> Any:
-    """What a norm gives if it is taken over some channels.
+    """What a norm gives if it is taken over some of its channels.
 
     Parameters
     ----------
@@ -70,25 +70,25 @@ def over(function: Any, args: Mapping[str, Any], dim: int, stays: Tensor) -> Any
         By name.
     dim : int
         See `norm_dim`.
-    stays : Tensor of int, shape (k,)
-        The others come back as they are, if they do.
+    stays : Tensor of bool, shape (channels,)
+        Where the operation returns all channels, the others come back as they are.
     """
     source = next(leaf for leaf in args.values() if isinstance(leaf, Tensor))
+    index = stays.nonzero()[:, 0].to(source.device)
 
     def some(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        return leaf.index_select(dim if leaf is source else 0, stays)
+        return leaf.index_select(dim if leaf is source else 0, index)
 
     few = {name: mapped(value, some) for name, value in args.items()}
-    if "normalized_shape" in few:
-        few["normalized_shape"] = [len(stays)]
-    if "group" in few:
-        few["C"] = len(stays)
-    found = function(**few)
-    if "normalized_shape" not in few and "group" not in few:
+    sizes = {"normalized_shape": [len(index)], "C": len(index)}
+    found = function(**few | {name: size for name, size in sizes.items() if name in few})
+    if few.keys().isdisjoint(sizes):  # a statistic alone
         return found
-    return (source.index_copy(dim, stays, found[0]), *found[1:])
+    if isinstance(found, Tensor):
+        return source.index_copy(dim, index, found)
+    return source.index_copy(dim, index, found[0]), *found[1:]
 
 
 def advertised(module: nn.Module, size: int) -> str | None:

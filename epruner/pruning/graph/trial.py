@@ -21,7 +21,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -422,8 +421,9 @@ class _Over:
         if name in self._stays:
             operation, named = operation_of(func, args, kwargs or {})
             dim = norm_dim(operation, named, module)
-            if dim is not None:
-                return over(func, named, dim, self._stays[name])
+            stays = self._stays[name]
+            if dim is not None and tensors_in(named)[0].shape[dim] == len(stays):
+                return over(func, named, dim, stays)
         return func(*args, **(kwargs or {}))
 
 
@@ -454,14 +454,14 @@ def norms_over(model: nn.Module, stays: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def _norms(groups: Sequence[Group], kept: Mapping[str, Indices]) -> dict[str, Tensor]:
-    """By module that takes a norm, the channels that stay."""
-    stays: dict[str, npt.NDArray[np.bool_]] = {}
+    """By module that takes a norm, which of its channels stay."""
+    stays: dict[str, Tensor] = {}
     for group in groups:
         gone = np.isin(np.arange(group.channels), kept[group.name], invert=True)
         for member in group.norms:
-            mine = stays.setdefault(member.module, np.ones(member.size, dtype=bool))
+            mine = stays.setdefault(member.module, torch.ones(member.size, dtype=torch.bool))
             mine[member.index[gone[member.root]]] = False
-    return {name: torch.from_numpy(np.flatnonzero(mine)) for name, mine in stays.items()}
+    return stays
 
 
 def relative_difference(got: Tensor, expected: Tensor) -> float:
