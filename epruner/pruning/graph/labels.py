@@ -290,8 +290,8 @@ class Algebra:
         facets : iterable of Facet
         dims : iterable of int
         module : str
-            That does it: channels which lie along one dimension alone can go without being
-            silenced first, see `norms`.
+            Whose norm it is. Channels that lie along this one dimension and no other are noted,
+            and can go (see `graph.norms`).
         why : str
             Why all others go together.
         """

@@ -12,12 +12,15 @@ that has no others in it and whose class calls itself a norm.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from epruner.pruning.network.tree import mapped
+from epruner.pruning.network.tree import mapped, tensors_in
 
 LAYER_NORMS = ("native_layer_norm", "_fused_rms_norm", "rms_norm")
 STATISTICS = ("mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm")
@@ -43,37 +46,77 @@ def norm_dim(name: str, args: Mapping[str, Any], module: nn.Module) -> int | Non
     module : torch.nn.Module
         Whose forward it is in.
     """
-    source = next((leaf for leaf in args.values() if isinstance(leaf, Tensor)), None)
+    source = next(iter(tensors_in(args)), None)
     if source is None or not source.dim():
         return None
     if name in LAYER_NORMS:
         return source.dim() - 1 if len(args["normalized_shape"]) == 1 else None
     if name == "native_group_norm":
         return 1 if args["group"] == 1 else None
-    if name not in STATISTICS or "norm" not in type(module).__name__.lower():
-        return None
-    if any(True for _ in module.children()):
+    alone = next(module.children(), None) is None
+    if name not in STATISTICS or not alone or "norm" not in type(module).__name__.lower():
         return None
     dims = args.get("dim")
     dims = [dims] if isinstance(dims, int) else dims
     return dims[0] % source.dim() if dims is not None and len(dims) == 1 else None
 
 
-def over(function: Any, args: Mapping[str, Any], dim: int, stays: Tensor) -> Any:
-    """What a norm gives if it is taken over some of its channels.
+@contextmanager
+def norms_over(model: nn.Module, stays: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let modules take their norms over some of their channels.
 
     Parameters
     ----------
-    function : callable
-        The operation.
-    args : mapping of str to Any
-        By name.
-    dim : int
-        See `norm_dim`.
-    stays : Tensor of bool, shape (channels,)
-        Where the operation returns all channels, the others come back as they are.
+    model : torch.nn.Module
+    stays : mapping of str to Tensor of bool, shape (channels,)
+        By module. Where a norm returns all channels, the others come back as they are.
     """
-    source = next(leaf for leaf in args.values() if isinstance(leaf, Tensor))
+    if not stays:
+        yield
+        return
+    mode = _NarrowMode(stays)
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_pre_hook(partial(mode.enter, name)))
+            hooks.enter_context(module.register_forward_hook(mode.leave))
+        with mode:
+            yield
+
+
+class _Narrow:
+    """Takes norms over some channels, apart from the mode that makes torch call it.
+
+    A mode that itself defines ``__torch_dispatch__`` makes torch import its compiler.
+    """
+
+    def __init__(self, stays: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._stays = stays
+        self._running: list[tuple[str, nn.Module]] = []
+
+    def enter(self, name: str, module: nn.Module, _: Any) -> None:
+        self._running.append((name, module))
+
+    def leave(self, module: nn.Module, _: Any, output: Any) -> None:
+        self._running.pop()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, module = self._running[-1]
+        if (stays := self._stays.get(name)) is not None:
+            operation, named = operation_of(func, args, kwargs or {})
+            dim = norm_dim(operation, named, module)
+            if dim is not None and tensors_in(named)[0].shape[dim] == len(stays):
+                return _over(func, named, dim, stays)
+        return func(*args, **(kwargs or {}))
+
+
+class _NarrowMode(_Narrow, TorchDispatchMode):  # type: ignore[no-untyped-call]
+    pass
+
+
+def _over(function: Any, args: Mapping[str, Any], dim: int, stays: Tensor) -> Any:
+    """An operation that takes a norm (see `norm_dim`) over some of its channels."""
+    source = tensors_in(args)[0]
     index = stays.nonzero()[:, 0].to(source.device)
 
     def some(leaf: Any) -> Any:

@@ -103,10 +103,7 @@ def approximated(groups: Sequence[Group]) -> list[str]:
         return []
     shown = ", ".join(map(repr, names[:3]))
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return [
-        f"an approximation, not only a removal of channels: {shown}{more} take their norms over "
-        "fewer channels"
-    ]
+    return [f"an approximation: norms are taken over fewer channels ({shown}{more})"]
 
 
 def with_values(

@@ -23,10 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from epruner.pruning.graph.groups import Group, Indices, Skipped, plan_of
-from epruner.pruning.graph.norms import norm_dim, operation_of, over
+from epruner.pruning.graph.norms import norms_over
 from epruner.pruning.graph.numbers import Attempt, with_numbers
 from epruner.pruning.network.copies import deep_copy
 from epruner.pruning.network.inputs import in_float64
@@ -403,54 +402,6 @@ class _Trial:
         self.difference = max(self.difference, *differences, 0.0)
         if not self.place and self.difference > TOLERANCE:
             self.place = place
-
-
-class _Over:
-    """Takes norms over some channels, apart from the mode that makes torch call it.
-
-    A mode that itself defines ``__torch_dispatch__`` makes torch import its compiler.
-    """
-
-    def __init__(self, stays: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self._stays = stays
-        self.running: list[tuple[str, nn.Module]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, module = self.running[-1] if self.running else ("", nn.Identity())
-        if name in self._stays:
-            operation, named = operation_of(func, args, kwargs or {})
-            dim = norm_dim(operation, named, module)
-            stays = self._stays[name]
-            if dim is not None and tensors_in(named)[0].shape[dim] == len(stays):
-                return over(func, named, dim, stays)
-        return func(*args, **(kwargs or {}))
-
-
-class _OverMode(_Over, TorchDispatchMode):  # type: ignore[no-untyped-call]
-    pass
-
-
-@contextmanager
-def norms_over(model: nn.Module, stays: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let norms be taken over the channels given by module, and leave the others as they are."""
-    if not stays:
-        yield
-        return
-    mode = _OverMode(stays)
-    with ExitStack() as hooks:
-        for name, module in model.named_modules():
-
-            def enter(owner: nn.Module, _: Any, name: str = name) -> None:
-                mode.running.append((name, owner))
-
-            def leave(owner: nn.Module, _: Any, output: Any) -> None:
-                mode.running.pop()
-
-            hooks.enter_context(module.register_forward_pre_hook(enter))
-            hooks.enter_context(module.register_forward_hook(leave))
-        with mode:
-            yield
 
 
 def _norms(groups: Sequence[Group], kept: Mapping[str, Indices]) -> dict[str, Tensor]:
