@@ -347,7 +347,7 @@ class Request:
     scope : {"inner", "all"}
     approximate : bool
         Whether channels may go over which norms are taken: as `scope` has it, where there are
-        inputs to repair the network with.
+        inputs and a method that learns from them.
     random_state : int
     n_threads : int or None
     """
@@ -436,6 +436,8 @@ def make_request(
     )
     check_choice("scope", scope, ("inner", "all"))
     chosen, why = resolve(method, repair, evidence=evidence, exemplars=goal.kind == "beta")
+    own, _ = resolve(method, None, evidence=evidence, exemplars=goal.kind == "beta")
+    learns = chosen.needs_evidence() or own.needs_evidence()  # a repair may be left to later
     effective_n_threads(n_threads)
     if not isinstance(random_state, Integral) or random_state < 0:
         raise ValueError(f"random_state must be an integer of at least 0, got {random_state!r}")
@@ -449,7 +451,7 @@ def make_request(
         None if layers is None else tuple(as_patterns(model, "layers", layers)),
         tuple(as_patterns(model, "ignore", ignore)),
         scope,
-        scope == "all" and evidence != "none",
+        scope == "all" and evidence != "none" and learns,
         int(random_state),
         n_threads,
     )

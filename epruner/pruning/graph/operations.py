@@ -190,6 +190,18 @@ def _viewed(call: Call) -> list[Facets]:
     return _apply(call, lambda labels: labels.reshape(size))
 
 
+@operation("as_strided")
+def _restrided(call: Call) -> Facets:
+    """Followed where no element moves, as after pooling to one position."""
+    source = call.first
+    strides = zip(source.tensor.shape, source.tensor.stride(), call["stride"], strict=False)
+    moves = any(size > 1 and old != new for size, old, new in strides)
+    if moves or list(call["size"]) != list(source.tensor.shape) or call["storage_offset"]:
+        call.fix(source.facets, f"its channels pass {call.name!r}{call.where}")
+        return ()
+    return source.facets
+
+
 @operation("slice", "select", "split", "split_with_sizes", "unbind", "narrow", "unsafe_split")
 def _taken(call: Call) -> list[Facets]:
     """A part of a dimension, or all of its parts."""
