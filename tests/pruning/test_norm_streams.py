@@ -80,7 +80,8 @@ class Words(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.width = 24
+        self.width = self.embedding_dim = 24
+        self.scale = nn.Parameter(torch.ones(24))
         self.words, self.positions = nn.Embedding(40, 24), nn.Embedding(16, 24)
         block: Any = TransformerBlock(24, WidthAttention(24, 4))
         block.norm1, block.norm2 = PlainNorm(24), PlainNorm(24)
@@ -89,7 +90,8 @@ class Words(nn.Module):
 
     def forward(self, ids: Tensor) -> Any:
         x = self.words(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device))
-        return self.head(self.norm(self.block(x)).view(-1, self.width)).view(*ids.shape, -1)
+        x = self.norm(self.block(self.scale * x)).view(-1, self.width)
+        return self.head(x).view(*ids.shape, -1)
 
 
 class Map(nn.Module):
@@ -236,7 +238,7 @@ def test_modules_say_how_wide_they_are() -> None:
     assert swin.layers[1].norm2.normalized_shape == (11,)
     assert swin.layers[2].norm.normalized_shape == (44,)
     assert (words.words.embedding_dim, words.width) == (13, 13)
-    assert narrowed("words").plan.attributes[""] == {"width": (24, 13)}
+    assert narrowed("words").plan.attributes[""] == {"embedding_dim": (24, 13), "width": (24, 13)}
     assert one_group.norm1.num_channels == 7
     other: Any = CASES["vit-fused-fixed"].make()
     other.norm.normalized_shape = (25,)

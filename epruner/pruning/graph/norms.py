@@ -92,7 +92,7 @@ class _Narrow:
     def __init__(self, stays: Mapping[str, Tensor]) -> None:
         super().__init__()
         self._stays = stays
-        self._running: list[tuple[str, nn.Module]] = []
+        self._running: list[tuple[str, nn.Module | None]] = []
 
     def enter(self, name: str, module: nn.Module, _: Any) -> None:
         self._running.append((name, module))
@@ -101,8 +101,8 @@ class _Narrow:
         self._running.pop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, module = self._running[-1]
-        if (stays := self._stays.get(name)) is not None:
+        name, module = self._running[-1] if self._running else ("", None)
+        if module is not None and (stays := self._stays.get(name)) is not None:
             operation, named = operation_of(func, args, kwargs or {})
             dim = norm_dim(operation, named, module)
             if dim is not None and tensors_in(named)[0].shape[dim] == len(stays):

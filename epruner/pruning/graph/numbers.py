@@ -78,14 +78,22 @@ def with_numbers(model: nn.Module, groups: Sequence[Group], attempt: Attempts) -
 
 
 def _searched(model: nn.Module, group: Group, kinds: Kinds, attempt: Attempts) -> Group | None:
+    """A group with the changes that it needs; nothing but sizes inferred is the last choice.
+
+    Of one view only one size can be inferred, and another group may need that.
+    """
     alike: dict[tuple[type[nn.Module], str], list[Number]] = {}
     for number in _candidates(model, group):
         alike.setdefault((kinds[number.module], number.attribute), []).append(number)
+    viewed: Group | None = None
     for chosen in _subsets([tuple(some) for some in alike.values()]):
         changed = replace(group, numbers=(*group.numbers, *chain(*chosen)))
         if found := _inferring(changed, kinds, attempt):
-            return _fewest(found, chosen, attempt)
-    return None
+            found = _fewest(found, chosen, attempt)
+            if len(found.numbers) > len(group.numbers) or not found.views:
+                return found
+            viewed = viewed or found
+    return viewed
 
 
 def _inferring(group: Group, kinds: Kinds, attempt: Attempts) -> Group | None:
@@ -130,17 +138,18 @@ def _candidates(model: nn.Module, group: Group) -> tuple[Number, ...]:
             if type(value) is not int or not value or value % group.channels:
                 continue
             per = value // group.channels
-            if any(fold % per == 0 for fold in folds):
-                found.append(Number(name, attribute, value, per))
+            number = Number(name, attribute, value, per)
+            if number not in group.numbers and any(fold % per == 0 for fold in folds):
+                found.append(number)
     return tuple(found)
 
 
 def _subsets(numbers: Sequence[Numbers]) -> Iterator[tuple[Numbers, ...]]:
-    """All, one, none, all but one: numbers before none, as views alone may be inferred twice."""
+    """All, none, one, all but one."""
     seen = set()
     singles = [(some,) for some in numbers]
     others = [tuple(n for n in numbers if n is not some) for some in numbers]
-    for chosen in (tuple(numbers), *singles, (), *others):
+    for chosen in (tuple(numbers), (), *singles, *others):
         if chosen not in seen:
             seen.add(chosen)
             yield chosen
@@ -172,6 +181,6 @@ def _as_in(found: Group, group: Group, model: nn.Module, kinds: Kinds) -> Group 
         for name in parents
         if kinds.get(name) is kinds[module]
     ]
-    if len(numbers) < len(found.numbers) or len(views) < len(found.views):
+    if len(group.numbers) + len(numbers) < len(found.numbers) or len(views) < len(found.views):
         return None
-    return replace(group, numbers=numbers, views=tuple(views))
+    return replace(group, numbers=(*group.numbers, *numbers), views=tuple(views))

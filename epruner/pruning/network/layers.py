@@ -241,16 +241,14 @@ class _GroupNorm(_Second):
     def resize(self, module: nn.GroupNorm, out: Kept, in_: Kept) -> None:
         if out is None:
             return
-        if module.num_groups == 1:
-            _take_rows(module, out, "weight", "bias")
-            module.num_channels = len(out)
-            return
-        width = module.num_channels // module.num_groups
-        groups, sizes = np.unique(np.asarray(out) // width, return_counts=True)
-        if (sizes != width).any():
-            raise ValueError(f"a GroupNorm of {width} channels a group keeps parts of groups")
+        if module.num_groups > 1:
+            width = module.num_channels // module.num_groups
+            groups, sizes = np.unique(np.asarray(out) // width, return_counts=True)
+            if (sizes != width).any():
+                raise ValueError(f"a GroupNorm of {width} channels a group keeps parts of groups")
+            module.num_groups = len(groups)
         _take_rows(module, out, "weight", "bias")
-        module.num_groups, module.num_channels = len(groups), len(out)
+        module.num_channels = len(out)
 
 
 @rule(nn.PReLU)
