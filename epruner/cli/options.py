@@ -98,7 +98,8 @@ PRUNING: Mapping[str, Mapping[str, Any]] = {
     "scope": {
         "choices": ("inner", "all"),
         "help": "inner: channels with one producer (default); all: also channels that several "
-        "layers add onto, such as residual streams",
+        "layers add onto, such as residual streams, and with --calibrate those that a LayerNorm "
+        "reads (an approximation)",
     },
 }
 

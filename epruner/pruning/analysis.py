@@ -19,6 +19,7 @@ from epruner.pruning.data.evidence import Evidence, gather, kind_of
 from epruner.pruning.errors import BudgetWarning, RepairWarning, TraceError
 from epruner.pruning.graph.groups import Group, Skipped, find_groups, plan_of
 from epruner.pruning.graph.prunable import (
+    approximated,
     by_group,
     in_order,
     nothing,
@@ -159,7 +160,9 @@ class Analysis:
                 kind = type(self._model.get_submodule(member.module)).__name__
                 others = len(group.producers) - 1
                 together = f"{others} other layer{'s' * (others > 1)}" if others else ""
-                if group.stream:
+                if group.norms:
+                    together = f"{together} (norms: scope='all', calibrate=)".strip()
+                elif group.stream:
                     together = f"{together} (stream: scope='all')".strip()
                 rows.append(
                     (
@@ -269,6 +272,7 @@ class Analysis:
             layers=request.layers,
             ignore=request.ignore,
             scope=request.scope,
+            approximate=request.approximate,
         )
         if not groups:
             raise ValueError(nothing(skipped))
@@ -330,6 +334,8 @@ class Analysis:
                 )
                 for x in layers
             }
+        pruned = [group for group in groups if len(kept[group.name]) < group.channels]
+        notes += approximated(pruned)
         return Selection(
             plan_of(groups, kept),
             tuple(groups),

@@ -345,6 +345,9 @@ class Request:
         Patterns; None is all that can be pruned.
     ignore : tuple of str
     scope : {"inner", "all"}
+    approximate : bool
+        Whether channels may go over which norms are taken: as `scope` has it, where there are
+        inputs and a method that learns from them.
     random_state : int
     n_threads : int or None
     """
@@ -358,6 +361,7 @@ class Request:
     layers: tuple[str, ...] | None = None
     ignore: tuple[str, ...] = ()
     scope: str = "inner"
+    approximate: bool = False
     random_state: int = 0
     n_threads: int | None = None
 
@@ -365,7 +369,7 @@ class Request:
         """The same where nothing could be shown to the network; see `resolve`."""
         exemplars = self.goal.kind == "beta"
         found, why = resolve(method, repair, evidence="none", exemplars=exemplars)
-        return replace(self, method=found, why=why, evidence="none")
+        return replace(self, method=found, why=why, evidence="none", approximate=False)
 
     def settings(self) -> dict[str, Any]:
         """As a report states it, plain JSON values."""
@@ -432,6 +436,8 @@ def make_request(
     )
     check_choice("scope", scope, ("inner", "all"))
     chosen, why = resolve(method, repair, evidence=evidence, exemplars=goal.kind == "beta")
+    own, _ = resolve(method, None, evidence=evidence, exemplars=goal.kind == "beta")
+    learns = chosen.needs_evidence() or own.needs_evidence()  # a repair may be left to later
     effective_n_threads(n_threads)
     if not isinstance(random_state, Integral) or random_state < 0:
         raise ValueError(f"random_state must be an integer of at least 0, got {random_state!r}")
@@ -445,6 +451,7 @@ def make_request(
         None if layers is None else tuple(as_patterns(model, "layers", layers)),
         tuple(as_patterns(model, "ignore", ignore)),
         scope,
+        scope == "all" and evidence != "none" and learns,
         int(random_state),
         n_threads,
     )

@@ -118,8 +118,9 @@ def prune(
         glob patterns or modules.
     scope : {"inner", "all"}
         "inner" prunes channels that one layer produces; "all" also channels that several layers
-        add onto (residual streams), chosen by the filters of all of them side by side. Streams
-        that a LayerNorm reads stay under either.
+        add onto (residual streams), chosen by the filters of all of them side by side, and, where
+        there are inputs to repair with, those over which a LayerNorm or the like is taken: an
+        approximation, and the report's notes name the norms.
     random_state : int
         Seed of everything that draws.
     n_threads : int, optional

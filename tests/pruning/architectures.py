@@ -1100,12 +1100,9 @@ class Refusal:
 
 
 REFUSED: dict[str, Refusal] = {
-    "normalised-stream": Refusal(
-        lambda: vit(SeparateAttention), IMAGE, "blocks.0.fc2", r"LayerNorm '(blocks\.\d\.)?norm\d?'"
-    ),
     "softmax": Refusal(lambda: Between(lambda x: x.softmax(1)), IMAGE, "first", "softmax"),
-    "one-group-norm": Refusal(
-        lambda: Between(nn.GroupNorm(1, 16)), IMAGE, "first", "GroupNorm 'between'"
+    "layer-norm": Refusal(
+        lambda: Between(nn.LayerNorm((16, 16, 16))), IMAGE, "first", "LayerNorm 'between'"
     ),
     "mean": Refusal(lambda: Between(lambda x: x - x.mean(1, keepdim=True)), IMAGE, "first", "mean"),
     "maximum": Refusal(

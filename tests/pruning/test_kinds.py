@@ -184,12 +184,12 @@ def test_group_norms_lose_whole_groups(affine: bool) -> None:
         Plan({"0": ModulePlan((3, 4, 5, 9), out_before=12)}).apply(model)
 
 
-def test_which_norms_mix() -> None:
-    mixing = {(1, 6): True, (6, 6): False, (2, 6): False, (1, 1): False}
-    for (groups, channels), mixes in mixing.items():
+def test_which_norms_tie_channels() -> None:
+    tying = {(1, 6): False, (6, 6): False, (2, 6): True, (1, 1): False}
+    for (groups, channels), tied in tying.items():
         norm = nn.GroupNorm(groups, channels)
-        assert rule_of(norm).mixes(norm) == mixes
-        assert (ties(norm) is None) == (groups == channels)
+        assert not rule_of(norm).mixes(norm)
+        assert (ties(norm) is not None) == tied
 
 
 class Conv1D(nn.Module):

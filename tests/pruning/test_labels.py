@@ -348,3 +348,16 @@ def test_where_the_network_fails_is_named() -> None:
     analysis = analyse(Between(Fixed()), (1, 3, 4, 4))
     (reason,) = (x.reason for x in analysis.skipped if x.name == "first")
     assert "does not run without some of its channels (in 'function': shape" in reason
+
+
+def test_pooling_to_one_position_moves_no_channel() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 12), nn.Linear(12, 3)
+            self.pool = nn.AdaptiveAvgPool1d(1)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.second(self.pool(self.first(x).transpose(1, 2)).flatten(1))
+
+    assert [group.name for group in analyse(Pooled().eval(), (2, 5, 6)).groups] == ["first"]

@@ -171,13 +171,17 @@ class Recorder:
             self.products.append((name, macs))
             last = matrix.shape[-1]
 
-    def costs(self, channels: Mapping[str, int] | None = None) -> Costs:
+    def costs(
+        self, channels: Mapping[str, int] | None = None, bare: Mapping[str, int] | None = None
+    ) -> Costs:
         """What was recorded, with the parameters of every module.
 
         Parameters
         ----------
         channels : mapping of str to int, optional
             By name of a matrix product, channels for each of which it is made once more.
+        bare : mapping of str to int, optional
+            Channels of parameters that no known layer owns, by name.
         """
         seen: set[int] = set()
         modules = {
@@ -204,6 +208,12 @@ class Recorder:
                 )
             else:
                 other += params
+        parameters = dict(self._model.named_parameters())
+        for name, outputs in (bare or {}).items():
+            if name in parameters:
+                size = parameters[name].numel()
+                modules[name] = Cost(0, 0, 0, size, outputs, 0)
+                other -= size
         return Costs(modules, other)
 
     def _enter(self, module: nn.Module, _: object) -> None:

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from epruner.pruning.errors import TraceError
 from epruner.pruning.graph.costs import Recorder
 from epruner.pruning.graph.labels import Algebra, Classes, Facet, Operand
+from epruner.pruning.graph.norms import operation_of
 from epruner.pruning.graph.operations import Call, Facets, Look, facets_after
 from epruner.pruning.network.copies import address_of, own_tensors, owners
 from epruner.pruning.network.layers import (
@@ -54,6 +55,8 @@ class Followed:
         Labels of channels to which several layers add.
     products : dict of str to Tensor of int
         By name of a matrix product, labels for each of which it is made, in equal parts.
+    norms : dict of str to Tensor of int
+        By module, labels of channels over which it takes a norm.
     """
 
     classes: Classes
@@ -62,6 +65,7 @@ class Followed:
     bare: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     added: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     products: dict[str, Tensor] = field(default_factory=dict)
+    norms: dict[str, Tensor] = field(default_factory=dict)
 
 
 def follow(
@@ -161,6 +165,13 @@ class _Following:
             for facet in self._operand(tensor).facets:
                 self._algebra.classes.fix(facet.labels, "its channels are the output of the model")
         self._algebra.square()
+        for name, calls in self._algebra.norms.items():
+            roots = [self._algebra.classes.find(labels) for labels in calls]
+            if not all(np.array_equal(roots[0], other) for other in roots):
+                for labels in calls:
+                    why = f"{name!r} takes norms over different channels"
+                    self._algebra.classes.fix(labels, why)
+            self._found.norms[name] = calls[0]
         if self._algebra.added:
             self._found.added = torch.cat([labels.flatten() for labels in self._algebra.added])
         return self._found
@@ -183,17 +194,17 @@ class _Following:
         given = any(o.given for o in operands.values()) and not any(
             o.facets for o in operands.values()
         )
-        name = func._schema.name.partition("::")[2]
-        named = {a.name: a.default_value for a in func._schema.arguments}
-        named |= dict(zip(named, seen, strict=False)) | kwargs
+        name, named = operation_of(func, seen, kwargs)
+        running = self._running()
         call = Call(
             algebra=self._algebra,
-            name=name.rstrip("_"),
+            name=name,
             function=func,
             args=named,
             results=results,
             operand=lambda tensor: operands.get(id(tensor)) or Operand(tensor, ()),
-            module=self._running(),
+            module=running,
+            owner=self._model.get_submodule(running),
             product=lambda facets: self._product(next(multiplied), facets),
             look=lambda look: self._looks.update({id(look.result): look}),
         )
@@ -242,6 +253,8 @@ class _Following:
             makers = along if inputs is None else frozenset([name])
             if rule_of(module).reads_itself:
                 self._resumes(name, read[1:], outputs)
+            if isinstance(module, nn.GroupNorm) and module.num_groups == 1:
+                self._algebra.norms.setdefault(name, []).append(outputs)
             for tensor in written:
                 dim = channel_dim(module, tensor)
                 facets = [Facet(_placed(outputs[: tensor.shape[dim]], dim, tensor.dim()), makers)]

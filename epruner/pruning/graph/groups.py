@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from epruner.pruning.graph.costs import Costs, Recorder
 from epruner.pruning.graph.follow import Followed, follow, mixing
+from epruner.pruning.graph.norms import advertised
 from epruner.pruning.network.layers import (
     can_resize,
     is_depthwise,
@@ -72,6 +73,7 @@ class Number:
     module : str
         Dotted name.
     attribute : str
+        As in `Plan.attributes`.
     value : int
         At full size.
     per : int
@@ -111,6 +113,9 @@ class Group:
         What modules hold of the number of channels.
     views : tuple of (str, View)
         By module, sizes that its forward writes and that have to be inferred.
+    norms : tuple of Member
+        Modules that take a norm over the channels: without some of them it is another, so that
+        pruning them is an approximation.
     """
 
     name: str
@@ -123,6 +128,7 @@ class Group:
     products: tuple[Member, ...] = ()
     numbers: tuple[Number, ...] = ()
     views: tuple[tuple[str, View], ...] = ()
+    norms: tuple[Member, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -184,7 +190,6 @@ def find_groups(
         )
     recorder = Recorder(model)
     followed = follow(model, args, dict(kwargs or {}), recorder)
-    costs = recorder.costs({name: len(x) for name, x in followed.products.items()})
     builder = _Builder(model, followed)
 
     groups: list[Group] = []
@@ -194,7 +199,7 @@ def find_groups(
         if name in done:
             continue
         group = None
-        if not costs.modules[name].calls:
+        if not recorder.calls.get(name):
             reason = "was not run by the example inputs"
         elif not can_resize(module):
             reason = mixing(name, module)
@@ -207,6 +212,10 @@ def find_groups(
         else:
             groups.append(group)
             done.update(member.module for member in group.producers)
+    costs = recorder.costs(
+        {name: len(labels) for name, labels in followed.products.items()},
+        {m.module: m.size for g in groups for m in g.followers if m.module not in followed.outputs},
+    )
     return Structure(tuple(groups), tuple(skipped), costs)
 
 
@@ -234,7 +243,7 @@ def plan_of(groups: Sequence[Group], kept: Mapping[str, Indices]) -> Plan:
             _, after = mine.get(number.attribute, (0, number.value))
             mine[number.attribute] = (number.value, after - gone * number.per)
         for module, view in group.views:
-            views[module] = (*views.get(module, ()), view)
+            views[module] = tuple({*views.get(module, ()), view})
         members = [("out", m) for m in (*group.producers, *group.followers)]
         members += [("in", m) for m in group.consumers]
         for side, member in members:
@@ -262,6 +271,7 @@ class _Builder:
         self._reads = {name: find(x) for name, x in followed.inputs.items()}
         self._bare = {place: find(x) for place, x in followed.bare.items()}
         self._products = {name: find(x) for name, x in followed.products.items()}
+        self._norms = {name: find(x) for name, x in followed.norms.items()}
         self._added = frozenset(find(followed.added).tolist())
         self._together = _components([self._makes[name] for name in self._reads])
 
@@ -294,6 +304,7 @@ class _Builder:
                     return None, f"parameter {name!r} has two dimensions of {len(roots)}"
                 followers += members
         consumers = _members(self._reads, places)
+        norms = _members(self._norms, places)
         if not consumers:
             return None, "nothing that could be made smaller reads its channels"
         blocks = 1
@@ -303,7 +314,7 @@ class _Builder:
                 blocks, reason = self._blocks(member, groups, len(order), blocks)
                 if reason:
                     return None, reason
-        for member in (*producers, *followers, *consumers):
+        for member in (*producers, *followers, *consumers, *norms):
             counts = np.bincount(member.root, minlength=len(order))
             if (counts != counts[0]).any():
                 return None, f"only some of its channels reach {member.module!r}"
@@ -318,8 +329,20 @@ class _Builder:
             followers=tuple(sorted(followers, key=self._placed)),
             consumers=tuple(sorted(consumers, key=self._placed)),
             products=tuple(_members(self._products, places)),
+            numbers=self._sizes(norms, followers),
+            norms=tuple(norms),
         )
         return group, ""
+
+    def _sizes(self, norms: Sequence[Member], bare: Sequence[Member]) -> tuple[Number, ...]:
+        """What norms, and owners of bare parameters, say of their width."""
+        members = {m.module: m for m in norms}
+        members |= {m.module.rpartition(".")[0]: m for m in bare if m.module not in self._makes}
+        found = []
+        for name, member in members.items():
+            if attribute := advertised(self._model.get_submodule(name), member.size):
+                found.append(Number(name, attribute, member.size, member.fold))
+        return tuple(found)
 
     def _stays(self, name: str) -> str:
         """Why some of a layer's outputs have to stay, if they do."""

@@ -156,6 +156,7 @@ class Algebra:
         self.ragged: list[Tensor] = []  # facets that change along two dimensions or more
         self._cuts: dict[tuple[int, int], tuple[Tensor, set[tuple[int, int]], str]] = {}
         self.added: list[Tensor] = []  # labels where what different layers made is added
+        self.norms: dict[str, list[Tensor]] = {}  # by module, labels over which it takes a norm
 
     def settled(self, facets: Iterable[Facet]) -> tuple[Facet, ...]:
         """Facets without the dimensions along which nothing changes; no two along the same one."""
@@ -277,6 +278,29 @@ class Algebra:
                 labels = labels.narrow(d, 0, 1)
             found.append(Facet(labels, facet.makers))
         return self.settled(found)
+
+    def normalise(
+        self, facets: Iterable[Facet], dims: Iterable[int], module: str, why: str
+    ) -> tuple[Facet, ...]:
+        """The facets of what is divided by a number made of all along some dimensions.
+
+        Parameters
+        ----------
+        facets : iterable of Facet
+        dims : iterable of int
+        module : str
+            Whose norm it is. Channels that lie along this one dimension and no other are noted,
+            and can go (see `graph.norms`).
+        why : str
+            Why all others go together.
+        """
+        facets, dims = tuple(facets), tuple(dims)
+        for facet in facets:
+            if len(dims) == 1 and facet.dims == dims:
+                self.norms.setdefault(module, []).append(facet.labels.flatten())
+            elif inside := [d for d in facet.dims if d in dims]:
+                self.classes.join(facet.labels, inside, why)
+        return self.settled(facets)
 
     def cut(self, facets: Iterable[Facet], dim: int, start: int, length: int, why: str) -> None:
         """Note that a part of a dimension is taken."""

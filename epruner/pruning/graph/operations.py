@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from epruner.pruning.graph.costs import ATTENTION, MATRICES
 from epruner.pruning.graph.labels import Algebra, Facet, Operand, runs
+from epruner.pruning.graph.norms import LAYER_NORMS, norm_dim
 from epruner.pruning.network.tree import mapped, tensors_in
 
 Facets = tuple[Facet, ...]
@@ -60,7 +61,9 @@ class Call:
     operand : callable
         A tensor with what is known of it.
     module : str
-        Name of the module whose forward is under way, for reasons.
+        Name of the module whose forward is under way.
+    owner : Module
+        That module.
     product : callable
         Told of the facets of each matrix product that is made.
     look : callable
@@ -74,6 +77,7 @@ class Call:
     results: list[Tensor]
     operand: Callable[[Tensor], Operand]
     module: str
+    owner: nn.Module
     product: Callable[[Facets], None]
     look: Callable[[Look], None]
 
@@ -101,6 +105,11 @@ class Call:
         if given is None or given == []:
             return list(range(count))
         return [d % max(count, 1) for d in (given if isinstance(given, (list, tuple)) else [given])]
+
+    @property
+    def norm_dim(self) -> int | None:
+        """The one dimension along which a norm is taken."""
+        return norm_dim(self.name, self.args, self.owner)
 
     def meets(self, fixed: bool) -> str:
         """Why channels stay that meet a tensor without channels."""
@@ -179,6 +188,18 @@ def _viewed(call: Call) -> list[Facets]:
         call.fix(call.first.facets, f"its channels pass {call.name!r}")
         return [()]
     return _apply(call, lambda labels: labels.reshape(size))
+
+
+@operation("as_strided")
+def _restrided(call: Call) -> Facets:
+    """Followed where no element moves, as after pooling to one position."""
+    source = call.first
+    strides = zip(source.tensor.shape, source.tensor.stride(), call["stride"], strict=False)
+    moves = any(size > 1 and old != new for size, old, new in strides)
+    if moves or list(call["size"]) != list(source.tensor.shape) or call["storage_offset"]:
+        call.fix(source.facets, f"its channels pass {call.name!r}{call.where}")
+        return ()
+    return source.facets
 
 
 @operation("slice", "select", "split", "split_with_sizes", "unbind", "narrow", "unsafe_split")
@@ -332,8 +353,11 @@ def _reduced(call: Call) -> Facets:
     mixed = any(facet.along(d) for facet in facets for d in dims)
     if mixed and call.name not in ("sum", "nansum"):
         why = f"its channels are mixed{call.where}: one number is made of them ({call.name})"
-        for result in call.results:
-            call.look(Look(result, facets, tuple(dims), why))
+        if call.norm_dim is not None:
+            call.algebra.normalise(facets, dims, call.module, why)
+        else:
+            for result in call.results:
+                call.look(Look(result, facets, tuple(dims), why))
     facets = call.algebra.summed(facets, dims)
     return _dropped(facets, dims) if not call.args.get("keepdim") else facets
 
@@ -446,19 +470,16 @@ def _product(call: Call, a: Operand, b: Operand) -> Facets:
     return facets
 
 
-@operation("native_layer_norm", "_fused_rms_norm", "rms_norm")
+@operation(*LAYER_NORMS)
 def _normalized(call: Call) -> list[Facets]:
     source = call.first
     count = len(call["normalized_shape"])
     dims = range(source.tensor.dim() - count, source.tensor.dim())
     kind = "LayerNorm" if call.name == "native_layer_norm" else "RMSNorm"
     why = f"{kind} {call.module!r} mixes its channels"
-    for facet in source.facets:
-        if inside := [d for d in facet.dims if d in dims]:
-            call.algebra.classes.join(facet.labels, inside, why)
+    facets = call.algebra.normalise(source.facets, dims, call.module, why)
     scales = [call.operand(call[n]) for n in ("weight", "bias") if tensors_in(call.args.get(n))]
-    whole = Operand(source.tensor, call.algebra.settled(source.facets), source.given)
-    made = call.algebra.meet([whole, *scales], call.meets)
+    made = call.algebra.meet([replace(source, facets=facets), *scales], call.meets)
     return [made, *[()] * (len(call.results) - 1)]
 
 
@@ -479,13 +500,14 @@ def _group_normalized(call: Call) -> list[Facets]:
     source, *rows = call.operands()
     why = f"GroupNorm {call.module!r} mixes its channels"
     for facet in source.facets:
-        if facet.along(1):
+        if facet.along(1) and call.norm_dim is None:
             width = facet.labels.shape[1] // call["group"]
             call.algebra.classes.join(runs(facet.labels, 1, width), [2], why)
         call.algebra.classes.join(facet.labels, [d for d in facet.dims if d > 1], why)
     places = (1,) * (source.tensor.dim() - 2)
     rows = [row.like(lambda t: t.reshape(-1, *places)) for row in rows]
-    whole = Operand(source.tensor, call.algebra.settled(source.facets), source.given)
+    dims = [] if call.norm_dim is None else [1]
+    whole = replace(source, facets=call.algebra.normalise(source.facets, dims, call.module, why))
     return [call.algebra.meet([whole, *rows], call.meets), *[()] * (len(call.results) - 1)]
 
 

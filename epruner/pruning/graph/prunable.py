@@ -40,6 +40,7 @@ def wanted_groups(
     layers: Sequence[str] | None,
     ignore: Sequence[str],
     scope: str,
+    approximate: bool,
 ) -> tuple[list[Group], list[Skipped]]:
     """Of the groups that can be pruned those that shall be, and all that stays with its reason.
 
@@ -52,6 +53,8 @@ def wanted_groups(
     layers, ignore : sequence of str
         Patterns; None of `layers` is all.
     scope : {"inner", "all"}
+    approximate : bool
+        Also channels over which norms are taken.
 
     Raises
     ------
@@ -66,9 +69,19 @@ def wanted_groups(
         producers = [member.module for member in group.producers]
         if any(matches(name, pattern) for name in producers for pattern in ignore):
             left += _skipped(group, "ignored on request")
-        elif group.stream and scope == "inner":
+        elif group.stream and not group.norms and scope == "inner":
             left += _skipped(
                 group, "several layers add onto its channels; scope='all' prunes them together"
+            )
+        elif group.norms and not approximate:
+            norm = group.norms[0].module
+            do = "calibrate= lets them be pruned and repaired"
+            if scope == "inner":
+                do = "scope='all' and calibrate= let them be pruned and repaired"
+            left += _skipped(
+                group,
+                f"{repr(norm) if norm else 'the model'} takes a norm over its channels, so that "
+                f"removing some is an approximation; {do}",
             )
         elif layers is None or any(matches(n, p) for n in producers for p in layers):
             found.append(group)
@@ -81,6 +94,16 @@ def wanted_groups(
             lost += ["depthwise convolutions go with the layer before them; name that"]
             raise ValueError(f"layers: {pattern!r} cannot be pruned: {lost[0]}")
     return found, left
+
+
+def approximated(groups: Sequence[Group]) -> list[str]:
+    """A note that names the norms over channels of these groups; none if there are none."""
+    names = list(dict.fromkeys(member.module for group in groups for member in group.norms))
+    if not names:
+        return []
+    shown = ", ".join(map(repr, names[:3]))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [f"an approximation: norms are taken over fewer channels ({shown}{more})"]
 
 
 def with_values(

@@ -2,7 +2,8 @@
 
 The dependency analysis is believed only as far as it can be checked. A random half of the channels
 of every group is removed, and the sliced network compared with the full one in which the consumers
-ignore the same channels: at whatever each layer reads, and at the outputs.
+ignore the same channels, and norms are taken over the others: at whatever each layer reads, and at
+the outputs.
 
 A trial at the model's own values can be vacuous: a zero-initialised scale, a threshold or an empty
 example hide what an operation does to the channels. Hence what is zero is redrawn; in the full
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from epruner.pruning.graph.groups import Group, Indices, Skipped, plan_of
+from epruner.pruning.graph.norms import norms_over
 from epruner.pruning.graph.numbers import Attempt, with_numbers
 from epruner.pruning.network.copies import deep_copy
 from epruner.pruning.network.inputs import in_float64
@@ -109,11 +111,16 @@ def sound_groups(
 
     with _redrawn(model):
         groups = with_numbers(model, groups, attempt)
-    rest = list(groups)
+        for group in groups:  # beside groups of which sizes are inferred a stream may need none
+            if group.norms and (fault := attempt([group]).fault):
+                faults[group.name] = fault
+    rest = [group for group in groups if group.name not in faults]
     for probe in PROBES:
-        if rest:
-            with _redrawn(model) if probe.redrawn else nullcontext():
-                admit(rest, probe)
+        with _redrawn(model) if probe.redrawn and rest else nullcontext():
+            # approximations last: none keeps an exact group out
+            for some in ([g for g in rest if not g.norms], *([g] for g in rest if g.norms)):
+                if some:
+                    admit(some, probe)
         done = {group.name for group in sound} | set(faults)
         rest = [group for group in rest if group.name not in done]
     faults |= dict.fromkeys((group.name for group in rest), _VACUOUS)
@@ -133,10 +140,11 @@ _VACUOUS = (
 
 
 def _random_half(group: Group, rng: np.random.Generator) -> Indices:
+    """Of a stream that norms read two thirds, as widths that agree by chance prove nothing."""
     width = group.channels // group.blocks
+    count = (2 * width + 2) // 3 if group.norms else (width + 1) // 2
     halves = [
-        np.sort(rng.permutation(width)[: (width + 1) // 2]) + block * width
-        for block in range(group.blocks)
+        np.sort(rng.permutation(width)[:count]) + block * width for block in range(group.blocks)
     ]
     return np.concatenate(halves).astype(np.intp)
 
@@ -195,12 +203,13 @@ def _attempted(
     if probe.redrawn:
         args, kwargs = mapped((args, kwargs), lambda x: _drawn(x) if _faint(x) else x)
     plan = plan_of(groups, kept)
-    trial = _Trial(plan, probe)
+    norms = _norms(groups, kept)
+    trial = _Trial(plan, norms, probe)
     limit = TOLERANCE
     if not trial.run(model, args, kwargs):
         return Attempt("", None, {}), set()
     if not trial.fault and TOLERANCE < trial.difference < math.inf:
-        wide = _Trial(plan, probe)
+        wide = _Trial(plan, norms, probe)
         try:
             ran = wide.run(deep_copy(model).double(), in_float64(args), in_float64(kwargs))
         except Exception:  # whatever a forward pass written for float32 raises
@@ -231,8 +240,9 @@ class _Trial:
         Where the first stands that differs.
     """
 
-    def __init__(self, plan: Plan, probe: Probe) -> None:
+    def __init__(self, plan: Plan, norms: Mapping[str, Tensor], probe: Probe) -> None:
         self._plan = plan
+        self._norms = norms
         self._probe = probe
         self._read: dict[str, list[list[Tensor]]] = {}  # what stays of the inputs, call by call
         self._lifts: dict[str, list[Tensor]] = {}  # of the channels that stay, call by call
@@ -260,7 +270,11 @@ class _Trial:
             name for name, module in model.named_modules() if has_filters(module)
         }
         try:
-            with self._silent(model), self._hooked(model, layers, self._record, self._fill):
+            with (
+                self._silent(model),
+                self._hooked(model, layers, self._record, self._fill),
+                norms_over(model, self._norms),
+            ):
                 expected = _run(model, args, kwargs)
         except Exception:  # anything that a forward pass can raise
             return False
@@ -388,6 +402,17 @@ class _Trial:
         self.difference = max(self.difference, *differences, 0.0)
         if not self.place and self.difference > TOLERANCE:
             self.place = place
+
+
+def _norms(groups: Sequence[Group], kept: Mapping[str, Indices]) -> dict[str, Tensor]:
+    """By module that takes a norm, which of its channels stay."""
+    stays: dict[str, Tensor] = {}
+    for group in groups:
+        gone = np.isin(np.arange(group.channels), kept[group.name], invert=True)
+        for member in group.norms:
+            mine = stays.setdefault(member.module, torch.ones(member.size, dtype=torch.bool))
+            mine[member.index[gone[member.root]]] = False
+    return stays
 
 
 def relative_difference(got: Tensor, expected: Tensor) -> float:

@@ -234,22 +234,21 @@ class _GroupNorm(_Second):
     def sides(self, module: nn.GroupNorm) -> tuple[int, int]:
         return module.num_channels, 0
 
-    def mixes(self, module: nn.GroupNorm) -> bool:
-        return module.num_groups == 1 != module.num_channels
-
     def ties(self, module: nn.GroupNorm) -> Indices | None:
         width = module.num_channels // module.num_groups
-        return np.arange(module.num_channels) // width if width > 1 else None
+        return np.arange(module.num_channels) // width if module.num_groups > 1 < width else None
 
     def resize(self, module: nn.GroupNorm, out: Kept, in_: Kept) -> None:
         if out is None:
             return
-        width = module.num_channels // module.num_groups
-        groups, sizes = np.unique(np.asarray(out) // width, return_counts=True)
-        if (sizes != width).any():
-            raise ValueError(f"a GroupNorm of {width} channels a group keeps parts of groups")
+        if module.num_groups > 1:
+            width = module.num_channels // module.num_groups
+            groups, sizes = np.unique(np.asarray(out) // width, return_counts=True)
+            if (sizes != width).any():
+                raise ValueError(f"a GroupNorm of {width} channels a group keeps parts of groups")
+            module.num_groups = len(groups)
         _take_rows(module, out, "weight", "bias")
-        module.num_groups, module.num_channels = len(groups), len(out)
+        module.num_channels = len(out)
 
 
 @rule(nn.PReLU)

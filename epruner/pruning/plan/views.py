@@ -65,7 +65,7 @@ def blamed(error: BaseException) -> Iterator[tuple[nn.Module, View]]:
                     inferred, rest = divmod(
                         int(refused[2]), math.prod(sizes[:size] + sizes[size + 1 :]) or 1
                     )
-                    if not rest and 0 < inferred < sizes[size]:
+                    if not rest and inferred > 0:
                         yield module, View(code.co_name, number, size)
                 return
 
