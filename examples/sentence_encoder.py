@@ -30,7 +30,7 @@ def network() -> nn.Module:
     return encoder()
 
 
-def inputs(calibration: int = 600, held_out: int = 400) -> tuple[Tensor, Any]:
+def inputs(calibration: int = 600, held_out: int = 600) -> tuple[Tensor, Any]:
     """Tokens of sentences to repair with; and of others, with what the original makes of them."""
     seen, unseen = docstrings(calibration, held_out)
     ids = tokens(unseen)

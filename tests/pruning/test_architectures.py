@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable
 from fnmatch import fnmatch
 from functools import cache
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import CASES, REFUSED, lively
+from architectures import CASES
 from networks import difference
 from torch import Tensor, nn
 
@@ -159,14 +158,3 @@ def test_onnx_computes_the_same(name: str, tmp_path: Path) -> None:
     got = session.run(None, {n: x.numpy() for n, x in zip(names, given, strict=True)})
     for value, expected in zip(got, run(small, inputs).values(), strict=True):
         assert difference(torch.from_numpy(value), expected) <= TOLERANCE
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_pruned_says_why(name: str) -> None:
-    case = REFUSED[name]
-    analysis = analyse(lively(case.make()), case.inputs)
-    members = [p.module for group in analysis.groups for p in group.producers]
-    assert case.module not in members
-    assert members, "the rest of the network is pruned"
-    (reason,) = (layer.reason for layer in analysis.skipped if layer.name == case.module)
-    assert re.search(case.reason, reason, re.IGNORECASE), reason

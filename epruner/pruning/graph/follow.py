@@ -209,14 +209,14 @@ class _Following:
             look=lambda look: self._looks.update({id(look.result): look}),
         )
         with _disable_current_modes():
-            found = facets_after(call)
+            into = [x for t in results if (x := operands.get(id(t)))]  # what is written into
+            if any(not x.facets and _is_part(x.tensor) for x in into):
+                for operand in operands.values():
+                    call.fix(operand.facets, "its channels are written into a part of a tensor")
+                found: list[Facets] = [()] * len(results)
+            else:
+                found = facets_after(call)
             for tensor, facets in zip(results, found, strict=True):
-                before = operands.get(id(tensor))  # if it was written into
-                if before is not None and facets and not before.facets and _is_part(tensor):
-                    why = "its channels are written into a part of a tensor"
-                    for facet in facets:
-                        self._algebra.classes.fix(facet.labels, why)
-                    facets = ()
                 self._note(tensor, facets, given)
         return result
 

@@ -164,7 +164,7 @@ class Algebra:
         for facet in facets:
             labels = self._reduced(facet.labels)
             if labels.numel() == 1:
-                if facet.labels.numel() > 1:
+                if len(torch.unique(facet.labels)) > 1:
                     self.classes.fix(labels, "all its channels go together")
                 continue
             facet = Facet(labels, facet.makers)

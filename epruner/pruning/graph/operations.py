@@ -320,23 +320,24 @@ def _padded(call: Call) -> Facets:
     why = "a shortcut pads its channels with zeros, which fixes their positions"
     for place in range(len(pad) // 2):
         dim = found.tensor.dim() - 1 - place
-        parts = [found]
-        for side in (0, 1):
-            amount = pad[2 * place + side]
-            if amount < 0:
-                call.fix((f for f in found.facets if f.along(dim)), "its channels are cropped")
-            shape = [max(amount, 0) if d == dim else n for d, n in enumerate(found.tensor.shape)]
-            zeros = Operand(found.tensor.new_zeros(()).expand(shape), ())
-            parts.insert(0 if side == 0 else 2, zeros)
-        parts = [part for part in parts if part.tensor.shape[dim]]
-        if any(f.along(dim) for f in found.facets) and len(parts) > 1:
+        before, after = pad[2 * place : 2 * place + 2]
+        if min(before, after) < 0:
+            call.fix((f for f in found.facets if f.along(dim)), "its channels are cropped")
+            found = replace(found, facets=tuple(f for f in found.facets if not f.along(dim)))
+        facets = found.facets
+        if (before or after) and any(f.along(dim) for f in facets):
+            parts = [_blank(found.tensor, dim, before), found, _blank(found.tensor, dim, after)]
+            parts = [part for part in parts if part.tensor.shape[dim]]
             facets = call.algebra.concatenate(parts, dim, lambda _: why)
-        else:
-            facets = found.facets
-        size = sum(part.tensor.shape[dim] for part in parts)
-        shape = [size if d == dim else n for d, n in enumerate(found.tensor.shape)]
-        found = Operand(found.tensor.new_zeros(()).expand(shape), facets)
+        size = found.tensor.shape[dim] + before + after
+        found = replace(_blank(found.tensor, dim, size), facets=facets)
     return found.facets
+
+
+def _blank(like: Tensor, dim: int, size: int) -> Operand:
+    """Zeros that differ from a tensor in one size."""
+    shape = [size if d == dim else n for d, n in enumerate(like.shape)]
+    return Operand(like.new_zeros(()).expand(shape), ())
 
 
 @operation(
