@@ -65,6 +65,8 @@ def in_turn(
         done = 0
         while not until(done, clock() - start):
             for place, network in enumerate(networks):
+                if passes[place] > 1:  # so short that it matters whose weights the caches hold
+                    network(*args, **kwargs)
                 wait(device)
                 begun = clock()
                 for _ in range(passes[place]):
