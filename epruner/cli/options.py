@@ -96,9 +96,9 @@ PRUNING: Mapping[str, Mapping[str, Any]] = {
         "help": "leave layers of these names alone",
     },
     "scope": {
-        "choices": ("inner", "all"),
+        "choices": ("inner", "all", "blocks"),
         "help": "inner: channels with one producer (default); all: also channels that several "
-        "layers add onto, such as residual streams",
+        "layers add onto, such as residual streams; blocks: also whole residual blocks",
     },
 }
 

@@ -344,7 +344,7 @@ class Request:
     layers : tuple of str or None
         Patterns; None is all that can be pruned.
     ignore : tuple of str
-    scope : {"inner", "all"}
+    scope : {"inner", "all", "blocks"}
     random_state : int
     n_threads : int or None
     """
@@ -430,8 +430,10 @@ def make_request(
         budget=budget,
         constraints=constraints,
     )
-    check_choice("scope", scope, ("inner", "all"))
+    check_choice("scope", scope, ("inner", "all", "blocks"))
     chosen, why = resolve(method, repair, evidence=evidence, exemplars=goal.kind == "beta")
+    if scope == "blocks":
+        _check_blocks(goal, chosen, evidence)
     effective_n_threads(n_threads)
     if not isinstance(random_state, Integral) or random_state < 0:
         raise ValueError(f"random_state must be an integer of at least 0, got {random_state!r}")
@@ -448,6 +450,24 @@ def make_request(
         int(random_state),
         n_threads,
     )
+
+
+def _check_blocks(goal: Goal, method: Method, evidence: str) -> None:
+    if goal.kind not in ("macs", "latency"):
+        raise ValueError(
+            "scope='blocks' weighs blocks against filters, which needs a budget of macs= or "
+            f"latency=, got {goal.kind}="
+        )
+    if evidence not in ("synthetic", "inputs"):
+        raise ValueError(
+            "scope='blocks' needs calibrate, a few hundred inputs without labels: what is lost "
+            "with a block is measured on them"
+        )
+    if method.allocation != "reconstruction":
+        raise ValueError(
+            "scope='blocks' needs a method that measures what is lost with filters, such as "
+            f"'reconstruction', got allocation={method.allocation!r}"
+        )
 
 
 def goal_of(

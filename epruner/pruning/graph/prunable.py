@@ -51,7 +51,7 @@ def wanted_groups(
         Of all convolutions and linear layers.
     layers, ignore : sequence of str
         Patterns; None of `layers` is all.
-    scope : {"inner", "all"}
+    scope : {"inner", "all", "blocks"}
 
     Raises
     ------
@@ -66,7 +66,7 @@ def wanted_groups(
         producers = [member.module for member in group.producers]
         if any(matches(name, pattern) for name in producers for pattern in ignore):
             left += _skipped(group, "ignored on request")
-        elif group.stream and scope == "inner":
+        elif group.stream and scope != "all":
             left += _skipped(
                 group, "several layers add onto its channels; scope='all' prunes them together"
             )
