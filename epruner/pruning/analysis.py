@@ -52,7 +52,7 @@ from epruner.pruning.report.progress import Stages
 from epruner.pruning.report.records import Timing
 from epruner.pruning.report.report import left_alone
 from epruner.pruning.select.allocation import Choice, Counts, Measure, Search, Sizes, prices
-from epruner.pruning.select.blocks import Block, block_losses
+from epruner.pruning.select.blocks import WEIGHTS, Block, block_losses
 from epruner.pruning.select.elimination import Elimination, by_elimination, eliminate
 from epruner.pruning.select.features import features_of
 from epruner.pruning.select.importance import IMPORTANCE, Indices, Matrix, checked
@@ -265,8 +265,8 @@ class Analysis:
     def choose(self, request: Request, evidence: Evidence, stages: Stages) -> list[Selection]:
         """What `select` does, with all that a report tells of it.
 
-        Where blocks may go, two: with all of them, and without some. Only what is left of their
-        errors once they are repaired can tell which is better.
+        Where blocks may go, several: without passing any by, and with losses of blocks taken for
+        less and for more. What is left of their errors after the repair tells which is better.
         """
         method, constraints = request.method, request.constraints
         groups, skipped = wanted_groups(
@@ -331,7 +331,10 @@ class Analysis:
             layers = [x if x.name in fixed_at else times.rounded(x) for x in layers]
         found: list[Selection] = []
         with stages.run("selection"):
-            for some in ([], blocks) if blocks else ([],):
+            for some in (
+                [],
+                *([block.weighed(w) for block in blocks] for w in WEIGHTS * bool(blocks)),
+            ):
                 choice, timing = self._allocate(
                     request,
                     layers,
@@ -354,8 +357,8 @@ class Analysis:
                     if choice.counts[x.name]
                 }
                 plan = _plan(groups, kept, choice.counts)
-                if found and not plan.passed:
-                    break
+                if any(plan == other.plan for other in found):
+                    continue
                 found.append(
                     Selection(
                         plan,

@@ -451,7 +451,8 @@ class Search:
         return best if best_cost >= target * (1 - TOLERANCE) else start
 
     def _obstacle(self, counts: Counts, cost: float, target: float) -> str:
-        if (1 - TOLERANCE) * target <= cost <= target:
+        passed = any(block.name in counts for block in self._blocks)  # which is a large step
+        if (1 - TOLERANCE) * target <= cost <= target or (passed and cost <= target):
             return ""
         if cost > target:
             bound = [x.name for x in self._free if counts[x.name] == x.fit(1)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.network.layers import channel_dim, layers_of
 from epruner.pruning.network.statistics import not_finite
+
+# Of the loss of a block: layers after it, which are refit, make good more of it than of what a
+# filter leaves, how much more differs from network to network.
+WEIGHTS = (0.25, 1.0)
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class Block:
     name: str
     layers: tuple[str, ...]
     loss: float
+
+    def weighed(self, weight: float) -> Block:
+        """The same with a share of the loss."""
+        return replace(self, loss=weight * self.loss)
 
     @property
     def gone(self) -> dict[str, int]:
