@@ -96,10 +96,10 @@ PRUNING: Mapping[str, Mapping[str, Any]] = {
         "help": "leave layers of these names alone",
     },
     "scope": {
-        "choices": ("inner", "all"),
+        "choices": ("inner", "all", "blocks"),
         "help": "inner: channels with one producer (default); all: also channels that several "
         "layers add onto, such as residual streams, and with --calibrate those that a LayerNorm "
-        "reads (an approximation)",
+        "reads (an approximation); blocks: also whole residual blocks",
     },
 }
 

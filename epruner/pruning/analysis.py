@@ -17,6 +17,7 @@ from torch import nn
 from epruner._tables import Table, amount, percent
 from epruner.pruning.data.evidence import Evidence, gather, kind_of
 from epruner.pruning.errors import BudgetWarning, RepairWarning, TraceError
+from epruner.pruning.graph.blocks import find_blocks, inside, within
 from epruner.pruning.graph.groups import Group, Skipped, find_groups, plan_of
 from epruner.pruning.graph.prunable import (
     approximated,
@@ -37,6 +38,7 @@ from epruner.pruning.network.inputs import (
     as_arguments,
     check_model,
     in_float32,
+    matches,
 )
 from epruner.pruning.network.layers import layers_of
 from epruner.pruning.options import (
@@ -51,6 +53,7 @@ from epruner.pruning.report.progress import Stages
 from epruner.pruning.report.records import Timing
 from epruner.pruning.report.report import left_alone
 from epruner.pruning.select.allocation import Choice, Counts, Measure, Search, Sizes, prices
+from epruner.pruning.select.blocks import WEIGHTS, Block, block_losses
 from epruner.pruning.select.elimination import Elimination, by_elimination, eliminate
 from epruner.pruning.select.features import features_of
 from epruner.pruning.select.importance import IMPORTANCE, Indices, Matrix, checked
@@ -70,7 +73,7 @@ class Selection:
     groups : tuple of Group
         That were pruned.
     kept : mapping of str to ndarray of int
-        By group name, the channels that stay.
+        By group name, the channels that stay; none of groups in blocks that are passed by.
     layers : tuple of Layer
         Of the groups, with what was compared.
     choice : Choice
@@ -257,13 +260,17 @@ class Analysis:
             )
             if evidence.kind != request.evidence:
                 request = request.without_evidence(method, "none")
-            chosen = self.choose(request, evidence, stages)
+            chosen = self.choose(request, evidence, stages)[-1]
         for note in chosen.choice.notes:
             warnings.warn(BudgetWarning(note), stacklevel=2)
         return chosen.plan
 
-    def choose(self, request: Request, evidence: Evidence, stages: Stages) -> Selection:
-        """What `select` does, with all that a report tells of it."""
+    def choose(self, request: Request, evidence: Evidence, stages: Stages) -> list[Selection]:
+        """What `select` does, with all that a report tells of it.
+
+        Where blocks may go, several: without passing any by, and with losses of blocks taken for
+        less and for more. What is left of their errors after the repair tells which is better.
+        """
         method, constraints = request.method, request.constraints
         groups, skipped = wanted_groups(
             self.groups,
@@ -307,45 +314,69 @@ class Analysis:
                 n_threads=request.n_threads,
             )
             notes += placed
+            blocks: list[Block] = []
+            if request.scope == "blocks":
+                free = [group for group in groups if group.name not in fixed_at]
+                blocks, others = self._blocks(request, free, shown, batches)
+                skipped += others
         if method.importance == "reconstruction":
             choose = by_elimination(ranked)
         elif isinstance(method.importance, str):
             choose = IMPORTANCE[method.importance]
         else:
             choose = checked(method.importance)
-        sizes = Sizes(self.costs, groups)
+        sizes = Sizes(self.costs, groups, [block.name for block in blocks])
         times = None
         if request.goal.kind == "latency":
             with stages.run("timing"):
                 model, arguments = self._as_used()
                 build = partial(_with_so_many, model, groups)
-                times = measure_layers(build, layers, sizes, arguments)
+                times = measure_layers(build, layers, sizes, arguments, blocks)
             layers = [x if x.name in fixed_at else times.rounded(x) for x in layers]
+        found: list[Selection] = []
         with stages.run("selection"):
-            choice, timing = self._allocate(
-                request, layers, sizes, times, betas, fixed_at, ranked, by_losses=bool(losses)
-            )
-            kept = {
-                x.name: x.members(
-                    choose,
-                    choice.clusterings.get(x.name),
-                    choice.counts[x.name],
-                    request.random_state,
+            for some in (
+                [],
+                *([block.weighed(w) for block in blocks] for w in WEIGHTS * bool(blocks)),
+            ):
+                choice, timing = self._allocate(
+                    request,
+                    layers,
+                    sizes,
+                    times,
+                    betas,
+                    fixed_at,
+                    ranked,
+                    some,
+                    by_losses=bool(losses),
                 )
-                for x in layers
-            }
-        pruned = [group for group in groups if len(kept[group.name]) < group.channels]
-        notes += approximated(pruned)
-        return Selection(
-            plan_of(groups, kept),
-            tuple(groups),
-            kept,
-            tuple(layers),
-            choice,
-            in_order(skipped, self._names),
-            tuple(notes),
-            timing,
-        )
+                kept = {
+                    x.name: x.members(
+                        choose,
+                        choice.clusterings.get(x.name),
+                        choice.counts[x.name],
+                        request.random_state,
+                    )
+                    for x in layers
+                    if choice.counts[x.name]
+                }
+                plan = _plan(groups, kept, choice.counts)
+                if any(plan == other.plan for other in found):
+                    continue
+                pruned = [g for g in groups if len(kept.get(g.name, ())) < g.channels]
+                found.append(
+                    Selection(
+                        plan,
+                        tuple(groups),
+                        kept,
+                        tuple(layers),
+                        choice,
+                        in_order(skipped, self._names),
+                        (*notes, *approximated(pruned)),
+                        timing,
+                    )
+                )
+        return found
 
     def _allocate(
         self,
@@ -356,6 +387,7 @@ class Analysis:
         betas: Mapping[str, float],
         fixed_at: Mapping[str, int | float],
         ranked: Mapping[str, Elimination],
+        blocks: Sequence[Block],
         *,
         by_losses: bool,
     ) -> tuple[Choice, Timing | None]:
@@ -382,6 +414,7 @@ class Analysis:
             fixed=fixed,
             prices=prices(layers, cost),
             errors={name: found.errors for name, found in ranked.items() if found.sure},
+            blocks=blocks,
             by_losses=by_losses,
             exemplars=method.importance == "exemplar",
             seed=request.random_state,
@@ -409,6 +442,30 @@ class Analysis:
             meet,
             lambda counts: compared(model, _with_so_many(model, groups, counts), arguments),
         )
+
+    def _blocks(
+        self,
+        request: Request,
+        groups: Sequence[Group],
+        shown: nn.Module,
+        batches: Sequence[Arguments],
+    ) -> tuple[list[Block], list[Skipped]]:
+        """Residual blocks that may go with all their channels, and modules that are none."""
+        args, kwargs = (in_float32(part) for part in self.arguments)
+        names, refused = find_blocks(self._model, args, kwargs)
+        free = {group.name for group in groups}
+        layers: dict[str, tuple[str, ...]] = {}
+        for name in names:
+            mine = {x.name for x in self.groups if within(x, name) and not x.stream}
+            named = [layer for layer in self._names if inside(layer, name)]
+            ignored = any(matches(layer, p) for layer in named for p in request.ignore)
+            if mine <= free and not ignored and (mine or request.layers is None):
+                layers[name] = tuple(sorted(mine))
+        if not layers:
+            why = f": {refused[0].name}: {refused[0].reason}" if refused else ""
+            raise ValueError(f"scope='blocks': this model has no residual block that may go{why}")
+        losses = block_losses(shown, list(layers), batches)
+        return [Block(name, layers[name], losses[name]) for name in layers], refused
 
     def _as_used(self) -> tuple[nn.Module, Arguments]:
         """The network and its example inputs in their own precision, while the network is there."""
@@ -439,8 +496,16 @@ def _with_so_many(model: nn.Module, groups: Sequence[Group], counts: Counts) -> 
             ]
         )
         for g in groups
+        if counts[g.name]
     }
-    return plan_of(groups, kept).apply(model)
+    return _plan(groups, kept, counts).apply(model)
+
+
+def _plan(groups: Sequence[Group], kept: Mapping[str, Indices], counts: Counts) -> Plan:
+    """The plan that keeps the given channels, without the blocks of which there are none."""
+    names = {group.name for group in groups}
+    passed = tuple(name for name, count in counts.items() if not count and name not in names)
+    return replace(plan_of(groups, kept), passed=passed)
 
 
 def analyse(model: nn.Module, inputs: Any, *, progress: bool = False) -> Analysis:

@@ -344,7 +344,7 @@ class Request:
     layers : tuple of str or None
         Patterns; None is all that can be pruned.
     ignore : tuple of str
-    scope : {"inner", "all"}
+    scope : {"inner", "all", "blocks"}
     approximate : bool
         Whether channels may go over which norms are taken: as `scope` has it, where there are
         inputs and a method that learns from them.
@@ -434,8 +434,10 @@ def make_request(
         budget=budget,
         constraints=constraints,
     )
-    check_choice("scope", scope, ("inner", "all"))
+    check_choice("scope", scope, ("inner", "all", "blocks"))
     chosen, why = resolve(method, repair, evidence=evidence, exemplars=goal.kind == "beta")
+    if scope == "blocks":
+        _check_blocks(goal, chosen, evidence)
     own, _ = resolve(method, None, evidence=evidence, exemplars=goal.kind == "beta")
     learns = chosen.needs_evidence() or own.needs_evidence()  # a repair may be left to later
     effective_n_threads(n_threads)
@@ -455,6 +457,24 @@ def make_request(
         int(random_state),
         n_threads,
     )
+
+
+def _check_blocks(goal: Goal, method: Method, evidence: str) -> None:
+    if goal.kind not in ("macs", "latency"):
+        raise ValueError(
+            "scope='blocks' weighs blocks against filters, which needs a budget of macs= or "
+            f"latency=, got {goal.kind}="
+        )
+    if evidence not in ("synthetic", "inputs"):
+        raise ValueError(
+            "scope='blocks' needs calibrate, a few hundred inputs without labels: what is lost "
+            "with a block is measured on them"
+        )
+    if method.allocation != "reconstruction":
+        raise ValueError(
+            "scope='blocks' needs a method that measures what is lost with filters, such as "
+            f"'reconstruction', got allocation={method.allocation!r}"
+        )
 
 
 def goal_of(

@@ -13,7 +13,7 @@ from torch import nn
 
 from epruner.pruning.analysis import Analysis
 from epruner.pruning.data.calibration import with_example
-from epruner.pruning.data.evidence import gather, kind_of
+from epruner.pruning.data.evidence import Evidence, gather, kind_of
 from epruner.pruning.errors import BudgetWarning, RepairWarning, TraceError
 from epruner.pruning.graph.costs import eval_mode
 from epruner.pruning.graph.groups import Group
@@ -25,6 +25,7 @@ from epruner.pruning.network.copies import (
     working_copy,
 )
 from epruner.pruning.network.inputs import Arguments, as_arguments, check_model, in_float32
+from epruner.pruning.network.outputs import output_error, outputs
 from epruner.pruning.options import (
     REPAIRS,
     Budget,
@@ -116,11 +117,13 @@ def prune(
     layers, ignore : iterable of str or torch.nn.Module
         Layers to prune (default: all that can be) and to leave alone, as names, names of parents,
         glob patterns or modules.
-    scope : {"inner", "all"}
+    scope : {"inner", "all", "blocks"}
         "inner" prunes channels that one layer produces; "all" also channels that several layers
         add onto (residual streams), chosen by the filters of all of them side by side, and, where
         there are inputs to repair with, those over which a LayerNorm or the like is taken: an
-        approximation, and the report's notes name the norms.
+        approximation, and the report's notes name the norms. "blocks" prunes as "inner" does, and
+        residual blocks go as a whole where that saves more for what is lost, which it does in time,
+        hardly ever in multiply-adds: with `latency` or `macs`, and `calibrate` inputs to repair by.
     random_state : int
         Seed of everything that draws.
     n_threads : int, optional
@@ -168,6 +171,11 @@ def prune(
         random_state=random_state,
         n_threads=n_threads,
     )
+    if scope == "blocks" and request.method.repair not in ("least_squares", "distill"):
+        raise ValueError(
+            "scope='blocks' needs repair='least_squares' or 'distill', got "
+            f"{request.method.repair!r}: what a block adds has to be made good"
+        )
     undone = [
         f"torch.compile is undone around {name or 'the model'}; compile what comes back"
         for name in compiled_parts(model)
@@ -183,25 +191,30 @@ def prune(
             evidence = show(request.evidence, model, calibrate, net.arguments)
         if evidence.kind == "none" != request.evidence:
             request = request.without_evidence(method, repair)
-        chosen = net.choose(request, evidence, stages)
-        with stages.run("surgery"):
-            small = chosen.plan.apply(model)
-            _dry_run(small, net.arguments)
-        with stages.run("repair"):
-            small, repaired, more = repair_network(
-                request.method.repair,
-                model,
-                small,
-                chosen.plan,
-                chosen.groups,
-                evidence,
-                seed=request.random_state,
-                stages=stages,
-            )
+        made = []
+        for chosen in net.choose(request, evidence, stages):
+            with stages.run("surgery"):
+                small = chosen.plan.apply(model)
+                _dry_run(small, net.arguments)
+            with stages.run("repair"):
+                small, repaired, more = repair_network(
+                    request.method.repair,
+                    model,
+                    small,
+                    chosen.plan,
+                    chosen.groups,
+                    evidence,
+                    seed=request.random_state,
+                    stages=stages,
+                )
+            made.append((chosen, small, repaired, more))
+        if len(made) > 1:
+            made.sort(key=lambda x: (bool(x[0].choice.notes), _error(model, x[1], evidence)))
+        chosen, small, repaired, more = made[0]
     choice = chosen.choice
     for note in choice.notes:
         warnings.warn(BudgetWarning(note), stacklevel=2)
-    sizes = Sizes(net.costs, chosen.groups)
+    sizes = Sizes(net.costs, chosen.groups, chosen.plan.passed)
     report = Report(
         layers=layer_reports(counterpart(model), net.costs, chosen.layers, choice, sizes),
         skipped=chosen.skipped,
@@ -212,6 +225,7 @@ def prune(
         repair=repaired,
         timing=chosen.timing,
         seconds=stages.seconds,
+        passed=chosen.plan.passed,
     )
     clusters = {
         x.name: layer_clusters(x, choice.clusterings[x.name], chosen.kept[x.name])
@@ -408,6 +422,12 @@ def _check_station(model: nn.Module, small: nn.Module, plan: Plan) -> None:
                 f"small is not what plan makes of model: {name!r} has shape {found.get(name)}, by "
                 f"the plan {shape}; give plan.apply(model)"
             )
+
+
+def _error(model: nn.Module, small: nn.Module, evidence: Evidence) -> float:
+    """Squared error of the outputs over their variance, on inputs that were held back."""
+    unseen = evidence.calibration.unseen
+    return output_error(*(outputs(working_copy(network), unseen) for network in (small, model)))
 
 
 def _dry_run(small: nn.Module, arguments: Arguments) -> None:

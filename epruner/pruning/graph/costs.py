@@ -10,7 +10,7 @@ what it computes (the inside of attention).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -109,18 +109,26 @@ class Costs:
     modules: Mapping[str, Cost]
     other_params: int
 
-    def totals(self, sizes: Mapping[str, tuple[int, int]] | None = None) -> Totals:
+    def totals(
+        self,
+        sizes: Mapping[str, tuple[int, int]] | None = None,
+        without: Collection[str] = (),
+    ) -> Totals:
         """Size of the whole network.
 
         Parameters
         ----------
         sizes : mapping of str to (outputs, inputs), optional
             Channels of the modules that are not at full size.
+        without : collection of str
+            Modules that are not there.
         """
         sizes = sizes or {}
         macs = norm = 0
         params = self.other_params
         for name, cost in self.modules.items():
+            if name in without:
+                continue
             outputs, inputs = sizes.get(name, (cost.outputs, cost.inputs))
             macs += cost.macs_at(outputs, inputs)
             norm += cost.norm_at(outputs)

@@ -52,7 +52,7 @@ def wanted_groups(
         Of all convolutions and linear layers.
     layers, ignore : sequence of str
         Patterns; None of `layers` is all.
-    scope : {"inner", "all"}
+    scope : {"inner", "all", "blocks"}
     approximate : bool
         Also channels over which norms are taken.
 
@@ -69,14 +69,14 @@ def wanted_groups(
         producers = [member.module for member in group.producers]
         if any(matches(name, pattern) for name in producers for pattern in ignore):
             left += _skipped(group, "ignored on request")
-        elif group.stream and not group.norms and scope == "inner":
+        elif group.stream and not group.norms and scope != "all":
             left += _skipped(
                 group, "several layers add onto its channels; scope='all' prunes them together"
             )
         elif group.norms and not approximate:
             norm = group.norms[0].module
             do = "calibrate= lets them be pruned and repaired"
-            if scope == "inner":
+            if scope != "all":
                 do = "scope='all' and calibrate= let them be pruned and repaired"
             left += _skipped(
                 group,

@@ -148,7 +148,8 @@ def load(fresh_model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         When the file was not written by :func:`save` or does not fit the network.
     """
     saved = read(path)
-    model = resized(fresh_model, saved.plan.modules, saved.plan.attributes, saved.plan.views)
+    plan = saved.plan
+    model = resized(fresh_model, plan.modules, plan.attributes, plan.views, plan.passed)
     with safe_open(path, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     state |= {name: state[stored] for name, stored in saved.aliases.items()}

@@ -7,7 +7,7 @@ there. The time of a layer with o outputs and i inputs is then
     t(o, i) = a + b o + c i + d o i,    a, b, c, d >= 0
 
 fitted by least squares to median times, for all layers of one kind and size together. What a pass
-takes beside its layers is a + b e + c m, with e the elements that these write and m the
+takes beside its n layers is a n + b e + c m, with e the elements that these write and m the
 multiply-adds of matrix products between them (the inside of attention). So a predicted time grows
 with every width, as a search needs it, and costs arithmetic only.
 """
@@ -18,7 +18,9 @@ import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import reduce
 from itertools import combinations
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from epruner.pruning.latency import stopwatch
 from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.network.tree import tensors_in
 from epruner.pruning.select.allocation import Counts, Sizes
+from epruner.pruning.select.blocks import Block
 from epruner.pruning.select.problems import Layer
 
 Floats = npt.NDArray[np.float64]
@@ -57,7 +60,7 @@ class LayerTimes:
     tried : sequence of dict of str to int
         Numbers of filters that were timed, as `trials` gives them.
     seconds : sequence of mapping of str to float
-        For each, the time of every module and, under "", of all the rest.
+        For each, the time of every module that it has and, under "", of all the rest.
     """
 
     def __init__(
@@ -76,7 +79,8 @@ class LayerTimes:
         found: dict[tuple[Kind, Size], list[float]] = {}
         for size, taken in zip(at, seconds, strict=True):
             for name, kind in kinds.items():
-                found.setdefault((kind, size[name]), []).append(taken[name])
+                if name in taken:
+                    found.setdefault((kind, size[name]), []).append(taken[name])
         self._found = {key: statistics.fmean(values) for key, values in found.items()}
         self._fits = {kind: self._fit(kind) for kind in set(kinds.values())}
         rest = np.array([self._beside(*pair) for pair in zip(tried, at, strict=True)])
@@ -87,7 +91,8 @@ class LayerTimes:
     def __call__(self, counts: Mapping[str, int]) -> float:
         """Seconds of a pass with so many filters."""
         size = self._sizes.sizes(counts)
-        layers = sum(self._fits[kind] @ _terms(*size[name]) for name, kind in self._kinds.items())
+        there = self._there(counts)
+        layers = sum(self._fits[kind] @ _terms(*size[name]) for name, kind in there.items())
         return float(layers + self._rest @ self._beside(counts, size))
 
     def rounded(self, layer: Layer) -> Layer:
@@ -100,12 +105,17 @@ class LayerTimes:
         return _non_negative(terms, np.array([seconds for _, seconds in found]))
 
     def _beside(self, counts: Mapping[str, int], size: Mapping[str, Size]) -> Floats:
-        """What the time beside the layers is made of: 1, e, m."""
+        """What the time beside the layers is made of: n, e, m."""
+        there = self._there(counts)
         written = sum(
-            elements * size[name][0] / self._whole[name][0]
-            for name, (_, elements) in self._kinds.items()
+            elements * size[name][0] / self._whole[name][0] for name, (_, elements) in there.items()
         )
-        return np.array([1.0, written, self._sizes.macs(counts, self._products)])
+        return np.array([len(there), written, self._sizes.macs(counts, self._products)])
+
+    def _there(self, counts: Mapping[str, int]) -> dict[str, Kind]:
+        """Modules that were timed, without those of blocks that are passed by."""
+        absent = self._sizes.absent(counts)
+        return {name: kind for name, kind in self._kinds.items() if name not in absent}
 
     def _grain(self, layer: Layer, *at: Mapping[str, Size]) -> int:
         members = (*layer.group.producers, *layer.group.followers, *layer.group.consumers)
@@ -119,12 +129,19 @@ class LayerTimes:
         return COARSE if wide and middle <= EQUAL * finer else FINE
 
 
-def trials(layers: Sequence[Layer]) -> list[Counts]:
-    """Numbers of filters to time: all, mixed shares, half, and a little less than half, twice."""
+def trials(layers: Sequence[Layer], blocks: Sequence[Block] = ()) -> list[Counts]:
+    """Numbers of filters to time.
+
+    All; all without the blocks, if there are any; mixed shares, half, and a little less than half,
+    twice.
+    """
     orders = np.random.default_rng(0).permuted(np.tile(SHARES, (len(layers), 1)), axis=1)
     half = {x.name: _near(x, 0.5) for x in layers}
+    whole = {x.name: x.channels for x in layers}
+    passed = reduce(or_, (block.gone for block in blocks), whole)
     return [
-        {x.name: x.channels for x in layers},
+        whole,
+        *([passed] if blocks else []),
         *(
             {x.name: _near(x, share) for x, share in zip(layers, column, strict=True)}
             for column in orders.T
@@ -142,6 +159,7 @@ def measure_layers(
     layers: Sequence[Layer],
     sizes: Sizes,
     arguments: Arguments,
+    blocks: Sequence[Block] = (),
 ) -> LayerTimes:
     """Run networks of several sizes and note what their layers take.
 
@@ -154,12 +172,17 @@ def measure_layers(
         Of the groups of these layers.
     arguments : (args, kwargs)
         Of the networks.
+    blocks : sequence of Block
+        That may be passed by.
     """
-    tried = trials(layers)
+    tried = trials(layers, blocks)
     networks = [build(counts).eval() for counts in tried]
     modules = dict(networks[0].named_modules())
     names = [name for name in _outermost(sizes.sizes({})) if name in modules]
-    watches = [_Watch(network, names) for network in networks]
+    watches = [
+        _Watch(network, [name for name in names if name not in sizes.absent(counts)])
+        for network, counts in zip(networks, tried, strict=True)
+    ]
     taken: list[dict[str, list[float]]] = [{} for _ in tried]
 
     def note(place: int, whole: float) -> None:

@@ -30,15 +30,27 @@ Parts = Mapping[str, ModulePlan]
 Attributes = Mapping[str, Mapping[str, tuple[int, int]]]
 
 
+class Passed(nn.Module):
+    """Stands where a residual block was: returns what it reads, whatever else it is given."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the first argument."""
+        return x
+
+
 def resized(
-    model: nn.Module, parts: Parts, attributes: Attributes, views: Mapping[str, Sequence[View]]
+    model: nn.Module,
+    parts: Parts,
+    attributes: Attributes,
+    views: Mapping[str, Sequence[View]],
+    passed: Sequence[str],
 ) -> nn.Module:
     """A deep copy of a full-size model that keeps what `parts` say, the weights that stay with it.
 
     Parameters
     ----------
     model : torch.nn.Module
-    parts, attributes, views
+    parts, attributes, views, passed
         Of a `Plan`.
 
     Raises
@@ -48,6 +60,8 @@ def resized(
     """
     model = uncompiled(model)
     small = unfolded(deep_copy(model), _owners(parts))
+    for name in passed:
+        _pass_by(small, name)
     modules = dict(small.named_modules())
     for name, part in parts.items():
         if name in modules:
@@ -72,6 +86,18 @@ def counterpart(model: nn.Module, parts: Parts | None = None) -> nn.Module:
     """
     owners = None if parts is None else _owners(parts)
     return unfolded(deep_copy(model), owners) if any_folded(model, owners) else model
+
+
+def _pass_by(model: nn.Module, name: str) -> None:
+    owner, _, leaf = name.rpartition(".")
+    try:
+        block = model.get_submodule(name)
+    except AttributeError:
+        raise ValueError(
+            f"the plan passes {name!r} by, which this model has not; apply it to a full-size model "
+            "of the same kind"
+        ) from None
+    setattr(model.get_submodule(owner), leaf, Passed().train(block.training))
 
 
 def _owners(parts: Parts) -> set[str]:

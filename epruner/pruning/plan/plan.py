@@ -39,6 +39,8 @@ class Plan:
         or a tuple is named as in ``sizes[1]``.
     views : mapping of str to tuple of View
         By module, sizes that its forward writes and that are inferred.
+    passed : tuple of str
+        Modules that are passed by: in their place stands one that returns what it reads.
 
     Raises
     ------
@@ -49,6 +51,7 @@ class Plan:
     modules: Mapping[str, ModulePlan]
     attributes: Attributes = field(default_factory=dict)
     views: Mapping[str, tuple[View, ...]] = field(default_factory=dict)
+    passed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         attributes = {name: _pairs(name, counts) for name, counts in self.attributes.items()}
@@ -59,7 +62,7 @@ class Plan:
 
     def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy can be neither copied nor pickled
         attributes = {name: dict(counts) for name, counts in self.attributes.items()}
-        return Plan, (dict(self.modules), attributes, dict(self.views))
+        return Plan, (dict(self.modules), attributes, dict(self.views), self.passed)
 
     def to_json(self) -> str:
         """The plan as compact JSON."""
@@ -75,6 +78,8 @@ class Plan:
                 name: [[view.method, view.call, view.size] for view in found]
                 for name, found in self.views.items()
             }
+        if self.passed:
+            record["passed"] = list(self.passed)
         return json.dumps(record, separators=(",", ":"))
 
     @classmethod
@@ -106,7 +111,10 @@ class Plan:
         ):
             raise ValueError("not a pruning plan: 'attributes' must map names to objects")
         parts = {name: ModulePlan.from_dict(module) for name, module in modules.items()}
-        return cls(parts, attributes, _views(record.get("views", {})))
+        passed = record.get("passed", [])
+        if not isinstance(passed, list) or not all(isinstance(name, str) for name in passed):
+            raise ValueError("not a pruning plan: 'passed' must list names")
+        return cls(parts, attributes, _views(record.get("views", {})), tuple(passed))
 
     def apply(
         self,
@@ -148,7 +156,7 @@ class Plan:
             if value not in choices:
                 names = ", ".join(map(repr, choices))
                 raise ValueError(f"{option} must be one of {names}, got {value!r:.80}")
-        small = resized(model, self.modules, self.attributes, self.views)
+        small = resized(model, self.modules, self.attributes, self.views, self.passed)
         initialise(model, small, self.modules, init=init, bn=bn, seed=random_state)
         return small
 
@@ -172,6 +180,7 @@ class Plan:
             for name, found in self.views.items()
             for view in found
         ]
+        rows += [(name, "passed by", "") for name in self.passed]
         return Table(("module", "outputs", "inputs"), rows)
 
     def __str__(self) -> str:

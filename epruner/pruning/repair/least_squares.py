@@ -104,7 +104,7 @@ def refit(
     reference = working_copy(counterpart(full, plan.modules))
     work = working_copy(small)
     batches = (*calibration.fit, *calibration.held_back)
-    both = aligned(record_all(reference, batches), record_all(work, batches))
+    both = aligned(*(record_all(m, batches, plan.passed) for m in (reference, work)))
     if both is None:
         note = "least squares left off: the pruned network takes another course than the original"
         warnings.warn(RepairWarning(note), stacklevel=4)

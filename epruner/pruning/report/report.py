@@ -43,6 +43,8 @@ class Report:
         What was learnt from inputs, if anything was.
     timing : Timing, optional
         What a pass takes before and after, if the budget was one of time.
+    passed : tuple of str
+        Residual blocks that are passed by.
     """
 
     layers: tuple[LayerReport, ...]
@@ -54,6 +56,7 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=dict)
     repair: Repair | None = None
     timing: Timing | None = None
+    passed: tuple[str, ...] = ()
 
     def table(self) -> Table:
         """One row a pruned layer."""
@@ -109,6 +112,7 @@ class Report:
         lines = [f"method: {self.method}"] if self.method else []
         lines += [f"repair: {self.repair}"] if self.repair else []
         lines += [f"time: {self.timing}"] if self.timing else []
+        lines += [f"passed by: {', '.join(self.passed)}"] if self.passed else []
         lines += [f"note: {note}" for note in self.notes]
         lines += left_alone(self.skipped)
         if self.seconds:
@@ -177,6 +181,7 @@ class Report:
                 "notes": list(self.repair.notes),
             },
             "timing": self.timing and asdict(self.timing),
+            "passed": list(self.passed),
         }
 
     @property
@@ -214,6 +219,7 @@ class Report:
                 seconds=dict(data.get("seconds", {})),
                 repair=_repair(data.get("repair")),
                 timing=Timing(**timing) if (timing := data.get("timing")) else None,
+                passed=tuple(data.get("passed", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             message = f"not a pruning report: {type(error).__name__}: {error}"

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from epruner.pruning.graph.costs import Costs, Totals
 from epruner.pruning.graph.groups import Group
+from epruner.pruning.select.blocks import Block
 from epruner.pruning.select.problems import Clusterings, Layer, cluster
 
 Counts = dict[str, int]
@@ -38,10 +39,22 @@ CLOSE = 0.03  # an answer this close to what is wanted needs no better beta
 
 
 class Sizes:
-    """Totals of the network when groups keep so many channels, by arithmetic."""
+    """Totals of the network when groups keep so many channels, by arithmetic.
 
-    def __init__(self, costs: Costs, groups: Sequence[Group]) -> None:
+    Parameters
+    ----------
+    costs : Costs
+    groups : sequence of Group
+    blocks : sequence of str
+        Names of modules that are not there where their number is 0.
+    """
+
+    def __init__(self, costs: Costs, groups: Sequence[Group], blocks: Sequence[str] = ()) -> None:
         self._costs = costs
+        self._blocks = {
+            block: frozenset(name for name in costs.modules if name.startswith(f"{block}."))
+            for block in blocks
+        }
         # (module, 0 for outputs and 1 for inputs, entries per channel, group, its channels)
         self._uses = [
             (member.module, side, member.fold, group.name, group.channels)
@@ -55,12 +68,18 @@ class Sizes:
 
     def totals(self, counts: Mapping[str, int]) -> Totals:
         """Size of the whole network; groups that are not in `counts` are whole."""
-        return self._costs.totals(self.sizes(counts))
+        return self._costs.totals(self.sizes(counts), self.absent(counts))
+
+    def absent(self, counts: Mapping[str, int]) -> frozenset[str]:
+        """Modules and matrix products that go with their block."""
+        gone = (names for block, names in self._blocks.items() if counts.get(block) == 0)
+        return frozenset().union(*gone)
 
     def macs(self, counts: Mapping[str, int], names: Iterable[str]) -> int:
         """Multiply-adds of some of the modules and matrix products that a group touches."""
         sizes = self.sizes(counts)
-        return sum(self._costs.modules[name].macs_at(*sizes[name]) for name in names)
+        there = set(names) - self.absent(counts)
+        return sum(self._costs.modules[name].macs_at(*sizes[name]) for name in there)
 
     def sizes(self, counts: Mapping[str, int]) -> dict[str, tuple[int, int]]:
         """(outputs, inputs) of every module and matrix product that a group touches."""
@@ -89,7 +108,7 @@ class Choice:
     Parameters
     ----------
     counts : dict of str to int
-        Filters that stay, by layer.
+        Filters that stay, by layer; 0 for a block that is passed by, and for its layers.
     clusterings : dict of str to Clusterings
     strengths : dict of str to float
         The beta or price of each layer; empty where exemplars did not set the numbers.
@@ -117,6 +136,8 @@ class Search:
         Per layer, what one filter costs, as a share of the network.
     errors : mapping of str to ndarray of shape (n + 1,), optional
         Per layer, what is lost when k of its filters are left.
+    blocks : sequence of Block
+        That may go as a whole, where layers are allocated by reconstruction.
     by_losses : bool
         Whether filters are clustered by losses, at a price, rather than at a beta.
     exemplars : bool
@@ -132,6 +153,7 @@ class Search:
         fixed: Counts,
         prices: Mapping[str, float],
         errors: Mapping[str, npt.NDArray[np.float64]] | None = None,
+        blocks: Sequence[Block] = (),
         by_losses: bool = False,
         exemplars: bool,
         seed: int,
@@ -140,6 +162,7 @@ class Search:
         self._layers = layers
         self._exemplars = exemplars
         self._errors = errors or {}
+        self._blocks = blocks
         self._prices = prices
         self._units = prices if by_losses else dict.fromkeys(prices, 1.0)  # of a layer's strength
         self._range = (
@@ -228,7 +251,8 @@ class Search:
             The number of exemplars at the same beta, the same share of every layer, or the least
             loss at the same price per unit of `proxy`.
         proxy : callable
-            A cheap measure, to order the layers by what a filter of theirs costs.
+            A cheap measure, to order the layers by what a filter of theirs costs, and to tell what
+            a block does.
         patience : int
             How many single filters to try at most.
 
@@ -241,12 +265,14 @@ class Search:
         target = share * everything
         whole = self._fixed | {x.name: x.channels for x in self._free}
         least = self._fixed | {x.name: x.fit(1) for x in self._free}
+        for block in self._blocks:
+            least |= block.gone
         over, under = whole, least
         over_cost, under_cost = measure(whole), measure(least)
         nearest: float | None = None  # strength of the answer whose cost is closest to the target
         miss = math.inf
         if under_cost <= target < over_cost:
-            at, bracket, trials = self._way(allocation)
+            at, bracket, trials = self._way(allocation, proxy)
             for _ in range(trials):
                 strength = bracket.next(target)
                 counts = at(strength)
@@ -265,6 +291,7 @@ class Search:
         elif under_cost > target:
             counts = least
         else:
+            under = self._without_fewer(under, over, measure, target)
             counts = self._between(under, over, measure, target)
             counts = self._fill(counts, measure, target, proxy, patience)
             counts = self._exchange(counts, measure, target, patience)
@@ -280,30 +307,54 @@ class Search:
         clusterings = self._seen[nearest] | self._clusterings_of_fixed(counts)
         return Choice(counts, clusterings, strengths, notes, obstacle)
 
-    def _way(self, allocation: str) -> tuple[Callable[[float], Counts], _Bracket, int]:
+    def _way(
+        self, allocation: str, proxy: Measure
+    ) -> tuple[Callable[[float], Counts], _Bracket, int]:
         """What to search over, where, and how often to try."""
         if allocation == "uniform":
             return self.at_share, _Bracket(0.0, 1.0), UNIFORM_TRIALS
         if allocation == "exemplar":
             return self.at_weakness, _Bracket(*self._range), TRIALS
+        whole = proxy({x.name: x.channels for x in self._layers})
         return (
-            lambda cheapness: self._at_price(math.exp(-cheapness)),
+            lambda cheapness: self._at_price(math.exp(-cheapness), lambda c: proxy(c) / whole),
             _Bracket(*CHEAPNESS_RANGE),
             UNIFORM_TRIALS,
         )
 
-    def _at_price(self, price: float) -> Counts:
-        """The numbers of filters of least loss plus price."""
+    def _at_price(self, price: float, share: Measure) -> Counts:
+        """The numbers of filters of least loss plus price; no block that is not worth its own."""
         counts = {}
         for x in self._free:
             if x.name in self._errors:
                 allowed = sorted({x.fit(k) for k in range(1, x.channels + 1)})
                 cost = price * self._prices[x.name] * np.arange(x.channels + 1)
                 counts[x.name] = min(allowed, key=(self._errors[x.name] + cost).__getitem__)
-        return self._with_the_rest(counts, otherwise=1 / (1 + price))
+        counts = self._with_the_rest(counts, otherwise=1 / (1 + price))
+        whole = share(counts) if self._blocks else 0.0
+        for block in self._blocks:
+            rest = share(counts | block.gone)
+            error = sum(
+                float(self._errors[x][counts[x]]) for x in block.layers if x in self._errors
+            )
+            if block.loss < error + price * (whole - rest):
+                counts, whole = counts | block.gone, rest
+        return counts
 
     def _clusterings_of_fixed(self, counts: Counts) -> dict[str, Clusterings]:
         return self._exact([x for x in self._layers if x.name in self._fixed], counts)
+
+    def _without_fewer(
+        self, under: Counts, over: Counts, measure: Measure, target: float
+    ) -> Counts:
+        """With the blocks that stay in `over`, as many as fit, those that add most first."""
+        for block in sorted(self._blocks, key=lambda block: -block.loss):
+            if block.name in under and block.name not in over:
+                trial = under | {name: over[name] for name in block.layers}
+                del trial[block.name]
+                if measure(trial) <= target:
+                    under = trial
+        return under
 
     def _between(self, under: Counts, over: Counts, measure: Measure, target: float) -> Counts:
         """The farthest that fits on the straight way from `under` to `over`."""
@@ -314,6 +365,8 @@ class Search:
             counts = dict(under)
             for layer in self._free:
                 a, b = under[layer.name], over[layer.name]
+                if not a:  # in a block that is passed by
+                    continue
                 steps = (b - a) / layer.unit * middle
                 counts[layer.name] = min(a + int(steps) * layer.unit, layer.channels)
             if measure(counts) <= target:
@@ -337,7 +390,7 @@ class Search:
             return counts | {layer.name: more}
 
         # the sort is stable: of layers that cost the same the first in the network comes first
-        order = sorted(self._free, key=lambda x: -proxy(one_more(x)))
+        order = sorted(_there(self._free, counts), key=lambda x: -proxy(one_more(x)))
         for enough, share in ((target * (1 - TOLERANCE / 10), 0.05), (target * (1 - TOLERANCE), 1)):
             grew = True
             while grew and cost < enough:
@@ -362,22 +415,23 @@ class Search:
         the best. If it stays missed, nothing changes.
         """
         start, best, best_cost = counts, counts, measure(counts)
+        free = _there(self._free, counts)
         improved = True
         while improved and best_cost < target * (1 - TOLERANCE):
             counts, improved = best, False
             taken = {  # the largest that fits; larger the more the other gives
                 (giver.name, taker.name): counts[taker.name]
-                for giver, taker in permutations(self._free, 2)
+                for giver, taker in permutations(free, 2)
             }
             fewer = {  # numbers that a layer may go down to, the nearest first
                 x.name: sorted(
                     {n for k in range(1, counts[x.name]) if (n := x.fit(k)) < counts[x.name]},
                     reverse=True,
                 )
-                for x in self._free
+                for x in free
             }
             for steps in range(max(map(len, fewer.values()), default=0)):
-                for giver, taker in permutations(self._free, 2):
+                for giver, taker in permutations(free, 2):
                     if steps >= len(fewer[giver.name]):
                         continue
                     given, pair = fewer[giver.name][steps], (giver.name, taker.name)
@@ -397,7 +451,8 @@ class Search:
         return best if best_cost >= target * (1 - TOLERANCE) else start
 
     def _obstacle(self, counts: Counts, cost: float, target: float) -> str:
-        if (1 - TOLERANCE) * target <= cost <= target:
+        passed = any(block.name in counts for block in self._blocks)  # which is a large step
+        if (1 - TOLERANCE) * target <= cost <= target or (passed and cost <= target):
             return ""
         if cost > target:
             bound = [x.name for x in self._free if counts[x.name] == x.fit(1)]
@@ -415,6 +470,11 @@ class Search:
         self, layers: Sequence[Layer], betas: Mapping[str, float]
     ) -> dict[str, Clusterings]:
         return cluster(layers, betas, seed=self._seed, n_threads=self._n_threads)
+
+
+def _there(layers: Sequence[Layer], counts: Counts) -> list[Layer]:
+    """Layers but for those of blocks that are passed by."""
+    return [layer for layer in layers if counts[layer.name]]
 
 
 class _Bracket:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,9 @@ def is_plain(module: nn.Module) -> bool:
     )
 
 
-def record(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Trace:
+def record(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], whole: Collection[str] = ()
+) -> Trace:
     """Run a forward pass and write down its ops.
 
     Parameters
@@ -53,6 +55,8 @@ def record(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
         In eval mode.
     args, kwargs
         Of its forward. Sizes of the batch are fixed in the trace.
+    whole : collection of str
+        Names of modules that are one op, whatever they do.
 
     Returns
     -------
@@ -69,7 +73,7 @@ def record(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     hooks = [
         hook
         for name, module in model.named_modules()
-        if isinstance(as_linear(module), LEAVES)
+        if name in whole or isinstance(as_linear(module), LEAVES)
         for hook in recorder.hooks(name, module)
     ]
     try:
@@ -82,10 +86,18 @@ def record(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     return Trace(tuple(recorder.ops), inputs, outputs)
 
 
-def record_all(model: nn.Module, batches: Sequence[Arguments]) -> list[Trace]:
+def record_all(
+    model: nn.Module, batches: Sequence[Arguments], whole: Collection[str] = ()
+) -> list[Trace]:
     """A trace per batch, of the same ops on the same values.
 
     Batches of the same shapes share one, unless something is read off them: then each has its own.
+
+    Parameters
+    ----------
+    model, whole
+        See `record`.
+    batches : sequence of (args, kwargs)
 
     Raises
     ------
@@ -99,7 +111,7 @@ def record_all(model: nn.Module, batches: Sequence[Arguments]) -> list[Trace]:
         key = tuple(t.shape for t in tensors)
         trace = by_size.get(key)
         if trace is None or any(op.reader for op in trace.ops):
-            by_size[key] = trace = record(model, args, kwargs)
+            by_size[key] = trace = record(model, args, kwargs, whole)
             if traces and trace.course != traces[0].course:
                 raise TraceError(_parting(traces[0], trace))
         traces.append(trace)
@@ -239,10 +251,13 @@ class _Recording:
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
             self._inside.append(self._references((args, kwargs)))
 
-        def leave(_: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        def leave(_: nn.Module, args: Any, kwargs: Any, result: Any) -> Any:
+            if args and result is args[0]:  # what it writes gets a value of its own
+                result = result.view_as(result)
             read = self._inside.pop()
             if not self._inside:
                 self._add(f"module {name}", name, as_linear(module), read, result)
+            return result
 
         return [
             module.register_forward_pre_hook(enter, with_kwargs=True),
