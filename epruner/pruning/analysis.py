@@ -219,7 +219,8 @@ class Analysis:
         Returns
         -------
         Plan
-            Pure data; ``plan.apply(model)`` makes the smaller network.
+            Pure data; ``plan.apply(model)`` makes the smaller network. With ``scope="blocks"`` one
+            of those that `prune` repairs to see which is best.
 
         Raises
         ------
@@ -334,11 +335,9 @@ class Analysis:
                 times = measure_layers(build, layers, sizes, arguments, blocks)
             layers = [x if x.name in fixed_at else times.rounded(x) for x in layers]
         found: list[Selection] = []
+        weighed = [[block.weighed(weight) for block in blocks] for weight in WEIGHTS]
         with stages.run("selection"):
-            for some in (
-                [],
-                *([block.weighed(w) for block in blocks] for w in WEIGHTS * bool(blocks)),
-            ):
+            for some in [[], *weighed] if blocks else [[]]:
                 choice, timing = self._allocate(
                     request,
                     layers,

@@ -60,7 +60,7 @@ class PruningResult:
     groups : tuple of Group
         The pruned groups of coupled channels: producers, followers and consumers with index maps.
     kept : mapping of str to ndarray of int
-        By group name, the channels that stayed.
+        By group name, the channels that stayed; not of groups in blocks that are passed by.
     """
 
     model: nn.Module

@@ -21,6 +21,7 @@ import epruner
 from epruner.pruning import Plan
 from epruner.pruning.graph.blocks import find_blocks
 from epruner.pruning.latency import stopwatch
+from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.network.outputs import output_error
 from epruner.pruning.report.report import Report
 from epruner.pruning.select.blocks import block_losses
@@ -77,7 +78,7 @@ class Peeking(Row):
     """Needs a tensor of its first block beside what the block returns."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + self.blocks[0].scale.sum()  # type: ignore[union-attr, no-any-return, operator]
+        return super().forward(x) + self.blocks[0].scale.sum()  # type: ignore[operator]
 
 
 X = torch.linspace(-2, 2, 40).sin().view(5, 8)
@@ -178,7 +179,7 @@ def test_the_loss_is_the_share_of_the_variance_that_a_block_adds() -> None:
         net(x)
     hook.remove()
     expected = (seen["written"] - seen["read"]).var(0).sum() / seen["written"].var(0).sum()
-    batches = [((part,), {}) for part in x.split(4)]
+    batches: list[Arguments] = [((part,), {}) for part in (x[:4], x[4:])]
     assert block_losses(net, ["layer1.0"], batches)["layer1.0"] == pytest.approx(expected)
 
 
@@ -196,7 +197,7 @@ def faint(digits: Digits, *names: str) -> nn.Module:
 def macs_of(net: nn.Module, x: Tensor) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(x)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 @pytest.mark.filterwarnings("ignore::epruner.pruning.errors.RepairWarning")

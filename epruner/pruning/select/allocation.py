@@ -302,7 +302,8 @@ class Search:
             f"{cost / everything:.4g}{obstacle}",
         ) * bool(obstacle)
         if allocation != "exemplar" or nearest is None:  # no strength for all
-            return Choice(counts, self._exact(self._layers, counts), {}, notes, obstacle)
+            exact = self._exact(_there(self._layers, counts), counts)
+            return Choice(counts, exact, {}, notes, obstacle)
         strengths = dict.fromkeys(self._seen[nearest], math.exp(-nearest))
         clusterings = self._seen[nearest] | self._clusterings_of_fixed(counts)
         return Choice(counts, clusterings, strengths, notes, obstacle)
@@ -331,14 +332,14 @@ class Search:
                 cost = price * self._prices[x.name] * np.arange(x.channels + 1)
                 counts[x.name] = min(allowed, key=(self._errors[x.name] + cost).__getitem__)
         counts = self._with_the_rest(counts, otherwise=1 / (1 + price))
-        whole = share(counts) if self._blocks else 0.0
+        now = share(counts) if self._blocks else 0.0
         for block in self._blocks:
             rest = share(counts | block.gone)
             error = sum(
                 float(self._errors[x][counts[x]]) for x in block.layers if x in self._errors
             )
-            if block.loss < error + price * (whole - rest):
-                counts, whole = counts | block.gone, rest
+            if block.loss < error + price * (now - rest):
+                counts, now = counts | block.gone, rest
         return counts
 
     def _clusterings_of_fixed(self, counts: Counts) -> dict[str, Clusterings]:
