@@ -338,6 +338,19 @@ def example_rows(name: str) -> list[str]:
     return rows
 
 
+def block_rows() -> list[str]:
+    """docs/what-can-be-pruned.md: budgets of time met with filters alone, and with blocks."""
+    titles = {"resnet20": "ResNet-20", "theo": "theo's ResNet-56", "akamaster": "another ResNet-56"}
+    rows = []
+    for row in results("blocks")["rows"]:
+        cells = [f"{row['passed']} of {row['blocks']}"]
+        for way in ("filters", "both"):
+            cells += [f"{100 * row[f'{way}_share']:.1f} %", f"{100 * row[f'{way}_macs']:.1f} %"]
+            cells += [f"{row[f'{way}_error']:.3f}", f"{row[f'{way}_accuracy']:.1f} %"]
+        rows.append(f"| {titles[row['network']]} | {row['latency']:g} | {' | '.join(cells)} |")
+    return rows
+
+
 def claims() -> dict[str, list[str]]:
     """Lines and phrases with measured figures, as the results say them, by document."""
     rows = [row for row in results("clustering")["rows"] if row["n"] >= 512]
@@ -410,6 +423,7 @@ def claims() -> dict[str, list[str]]:
             f"{wide[2048]:.0f} times at 2,048",
             *importance_rows(),
         ],
+        "docs/what-can-be-pruned.md": block_rows(),
         "docs/repair.md": [
             *ways_rows(),
             *repair_rows(),
