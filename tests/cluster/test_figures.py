@@ -338,6 +338,24 @@ def example_rows(name: str) -> list[str]:
     return rows
 
 
+def block_rows() -> list[str]:
+    """Filters alone beside blocks and filters, at equal time."""
+    rows = sorted(
+        results("blocks")["rows"],
+        key=lambda row: (list(NETWORKS).index(row["network"]), -row["latency"]),
+    )
+    return [
+        f"| {NETWORKS[row['network']]} | {row['latency']:g} | "
+        + " | ".join(
+            f"{row[f'{kind}_share']:.2f} | {row[f'{kind}_error']:.3f} | "
+            + (f"{row[f'{kind}_accuracy']:.1f} %" if f"{kind}_accuracy" in row else "–")
+            for kind in ("filters", "both")
+        )
+        + f" | {row['passed']} of {row['blocks']} |"
+        for row in rows
+    ]
+
+
 def claims() -> dict[str, list[str]]:
     """Lines and phrases with measured figures, as the results say them, by document."""
     rows = [row for row in results("clustering")["rows"] if row["n"] >= 512]
@@ -410,6 +428,7 @@ def claims() -> dict[str, list[str]]:
             f"{wide[2048]:.0f} times at 2,048",
             *importance_rows(),
         ],
+        "docs/what-can-be-pruned.md": block_rows(),
         "docs/repair.md": [
             *ways_rows(),
             *repair_rows(),
