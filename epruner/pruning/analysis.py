@@ -360,7 +360,7 @@ class Analysis:
                     if choice.counts[x.name]
                 }
                 plan = _plan(groups, kept, choice.counts)
-                if any(plan == other.plan for other in found):
+                if found and (not plan.passed or plan == found[-1].plan):
                     continue
                 pruned = [g for g in groups if len(kept.get(g.name, ())) < g.channels]
                 found.append(

@@ -339,16 +339,21 @@ def example_rows(name: str) -> list[str]:
 
 
 def block_rows() -> list[str]:
-    """docs/what-can-be-pruned.md: budgets of time met with filters alone, and with blocks."""
-    titles = {"resnet20": "ResNet-20", "theo": "theo's ResNet-56", "akamaster": "another ResNet-56"}
-    rows = []
-    for row in results("blocks")["rows"]:
-        cells = [f"{row['passed']} of {row['blocks']}"]
-        for way in ("filters", "both"):
-            cells += [f"{100 * row[f'{way}_share']:.1f} %", f"{100 * row[f'{way}_macs']:.1f} %"]
-            cells += [f"{row[f'{way}_error']:.3f}", f"{row[f'{way}_accuracy']:.1f} %"]
-        rows.append(f"| {titles[row['network']]} | {row['latency']:g} | {' | '.join(cells)} |")
-    return rows
+    """Filters alone beside blocks and filters, at equal time."""
+    rows = sorted(
+        results("blocks")["rows"],
+        key=lambda row: (list(NETWORKS).index(row["network"]), -row["latency"]),
+    )
+    return [
+        f"| {NETWORKS[row['network']]} | {row['latency']:g} | "
+        + " | ".join(
+            f"{row[f'{kind}_share']:.2f} | {row[f'{kind}_error']:.3f} | "
+            + (f"{row[f'{kind}_accuracy']:.1f} %" if f"{kind}_accuracy" in row else "–")
+            for kind in ("filters", "both")
+        )
+        + f" | {row['passed']} of {row['blocks']} |"
+        for row in rows
+    ]
 
 
 def claims() -> dict[str, list[str]]:
