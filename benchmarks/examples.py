@@ -15,10 +15,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.measuring import RESULTS, machine
 from epruner import analyse, prune
 
-RESULTS = Path(__file__).parent / "results" / "examples.json"
 DOCS = Path(__file__).parents[1] / "docs"
 NAMES = ("sentence_encoder", "text_reader", "pitch_tracker")
 FURTHER = {"sentence_encoder": (0.6, 0.15)}  # budgets beside that of the example
@@ -55,10 +57,15 @@ def measure(name: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure the examples named, or all, and write what they gave beside the others."""
+    file = RESULTS / "examples.json"
     for name in sys.argv[1:] or NAMES:
-        rows = measure(name)
-        found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        RESULTS.write_text(json.dumps(found | {name: rows}, indent=1) + "\n")
+        results = {
+            "command": f"python benchmarks/examples.py {name}",
+            "machine": machine() | {"torch": torch.__version__},
+            "rows": measure(name),
+        }
+        found = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps(found | {name: results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -330,7 +330,7 @@ def example_rows(name: str) -> list[str]:
         "pruned": "pruned and repaired",
     }
     rows = []
-    for row in results("examples").get(name, []):
+    for row in results("examples")[name]["rows"]:
         costs = ("network", "macs", "cpu_seconds")
         figures = [100 * row["macs"], *(v for k, v in row.items() if k not in costs)]
         cells = " | ".join(f"{half_up(round(value, 4))} %" for value in figures)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
@@ -104,14 +107,51 @@ class Sparing(nn.Module):
         return self.second(y) + (self.also(x) if y.shape[1] > 12 else 0)
 
 
-def with_lstm() -> nn.Module:
+def sequence(function: Callable[..., Any], width: int, **layers: Any) -> Net:
+    """A convolution whose positions are a sequence, and a linear layer of what comes of it."""
+
     def forward(net: Any, x: Tensor) -> Any:
-        return net.last(net.lstm(net.first(x).flatten(2).transpose(1, 2))[0])
+        return net.last(function(net, net.first(x).flatten(2).transpose(1, 2), x)[0])
+
+    return Net(forward, first=conv(3, 8), last=nn.Linear(width, 2), **layers)
+
+
+def with_lstm() -> nn.Module:
+    lstm = nn.LSTM(8, 8, proj_size=4, batch_first=True)
+    return sequence(lambda net, y, _: net.lstm(y), 4, lstm=lstm)
+
+
+def with_more_keys() -> nn.Module:
+    attention = nn.MultiheadAttention(8, 2, add_bias_kv=True, batch_first=True)
+    return sequence(lambda net, y, _: net.attention(y, y, y), 8, attention=attention)
+
+
+def started() -> nn.Module:
+    gru = nn.GRU(8, 6, batch_first=True)
+    return sequence(lambda net, y, x: net.gru(y, x[None, :, 0, 0, :6].clone()), 6, gru=gru)
+
+
+def in_heads() -> nn.Module:
+    """One scale on what lies within heads, and on the channels of another layer."""
+
+    def forward(net: Any, x: Tensor) -> Any:
+        heads = net.first(x).unflatten(1, (4, 6)) * net.scale
+        return net.last(heads.flatten(1, 2)) + net.end(net.other(x) * net.scale)
 
     return Net(
-        forward, first=conv(3, 8), lstm=nn.LSTM(8, 8, proj_size=4, batch_first=True),
-        last=nn.Linear(4, 2),
+        forward, first=conv(3, 24), other=conv(3, 6), last=conv(24, 2), end=conv(6, 2),
+        scale=nn.Parameter(torch.rand(6, 1, 1)),
     )  # fmt: skip
+
+
+def mirrored(norm: nn.Module, width: int) -> nn.Module:
+    """The same layer reads the channels in either order."""
+
+    def forward(net: Any, x: Tensor) -> Any:
+        y = net.norm(net.first(x))
+        return net.second(y) + net.second(y.flip(1))
+
+    return Net(forward, first=conv(3, width), norm=norm, second=conv(width, 3))
 
 
 def tied() -> nn.Module:
@@ -149,16 +189,24 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     ),
     "different-norms": (norm_of_two, "one", "'norm' takes norms over different channels"),
     "layer-norm": (
-        lambda: between(nn.LayerNorm((16, 8, 8))), "first", r"LayerNorm '.*' mixes its channels",
+        lambda: between(lambda net, x: net.norm(x), norm=nn.LayerNorm((16, 8, 8))),
+        "first", "its channels are mixed in 'norm': LayerNorm runs along them",
     ),
     "group-norm": (
         lambda: between(
             lambda net, x: net.norm(x.transpose(1, 2)).transpose(1, 2),
             norm=Net(lambda net, x: F.group_norm(x, 2)),
         ),
-        "first", "GroupNorm 'norm' mixes its channels",
+        "first", "its channels are mixed in 'norm': GroupNorm runs along them",
+    ),
+    "groups-of-a-norm": (
+        lambda: mirrored(nn.GroupNorm(2, 4), 4), "first", "GroupNorm 'norm' mixes its channels",
     ),
     "projection": (with_lstm, "lstm", "LSTM 'lstm' mixes its channels"),
+    "before-a-projection": (with_lstm, "first", "LSTM 'lstm' mixes its channels"),
+    "more-keys": (
+        with_more_keys, "first", "MultiheadAttention 'attention' mixes its channels",
+    ),
     "mean": (
         lambda: between(lambda x: x - x.mean(1, keepdim=True)),
         "first", r"its channels are mixed: one number is made of them \(mean\)",
@@ -198,13 +246,16 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     ),
     "bytes": (
         lambda: between(lambda x: x.view(torch.int32).view(torch.float32)),
-        "first", "its channels pass 'view'",
+        "first", "its channels pass 'view', which may not keep them apart",
     ),
     "strided": (
         lambda: between(lambda x: x.as_strided((1, 16, 8, 8), (1024, 1, 128, 16))),
-        "first", "its channels pass 'as_strided'",
+        "first", "its channels pass 'as_strided', which may not keep them apart",
     ),
-    "put": (lambda: between(put), "first", "its channels pass 'index_put'"),
+    "put": (
+        lambda: between(put),
+        "first", "its channels pass 'index_put', which may not keep them apart",
+    ),
     "padded": (
         lambda: Net(
             lambda net, x: net.third(F.pad(net.first(x), (0, 0, 0, 0, 2, 2)) + net.second(x)),
@@ -250,7 +301,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "first", "its channels gate each other",
     ),
     "nth": (
-        lambda: between(lambda x: x[:, ::3], read=6), "first", "of its channels every 3th is taken",
+        lambda: between(lambda x: x[:, ::3], read=6),
+        "first", "its channels are taken in steps of 3",
     ),
     "written": (
         lambda: between(written), "first", "its channels are written into a part of a tensor",
@@ -265,6 +317,21 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         lambda: between(lambda x: F.avg_pool2d(x.movedim(1, -1), 2).movedim(-1, 1), read=8),
         "first", "its channels lie where 'avg_pool2d' expects positions",
     ),
+    "places": (
+        lambda: Net(
+            lambda net, x: net.second(
+                F.grid_sample(net.first(x), net.grid(x).movedim(1, -1), align_corners=False)
+            ),
+            first=conv(3, 8), grid=conv(3, 2), second=conv(8, 2),
+        ),
+        "grid", "its channels tell 'grid_sampler_2d' where to read",
+    ),
+    "mirrored": (lambda: mirrored(nn.ReLU(), 2), "first", "all its channels go together"),
+    "pair": (
+        lambda: between(lambda x: x + x.flip(1), made=2, read=2),
+        "first", "all its channels go together",
+    ),
+    "in-heads": (in_heads, "other", "a parameter on its channels is used within heads, too"),
     "interleaved": (
         lambda: Net(interleaved, first=conv(3, 4), beside=conv(3, 5), second=conv(20, 2)),
         "beside", "its channels are interleaved with those of another layer",
@@ -296,6 +363,14 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         ),
         "first", "'both' reads the model's input",
     ),
+    "constant-read": (
+        lambda: Net(
+            lambda net, x: net.both(net.first(x)) + net.both(torch.arange(192.0).view(1, 3, 8, 8)),
+            first=conv(3, 3), both=conv(3, 4),
+        ),
+        "first", "'both' reads a tensor of fixed size",
+    ),
+    "state": (started, "gru", "'gru' reads its first state from the model's input"),
     "forward-of-its-own": (
         lambda: between(lambda net, x: net.part(x[:, :8]), made=16, read=4, part=Part(16, 4, 1)),
         "part", "'part' has a forward of its own",
@@ -360,6 +435,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "fixed-view": (
         lambda: between(lambda x: x.view(1, 16, 8, 8)), "first", rf"{TRIAL} \(.*shape.*\)",
     ),
+    "fixed-size": (
+        lambda: between(lambda x: x * torch.ones(16, 1, 1)),
+        "first", rf"{TRIAL}, as they meet a tensor of fixed size \(The size of tensor a .*\)",
+    ),
     "fewer-layers": (
         Sparing, "first", "without some of its channels the network runs fewer of its layers",
     ),
@@ -376,44 +455,120 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_what_stays_is_named_with_its_reason(name: str) -> None:
-    torch.manual_seed(0)
-    make, layer, reason = CASES[name]
-    found = {skipped.name: skipped.reason for skipped in analyse(make().eval(), IMAGE).skipped}
-    assert re.fullmatch(reason, found[layer])
+def chain() -> nn.Module:
+    return nn.Sequential(conv(3, 8), conv(8, 8), conv(8, 8), conv(8, 2))
 
 
-def test_what_was_not_asked_for_is_named() -> None:
-    torch.manual_seed(0)
-    chain = nn.Sequential(conv(3, 8), conv(8, 8), conv(8, 8), conv(8, 2))
-    result = prune(chain, IMAGE, beta={"0": 0.7}, layers=["0", "2"], ignore=["1"], method="paper")
-    assert {x.name: x.reason for x in result.report.skipped} == {
-        "1": "ignored on request",
-        "2": "no pattern of beta matches it",
-        "3": "its channels are the output of the model",
-    }
-    half = Constraints(n_filters={"0": 0.5})
-    result = prune(chain, IMAGE, constraints=half, layers=["0"], method="l1", repair="none")
-    assert {x.name: x.reason for x in result.report.skipped}["1"] == "not among layers"
-
-
-def test_streams_are_named_with_the_scope_that_prunes_them() -> None:
+def stream(norm: nn.Module) -> nn.Module:
     def forward(net: Any, x: Tensor) -> Any:
         y = net.first(x)
         y = y + net.inner(net.outer(net.norm(y)))
         return net.last(y)
 
-    half = Constraints(n_filters={"outer": 0.5})
-    for norm, reason in (
-        (nn.ReLU(), "several layers add onto its channels; scope='all' prunes them together"),
-        (
-            nn.GroupNorm(1, 8),
-            "'norm' takes a norm over its channels, so that removing some is an approximation; "
-            "scope='all' and calibrate= let them be pruned and repaired",
+    return Net(
+        forward, first=conv(3, 8), norm=norm, outer=conv(8, 9), inner=conv(9, 8), last=conv(8, 2)
+    )
+
+
+def block(after: Callable[[Tensor], Any] = lambda x: x) -> Net:
+    return Net(
+        lambda net, x: after(x + net.inner(net.outer(x).relu())), outer=conv(4, 6), inner=conv(6, 4)
+    )
+
+
+def blocks(forward: Callable[..., Any], **parts: Any) -> Net:
+    """A residual block, and another thing that looks like one."""
+    return Net(
+        lambda net, x: net.last(forward(net, net.sound(net.first(x)))), first=conv(3, 4),
+        sound=block(), last=conv(4, 2), **parts,
+    )  # fmt: skip
+
+
+def halving(layer: str, **options: Any) -> dict[str, Any]:
+    constraints = Constraints(n_filters={layer: 0.5})
+    return {"constraints": constraints, "method": "l1", "repair": "none"} | options
+
+
+BLOCKS: dict[str, Any] = {"macs": 0.8, "scope": "blocks", "calibrate": IMAGE.repeat(4, 1, 1, 1)}
+NORM = (
+    "takes a norm over its channels, so that removing some is an approximation; scope='all' and a "
+    "method that learns from calibrate= let them be pruned and repaired"
+)
+ALL: dict[str, tuple[Callable[[], nn.Module], str, str, dict[str, Any]]] = {
+    # network, layer, its whole reason, options of `prune`: none where it is that of `analyse`
+    **{name: (*case, {}) for name, case in CASES.items()},
+    "ignored": (chain, "1", "ignored on request", halving("0", ignore=["1"])),
+    "not-among": (chain, "1", "not among layers", halving("0", layers=["0"])),
+    "no-beta": (
+        chain, "2", "no pattern of beta matches it", {"beta": {"0": 0.7}, "method": "paper"},
+    ),
+    "no-number": (
+        chain, "2", "no pattern of n_filters matches it", halving("0"),
+    ),
+    "stream": (
+        lambda: stream(nn.ReLU()), "first",
+        "several layers add onto its channels; scope='all' prunes them together",
+        halving("outer"),
+    ),
+    "norm-of-a-stream": (
+        lambda: stream(nn.GroupNorm(1, 8)), "first",
+        f"'norm' {NORM}", halving("outer"),
+    ),
+    "norm-without-learning": (
+        lambda: stream(nn.GroupNorm(1, 8)), "first",
+        f"'norm' {NORM}", {"beta": 0.9, "scope": "all", "method": "paper"},
+    ),
+    "norm-in-the-forward": (
+        lambda: Net(
+            lambda net, x: net.third(net.second(F.group_norm(net.first(x), 1))),
+            first=conv(3, 8), second=conv(8, 8), third=conv(8, 2),
         ),
-    ):
-        layers = {"first": conv(3, 8), "outer": conv(8, 9), "inner": conv(9, 8), "last": conv(8, 2)}
-        net = Net(forward, norm=norm, **layers)
-        result = prune(net.eval(), IMAGE, constraints=half, method="l1", repair="none")
-        assert {x.name: x.reason for x in result.report.skipped}["first"] == reason
+        "first", f"the model {NORM}", halving("second"),
+    ),
+    "rectified": (
+        lambda: blocks(lambda net, x: net.other(x), other=block(torch.relu)), "other",
+        r"no residual block: with its layers silenced it returns something else than what it reads "
+        r"\(.*\)",
+        BLOCKS,
+    ),
+    "peeked-at": (
+        lambda: blocks(lambda net, x: net.other(x) * net.other.inner.bias.sum(), other=block()),
+        "other", r"the network does not run without it \(.*\)", BLOCKS,
+    ),
+    "numbered": (
+        lambda: blocks(
+            lambda net, x: net.other(x) * (1 + isinstance(net.other, Net)), other=block()
+        ),
+        "other", "passing it by does more than silencing what it adds", BLOCKS,
+    ),
+}  # fmt: skip
+
+
+@cache
+def found(name: str) -> str:
+    """Why the layer of a case stays."""
+    torch.manual_seed(0)
+    make, layer, _, options = ALL[name]
+    model = make().eval()
+    analysis = analyse(model, IMAGE)
+    skipped = prune(model, analysis, **options).report.skipped if options else analysis.skipped
+    return {x.name: x.reason for x in skipped}[layer]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_stays_is_named_with_its_reason(name: str) -> None:
+    assert re.fullmatch(ALL[name][2], found(name))
+
+
+def documented() -> list[str]:
+    """The reasons in the documentation's table, with * for names, numbers and what is left out."""
+    text = (ROOT / "docs" / "what-can-be-pruned.md").read_text(encoding="utf-8")
+    rows = text.partition("| reason | when |")[2].partition("\n\n")[0].splitlines()[2:]
+    reasons = "; ".join(row.split("|")[1].strip() for row in rows).replace("`", "").split("; ")
+    return [re.sub(r" in 'x'|(?<=')\w+(?=')|\d+| ?\.\.\.", "*", reason) for reason in reasons]
+
+
+def test_the_documentation_lists_these_reasons() -> None:
+    listed, told = documented(), [found(name) for name in ALL]
+    assert [x for x in told if not any(fnmatchcase(x, pattern) for pattern in listed)] == []
+    assert [x for x in listed if not any(fnmatchcase(reason, x) for reason in told)] == []

@@ -351,7 +351,8 @@ class Algebra:
         for operand in operands:
             cut = [f for f in operand.facets if not f.makers and inner.intersection(f.dims)]
             for facet in cut:
-                self.classes.fix(facet.labels, "it scales the channels within heads")
+                why = "a parameter on its channels is used within heads, too"
+                self.classes.fix(facet.labels, why)
             kept = tuple(f for f in operand.facets if f.makers or not inner.intersection(f.dims))
             found.append(replace(operand, facets=kept) if cut else operand)
         return found

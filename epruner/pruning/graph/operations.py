@@ -118,6 +118,11 @@ class Call:
         how = "added to" if self.name == "add" else "combined with"
         return f"its channels are {how} the model's input and must keep their number and order"
 
+    @property
+    def unknown(self) -> str:
+        """Why channels stay of which nobody knows what becomes of them."""
+        return f"its channels pass {self.name!r}{self.where}, which may not keep them apart"
+
     def fix(self, facets: Iterable[Facet], why: str) -> None:
         """Let the channels of facets stay."""
         for facet in facets:
@@ -148,8 +153,7 @@ def facets_after(call: Call) -> list[Facets]:
         return [()] * len(call.results)
     if known is None:
         for operand in operands:
-            why = f"its channels pass {call.name!r}{call.where}, which may not keep them apart"
-            call.fix(operand.facets, why)
+            call.fix(operand.facets, call.unknown)
         return [()] * len(call.results)
     found = known(call)
     return found if isinstance(found, list) else [found] * len(call.results)
@@ -185,7 +189,7 @@ def _unrelated(call: Call) -> Facets:
 def _viewed(call: Call) -> list[Facets]:
     size = call.results[0].shape
     if call.results[0].dtype != call.first.tensor.dtype:  # a view of the same bytes
-        call.fix(call.first.facets, f"its channels pass {call.name!r}")
+        call.fix(call.first.facets, call.unknown)
         return [()]
     return _apply(call, lambda labels: labels.reshape(size))
 
@@ -197,7 +201,7 @@ def _restrided(call: Call) -> Facets:
     strides = zip(source.tensor.shape, source.tensor.stride(), call["stride"], strict=False)
     moves = any(size > 1 and old != new for size, old, new in strides)
     if moves or list(call["size"]) != list(source.tensor.shape) or call["storage_offset"]:
-        call.fix(source.facets, f"its channels pass {call.name!r}{call.where}")
+        call.fix(source.facets, call.unknown)
         return ()
     return source.facets
 
@@ -227,7 +231,7 @@ def _strided(call: Call, dim: int, step: int) -> None:
         if not facet.along(dim):
             continue
         size = facet.labels.shape[dim]
-        why = f"of its channels every {step}th is taken{call.where}"
+        why = f"its channels are taken in steps of {step}{call.where}"
         if size % step:
             call.fix([facet], why)
         else:
@@ -270,7 +274,7 @@ def _masked(call: Call) -> Facets:
     ):
         return call.algebra.meet([source, *masks], call.meets)
     for operand in (source, values, *masks):
-        call.fix(operand.facets, f"its channels pass {call.name!r}{call.where}")
+        call.fix(operand.facets, call.unknown)
     return ()
 
 
@@ -396,22 +400,26 @@ def _along(call: Call) -> list[Facets]:
     "max_pool3d_with_indices", "mkldnn_max_pool2d", "mkldnn_max_pool3d", "quantized_max_pool2d",
     "fractional_max_pool2d", "fractional_max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
     "adaptive_avg_pool1d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d",
-    "adaptive_max_pool3d", "max_unpool2d", "max_unpool3d", "upsample_nearest1d",
-    "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d",
-    "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d",
-    "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d",
+    "adaptive_max_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
+    "upsample_linear1d", "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d",
     "_upsample_bicubic2d_aa", "upsample_trilinear3d", "reflection_pad1d", "reflection_pad2d",
     "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
-    "grid_sampler_2d", "grid_sampler_3d",
+    "grid_sampler_2d", "grid_sampler_3d", "max_unpool2d", "max_unpool3d",
 )  # fmt: skip
 def _spatial(call: Call) -> Facets:
     """The positions of one channel at a time: the last one, two or three dimensions."""
     places = int(next(c for c in call.name if c in "123"))
     dims = range(call.first.tensor.dim() - places, call.first.tensor.dim())
-    why = f"its channels lie where {call.name!r} expects positions"
-    for other in call.operands()[1:]:
-        call.fix(other.facets, why)
-    return call.algebra.reduce(call.first.facets, dims, why)
+    facets = call.first.facets
+    if call.name.startswith("max_unpool"):
+        facets = call.algebra.meet(call.operands(), call.meets)
+    else:
+        for other in call.operands()[1:]:
+            call.fix(other.facets, f"its channels tell {call.name!r} where to read")
+    return call.algebra.reduce(
+        facets, dims, f"its channels lie where {call.name!r} expects positions"
+    )
 
 
 @operation(*MATRICES)
@@ -477,7 +485,7 @@ def _normalized(call: Call) -> list[Facets]:
     count = len(call["normalized_shape"])
     dims = range(source.tensor.dim() - count, source.tensor.dim())
     kind = "LayerNorm" if call.name == "native_layer_norm" else "RMSNorm"
-    why = f"{kind} {call.module!r} mixes its channels"
+    why = f"its channels are mixed{call.where}: {kind} runs along them"
     facets = call.algebra.normalise(source.facets, dims, call.module, why)
     scales = [call.operand(call[n]) for n in ("weight", "bias") if tensors_in(call.args.get(n))]
     made = call.algebra.meet([replace(source, facets=facets), *scales], call.meets)
@@ -499,7 +507,7 @@ def _batch_normalized(call: Call) -> list[Facets]:
 @operation("native_group_norm")
 def _group_normalized(call: Call) -> list[Facets]:
     source, *rows = call.operands()
-    why = f"GroupNorm {call.module!r} mixes its channels"
+    why = f"its channels are mixed{call.where}: GroupNorm runs along them"
     for facet in source.facets:
         if facet.along(1) and call.norm_dim is None:
             width = facet.labels.shape[1] // call["group"]

@@ -12,7 +12,7 @@ from epruner.pruning.network.inputs import check_patterns, matches
 def resizable(
     groups: Sequence[Group], parametrized: frozenset[str]
 ) -> tuple[list[Group], list[Skipped]]:
-    """Groups that have something to give, and the layers of the others with their reasons."""
+    """Groups whose weights are no function of others, and layers of the rest with their reasons."""
     found = []
     skipped = []
     for group in groups:
@@ -25,8 +25,6 @@ def resizable(
                 "weight_norm); remove it first (torch.nn.utils.parametrize."
                 "remove_parametrizations)",
             )
-        elif group.channels < 2:
-            skipped += _skipped(group, "it has one channel")
         else:
             found.append(group)
     return found, skipped
@@ -75,13 +73,11 @@ def wanted_groups(
             )
         elif group.norms and not approximate:
             norm = group.norms[0].module
-            do = "calibrate= lets them be pruned and repaired"
-            if scope != "all":
-                do = "scope='all' and calibrate= let them be pruned and repaired"
             left += _skipped(
                 group,
                 f"{repr(norm) if norm else 'the model'} takes a norm over its channels, so that "
-                f"removing some is an approximation; {do}",
+                "removing some is an approximation; scope='all' and a method that learns from "
+                "calibrate= let them be pruned and repaired",
             )
         elif layers is None or any(matches(n, p) for n in producers for p in layers):
             found.append(group)

@@ -152,7 +152,7 @@ def _random_half(group: Group, rng: np.random.Generator) -> Indices:
 def _in_words(error: Exception, names: Mapping[nn.Module, str]) -> str:
     line = str(error).partition("\n")[0]
     fixed = line.startswith("The size of tensor a")  # what torch says where shapes do not broadcast
-    why = ", as they meet a tensor of fixed size such as a buffer" if fixed else ""
+    why = ", as they meet a tensor of fixed size" if fixed else ""
     modules = [module for _, _, module in frames(error) if module is not None]
     running = [names[module] for module in modules if module in names]
     where = f"in {running[0]!r}: " if running and running[0] else ""
