@@ -438,8 +438,10 @@ def make_request(
     chosen, why = resolve(method, repair, evidence=evidence, exemplars=goal.kind == "beta")
     if scope == "blocks":
         _check_blocks(goal, chosen, evidence)
-    own, _ = resolve(method, None, evidence=evidence, exemplars=goal.kind == "beta")
-    learns = chosen.needs_evidence() or own.needs_evidence()  # a repair may be left to later
+    approximate = False
+    if scope == "all" and evidence != "none":
+        own = resolve(method, None, evidence=evidence, exemplars=goal.kind == "beta")[0]
+        approximate = chosen.needs_evidence() or own.needs_evidence()  # a repair may come later
     effective_n_threads(n_threads)
     if not isinstance(random_state, Integral) or random_state < 0:
         raise ValueError(f"random_state must be an integer of at least 0, got {random_state!r}")
@@ -453,7 +455,7 @@ def make_request(
         None if layers is None else tuple(as_patterns(model, "layers", layers)),
         tuple(as_patterns(model, "ignore", ignore)),
         scope,
-        scope == "all" and evidence != "none" and learns,
+        approximate,
         int(random_state),
         n_threads,
     )

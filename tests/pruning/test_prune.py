@@ -394,7 +394,10 @@ def test_the_package_is_the_function() -> None:
         ),
         ({"beta": 1, "layers": [nn.Linear(2, 2)]}, "Linear is not a module of this model"),
         ({"beta": 1, "ignore": ["nothing"]}, "ignore: 'nothing' matches no convolution"),
-        ({"beta": 1, "scope": "outer"}, "scope must be one of 'inner', 'all', got 'outer'"),
+        (
+            {"beta": 1, "scope": "outer"},
+            "scope must be one of 'inner', 'all', 'blocks', got 'outer'",
+        ),
         ({"beta": 1, "random_state": -1}, "random_state must be an integer of at least 0, got -1"),
         ({"beta": 1, "n_threads": 0}, "n_threads=0 must be at least 1"),
         ({"recipe": "resnet56", "beta": 0.5}, "recipe sets layers and beta itself"),
@@ -411,7 +414,7 @@ def test_refused_options(options: Mapping[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beta": 1, "scope": None}, "scope must be one of 'inner', 'all', got None"),
+        ({"beta": 1, "scope": None}, "scope must be one of 'inner', 'all', 'blocks', got None"),
         ({"beta": 1, "layers": [3]}, "layers: 3 is neither a name or pattern nor a module"),
         ({"beta": 1, "ignore": 3}, "ignore must be"),
         ({"beta": 1, "n_threads": "two"}, "n_threads='two' must be an integer or None"),
