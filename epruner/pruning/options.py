@@ -441,7 +441,7 @@ def make_request(
     approximate = False
     if scope == "all" and evidence != "none":
         own = resolve(method, None, evidence=evidence, exemplars=goal.kind == "beta")[0]
-        approximate = chosen.needs_evidence() or own.needs_evidence()  # a repair may come later
+        approximate = any(m.needs_evidence() for m in (chosen, own))  # a repair may come later
     effective_n_threads(n_threads)
     if not isinstance(random_state, Integral) or random_state < 0:
         raise ValueError(f"random_state must be an integer of at least 0, got {random_state!r}")

@@ -150,13 +150,6 @@ def test_halves_of_split_channels_go_together() -> None:
     assert member.index[member.root == 3].tolist() == [3, 43]
 
 
-def test_what_mixes_channels_is_left_alone() -> None:
-    normed = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.LayerNorm((8, 14, 14)), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1)
-    )
-    assert reasons(normed)["0"] == "its channels are mixed in '1': LayerNorm runs along them"
-
-
 def test_a_mean_counts_channels() -> None:
     found = reasons(networks.ChannelMean())
     assert found["second"] == "its channels are mixed: one number is made of them (mean)"
@@ -329,20 +322,6 @@ def test_channels_grouped_in_two_ways_are_left_alone() -> None:
     found = reasons(TwoGroupings())
     assert found["stem"] == "convolutions of 2 and of 3 groups share its channels"
     assert set(found) == {"stem", "head"}
-
-
-def test_one_channel_is_no_choice() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 1, 1), nn.ReLU(), nn.Conv2d(1, 8, 1), nn.Conv2d(8, 2, 1))
-    assert reasons(model)["0"] == "it has one channel"
-
-
-def test_layers_that_do_not_run_are_named() -> None:
-    class Spare(networks.Vgg):
-        def __init__(self) -> None:
-            super().__init__()
-            self.spare = nn.Linear(4, 4)
-
-    assert reasons(Spare())["spare"] == "was not run by the example inputs"
 
 
 def test_frozen_layers_are_seen() -> None:
@@ -552,15 +531,6 @@ def test_operations_of_ones_own_are_what_they_are_made_of() -> None:
     check_exact(model, "first")
 
 
-def test_operations_that_are_not_known_are_named() -> None:
-    model = Between(
-        lambda x: torch.linalg.qr(x)[0], nn.Sequential(nn.Conv2d(8, 9, 1), nn.Conv2d(9, 2, 1))
-    )
-    assert reasons(model)["first"] == (
-        "its channels pass 'linalg_qr', which may not keep them apart"
-    )
-
-
 def test_tokens_may_be_flattened() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 9), nn.Tanh(), nn.Flatten(), nn.Linear(36, 4))
@@ -700,14 +670,6 @@ def test_statistics_over_channels_are_a_mixing() -> None:
             return self.last(self.head(torch.sigmoid(self.gate(both)) * x))
 
     assert "its channels are mixed" in reasons(Pooled())["first"]
-
-
-def test_tensors_of_fixed_size_are_named_as_the_cause() -> None:
-    model = Between(
-        lambda x: x + torch.linspace(0, 1, 8)[:, None, None],
-        nn.Sequential(nn.Conv2d(8, 9, 1), nn.Conv2d(9, 2, 1)),
-    )
-    assert "meet a tensor of fixed size" in reasons(model)["first"]
 
 
 def test_tied_embeddings_stay_tied() -> None:

@@ -161,13 +161,6 @@ def test_cells_in_a_loop_lose_units() -> None:
     check(result, model, (torch.randn(1, 2, 4),), (torch.randn(5, 6, 4),))
 
 
-def test_states_that_are_given_keep_their_units() -> None:
-    analysis = analyse(nn.GRU(4, 6), (torch.randn(3, 2, 4), torch.randn(1, 2, 6)))
-    assert [x.reason for x in analysis.skipped] == [
-        "'' reads its first state from the model's input"
-    ]
-
-
 class Empties(nn.Module):
     """Adds tensors without elements to what it reads."""
 
@@ -228,49 +221,20 @@ def overwritten(x: Tensor) -> Tensor:
     return x.scatter_add(2, torch.zeros_like(x, dtype=torch.long), x)
 
 
-@pytest.mark.parametrize("function", [reshaped, turned, filtered, overwritten])
+def unpooled(x: Tensor) -> Tensor:
+    """Maxima, put back to where they were."""
+    largest, places = F.max_pool2d(x, 2, return_indices=True)
+    y: Tensor = F.max_unpool2d(largest.tanh(), places, [2, 2], output_size=x.shape[-2:])
+    return y
+
+
+@pytest.mark.parametrize("function", [reshaped, turned, filtered, overwritten, unpooled])
 def test_operations_on_positions_let_channels_go(function: Callable[[Tensor], Tensor]) -> None:
     torch.manual_seed(0)
     model = Between(function)
     result = halved(model, torch.randn(1, 3, 4, 6))
     assert result.model.get_parameter("first.weight").shape[0] == 4
     check(result, model, (torch.randn(2, 3, 5, 3),))
-
-
-def largest(x: Tensor) -> Tensor:
-    """Of all channels."""
-    return F.pad(x.topk(3, 1)[0], (0, 0, 0, 0, 0, 5))
-
-
-def transformed(x: Tensor) -> Tensor:
-    """Along the channels."""
-    return F.pad(torch.fft.rfft(x, dim=1).abs(), (0, 0, 0, 0, 0, 3))
-
-
-def one_of(x: Tensor) -> Tensor:
-    """The second smallest of all channels."""
-    return x * x.kthvalue(2, 1, keepdim=True)[0]
-
-
-def pinned(x: Tensor) -> Tensor:
-    """The first channel at one place."""
-    return x.scatter(1, torch.zeros(1, 1, 1, 1, dtype=torch.long), 1.0)
-
-
-@pytest.mark.parametrize(
-    ("function", "reason"),
-    [
-        (largest, "its channels are mixed: topk runs along them"),
-        (transformed, "its channels are mixed: fft_r2c runs along them"),
-        (one_of, "its channels are mixed: one number is made of them (kthvalue)"),
-        (pinned, "its channels are picked by their numbers"),
-    ],
-)
-def test_operations_along_channels_keep_them(
-    function: Callable[[Tensor], Tensor], reason: str
-) -> None:
-    analysis = analyse(Between(function), (1, 3, 4, 4))
-    assert {x.name: x.reason for x in analysis.skipped}["first"] == reason
 
 
 class Sections(nn.Module):

@@ -223,6 +223,18 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         lambda: between(lambda x: x.softmax(1)),
         "first", "its channels are mixed: softmax runs along them",
     ),
+    "largest": (
+        lambda: between(lambda x: x.topk(3, 1)[0], read=3),
+        "first", "its channels are mixed: topk runs along them",
+    ),
+    "frequencies": (
+        lambda: between(lambda x: torch.fft.rfft(x, dim=1).abs(), read=9),
+        "first", "its channels are mixed: fft_r2c runs along them",
+    ),
+    "second-smallest": (
+        lambda: between(lambda x: x * x.kthvalue(2, 1, keepdim=True)[0]),
+        "first", r"its channels are mixed: one number is made of them \(kthvalue\)",
+    ),
     "attention": (
         lambda: between(
             lambda x: F.scaled_dot_product_attention(*[x.flatten(2)[:, None]] * 3).view(x.shape)
@@ -290,6 +302,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     ),
     "numbers": (
         lambda: between(lambda net, x: x[:, net.order], order=torch.arange(16).flip(0)),
+        "first", "its channels are picked by their numbers",
+    ),
+    "scattered": (
+        lambda: between(lambda x: x.scatter(1, torch.zeros(1, 1, 1, 1, dtype=torch.long), 1.0)),
         "first", "its channels are picked by their numbers",
     ),
     "parts": (

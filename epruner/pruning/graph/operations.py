@@ -400,26 +400,26 @@ def _along(call: Call) -> list[Facets]:
     "max_pool3d_with_indices", "mkldnn_max_pool2d", "mkldnn_max_pool3d", "quantized_max_pool2d",
     "fractional_max_pool2d", "fractional_max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
     "adaptive_avg_pool1d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d",
-    "adaptive_max_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
-    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
-    "upsample_linear1d", "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d",
+    "adaptive_max_pool3d", "max_unpool2d", "max_unpool3d", "upsample_nearest1d",
+    "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d",
+    "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d",
+    "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d",
     "_upsample_bicubic2d_aa", "upsample_trilinear3d", "reflection_pad1d", "reflection_pad2d",
     "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
-    "grid_sampler_2d", "grid_sampler_3d", "max_unpool2d", "max_unpool3d",
+    "grid_sampler_2d", "grid_sampler_3d",
 )  # fmt: skip
 def _spatial(call: Call) -> Facets:
     """The positions of one channel at a time: the last one, two or three dimensions."""
     places = int(next(c for c in call.name if c in "123"))
     dims = range(call.first.tensor.dim() - places, call.first.tensor.dim())
+    why = f"its channels lie where {call.name!r} expects positions"
     facets = call.first.facets
-    if call.name.startswith("max_unpool"):
+    if call.name.startswith("max_unpool"):  # each number with the place that it goes to
         facets = call.algebra.meet(call.operands(), call.meets)
     else:
         for other in call.operands()[1:]:
             call.fix(other.facets, f"its channels tell {call.name!r} where to read")
-    return call.algebra.reduce(
-        facets, dims, f"its channels lie where {call.name!r} expects positions"
-    )
+    return call.algebra.reduce(facets, dims, why)
 
 
 @operation(*MATRICES)
