@@ -15,15 +15,12 @@ Needs images and networks (EPRUNER_DATA), and a wheel of tests/pruning/wheels.py
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,9 +28,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "pruning")]
 
 import epruner  # noqa: E402
 from benchmarks import cifar, latency  # noqa: E402
-from benchmarks.measuring import RESULTS, machine, milliseconds, table, write  # noqa: E402
+from benchmarks.measuring import milliseconds, table  # noqa: E402
 from epruner.pruning.graph.blocks import find_blocks  # noqa: E402
-from epruner.pruning.latency import layers, stopwatch  # noqa: E402
 from epruner.pruning.network.copies import tracing_copy  # noqa: E402
 
 CASES = [
@@ -85,7 +81,7 @@ def measure(case: str) -> dict[str, Any]:
     return row
 
 
-def blocks_table(rows: list[dict[str, Any]]) -> str:
+def blocks_table(rows: Sequence[dict[str, Any]]) -> str:
     head = ["network", "batch", "budget", "whole (ms)", "blocks passed by"]
     for kind in ("filters", "with blocks"):
         head += [f"{kind}: measured", "MACs", "error", "accuracy", "took (s)"]
@@ -110,34 +106,14 @@ def blocks_table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """All rows that are asked for and not there yet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=CASES, default=CASES)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    args = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(args.threads)
-    if args.clock == "cpu":
-        stopwatch.clock = time.process_time
-        stopwatch.SECONDS = layers.SECONDS = latency.SECONDS / 2
-    file = RESULTS / "blocks.json"
-
-    def there() -> list[dict[str, Any]]:
-        return json.loads(file.read_text())["rows"] if file.exists() else []
-
-    for case in args.only:
-        if case in {f"{row['network']} {row['batch']} {row['latency']:g}" for row in there()}:
-            continue
-        row = measure(case)
-        rows = [*there(), row]
-        print(blocks_table([row]), flush=True)
-        results = {
-            "command": "python benchmarks/blocks.py",
-            "machine": machine()
-            | {"threads": args.threads, "clock": args.clock, "torch": torch.__version__},
-            "rows": rows,
-        }
-        write("blocks", results, blocks_table(rows))
+    latency.fill(
+        "blocks",
+        __doc__.splitlines()[0],
+        CASES,
+        lambda row: f"{row['network']} {row['batch']} {row['latency']:g}",
+        measure,
+        blocks_table,
+    )
 
 
 if __name__ == "__main__":

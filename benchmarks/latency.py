@@ -169,10 +169,32 @@ def times_table(rows: Sequence[dict[str, Any]]) -> str:
     )  # fmt: skip
 
 
-def main() -> None:
-    """All rows that are asked for and not there yet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=tuple(CASES), default=tuple(CASES))
+def fill(
+    stem: str,
+    about: str,
+    cases: Sequence[str],
+    name_of: Callable[[dict[str, Any]], str],
+    measured: Callable[[str], dict[str, Any]],
+    shown: Callable[[Sequence[dict[str, Any]]], str],
+) -> None:
+    """Measure the cases that the command line asks for and a results file lacks.
+
+    Parameters
+    ----------
+    stem : str
+        Of the script and of its results.
+    about : str
+        What the script does, in a line.
+    cases : sequence of str
+    name_of : callable
+        From a row to its case.
+    measured : callable
+        From a case to its row.
+    shown : callable
+        From rows to a table.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--only", nargs="+", choices=cases, default=cases)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     args = parser.parse_args()
@@ -181,20 +203,36 @@ def main() -> None:
     if args.clock == "cpu":
         stopwatch.clock = time.process_time
         stopwatch.SECONDS = layers.SECONDS = SECONDS / 2
-    file = RESULTS / "latency.json"
-    rows = json.loads(file.read_text())["rows"] if file.exists() else []
-    for name in args.only:
-        if name in {f"{row['network']} {row['batch']}" for row in rows}:
+    file = RESULTS / f"{stem}.json"
+
+    def there() -> list[dict[str, Any]]:
+        return json.loads(file.read_text())["rows"] if file.exists() else []
+
+    for case in args.only:
+        if case in map(name_of, there()):
             continue
-        rows.append(measure(name))
-        print(times_table(rows[-1:]), flush=True)
+        row = measured(case)
+        rows = [*there(), row]
+        print(shown([row]), flush=True)
         results = {
-            "command": "python benchmarks/latency.py",
+            "command": f"python benchmarks/{stem}.py",
             "machine": machine()
             | {"threads": args.threads, "clock": args.clock, "torch": torch.__version__},
             "rows": rows,
         }
-        write("latency", results, times_table(rows))
+        write(stem, results, shown(rows))
+
+
+def main() -> None:
+    """All rows that are asked for and not there yet."""
+    fill(
+        "latency",
+        __doc__.splitlines()[0],
+        tuple(CASES),
+        lambda row: f"{row['network']} {row['batch']}",
+        measure,
+        times_table,
+    )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from itertools import permutations
 import numpy as np
 import numpy.typing as npt
 
+from epruner.pruning.graph.blocks import inside
 from epruner.pruning.graph.costs import Costs, Totals
 from epruner.pruning.graph.groups import Group
 from epruner.pruning.select.blocks import Block
@@ -52,7 +53,7 @@ class Sizes:
     def __init__(self, costs: Costs, groups: Sequence[Group], blocks: Sequence[str] = ()) -> None:
         self._costs = costs
         self._blocks = {
-            block: frozenset(name for name in costs.modules if name.startswith(f"{block}."))
+            block: frozenset(name for name in costs.modules if inside(name, block))
             for block in blocks
         }
         # (module, 0 for outputs and 1 for inputs, entries per channel, group, its channels)
