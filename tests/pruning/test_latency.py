@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -253,10 +251,22 @@ def test_the_report_shows_the_time() -> None:
     assert type(report).from_dict(report.to_dict()) == report
 
 
+@torch.no_grad()
+def seconds(network: nn.Module, x: Tensor) -> float:
+    start = time.process_time()
+    network(x)
+    return time.process_time() - start
+
+
 @pytest.mark.filterwarnings("ignore:the budget is")
 def test_time_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wide bounds, and the processor's time: others may be using the machine."""
+    """Wide bounds, the processor's time of one thread, the fastest pass: others use the machine.
+
+    Of several threads a waiting one counts too, to whichever network is running just then.
+    """
     monkeypatch.setattr(stopwatch, "clock", time.process_time)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     for module in (stopwatch, layers_of_time):
         monkeypatch.setattr(module, "SECONDS", 0.2)
     monkeypatch.setattr(stopwatch, "TURN", 0.02)
@@ -269,18 +279,14 @@ def test_time_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     model = nn.Sequential(*layers).eval()
     x = torch.randn(2, 16, 24, 24)
-    result = prune(model, x, latency=0.5, method="l1", repair="none")
+    try:
+        result = prune(model, x, latency=0.5, method="l1", repair="none")
+        before, after = (
+            min(seconds(network, x) for _ in range(30)) for network in (model, result.model)
+        )
+    finally:
+        torch.set_num_threads(threads)
     timing = result.report.timing
     assert timing is not None
     assert 0.25 < timing.share < 0.8
-    pairs: list[tuple[float, ...]] = []
-    with torch.no_grad():
-        for _ in range(15):
-            pair = []
-            for network in (model, result.model):
-                start = time.process_time()
-                network(x)
-                pair.append(time.process_time() - start)
-            pairs.append(tuple(pair))
-    before, after = np.array(pairs).T
-    assert 0.2 < statistics.median(after) / statistics.median(before) < 0.9
+    assert 0.2 < after / before < 0.9
