@@ -30,7 +30,7 @@ HAS_DATA = (DATA / "cifar_resnets").is_dir()
 HAS_TORCH = find_spec("torch") is not None
 
 # Clustering needs no torch, and neither do its tests.
-collect_ignore = [] if HAS_TORCH else ["cli", "gpu", "pruning"]
+collect_ignore = [] if HAS_TORCH else ["cli", "distributed", "gpu", "pruning"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

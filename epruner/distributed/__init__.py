@@ -1,0 +1,1 @@
+"""The same answers from several processes, by torch.distributed."""

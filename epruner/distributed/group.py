@@ -1,0 +1,265 @@
+"""What ranks tell each other: arrays between two of them, to all, and sums in a fixed order.
+
+Everything goes from rank to rank by torch.distributed's point-to-point messages, so that whatever
+fails names the rank it failed at. The first to notice a loss tells the others by the store of the
+process group: when they lose each other in turn, all of them name the same one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+_CALLS = count()  # the same on all ranks, which enter calls in the same order
+
+
+class RankError(RuntimeError):
+    """A rank failed or was lost, so none can go on. The process group is of no use any more.
+
+    Parameters
+    ----------
+    rank : int
+        Which one.
+    reason : str
+    """
+
+    def __init__(self, rank: int, reason: str) -> None:
+        super().__init__(f"rank {rank} {reason}")
+        self.rank = rank
+        self.reason = reason
+
+
+class Group:
+    """The ranks of a process group.
+
+    Parameters
+    ----------
+    process_group : torch.distributed.ProcessGroup, optional
+        By default all ranks.
+
+    Attributes
+    ----------
+    rank, size : int
+    bytes_sent : int
+        By this rank so far.
+
+    Raises
+    ------
+    RuntimeError
+        If torch.distributed is not initialised.
+    ValueError
+        If this process is not of the group, or the group has no backend for the CPU.
+    """
+
+    def __init__(self, process_group: dist.ProcessGroup | None = None) -> None:
+        if not (dist.is_available() and dist.is_initialized()):
+            raise RuntimeError(
+                "torch.distributed is not initialised: call "
+                "torch.distributed.init_process_group('gloo') first, in every process that "
+                "torchrun, SLURM, Ray or Dask starts"
+            )
+        self._group = process_group
+        self.rank, self.size = dist.get_rank(process_group), dist.get_world_size(process_group)
+        if self.rank < 0:
+            raise ValueError("this process is no rank of the process group")
+        self.bytes_sent = 0
+        self._key = f"epruner/{next(_CALLS)}"
+        everyone = process_group or dist.group.WORLD
+        assert everyone is not None
+        self._global = [dist.get_global_rank(everyone, rank) for rank in range(self.size)]
+        self._require_cpu()
+
+    def _require_cpu(self) -> None:
+        if self.size == 1:
+            return
+        try:
+            dist.all_reduce(torch.zeros(1), group=self._group)
+        except RuntimeError as error:
+            if "device type cpu" not in str(error):
+                raise
+            raise ValueError(
+                f"backend {dist.get_backend(self._group)!r} does not pass what lies in the CPU's "
+                "memory: init_process_group('cpu:gloo,cuda:nccl')"
+            ) from None
+
+    # ---- Between two ranks ----------------------------------------------------------------------
+
+    def send(self, array: Array, to: int) -> Callable[[], None]:
+        """Begin to send a contiguous array; return what waits until it may be written again."""
+        if array.size == 0:
+            return _nothing
+        message = _bytes(array)
+        self.bytes_sent += message.numel()
+        with self._about(to):
+            work = dist.isend(message, self._global[to], group=self._group)
+        return self._waiting(work, to, message)
+
+    def receive(self, array: Array, source: int) -> Callable[[], None]:
+        """Begin to fill a contiguous array; return what waits until it is full."""
+        if array.size == 0:
+            return _nothing
+        message = _bytes(array)
+        with self._about(source):
+            work = dist.irecv(message, self._global[source], group=self._group)
+        return self._waiting(work, source, message)
+
+    def _waiting(self, work: Any, peer: int, message: torch.Tensor) -> Callable[[], None]:
+        def wait(_: torch.Tensor = message) -> None:  # which must live until then
+            with self._about(peer):
+                work.wait()
+
+        return wait
+
+    @contextmanager
+    def _about(self, peer: int) -> Iterator[None]:
+        """Turn what fails in here into the loss of a rank: this peer, if none was lost before."""
+        try:
+            yield
+        except RuntimeError as error:
+            reason = "did not answer in time" if "imed out" in str(error) else "is gone"
+            raise self._first(RankError(peer, reason)) from error
+
+    def _first(self, error: RankError) -> RankError:
+        """Tell the others, and return what was told first."""
+        mine = json.dumps([error.rank, error.reason])
+        try:
+            store = dist.distributed_c10d._get_default_store()
+            first = store.compare_set(f"{self._key}/lost", "", mine)
+            rank, reason = json.loads(first or mine)
+        except RuntimeError:  # nobody holds it any more: rank 0 does, unless the launcher does
+            return error if error.rank == 0 else RankError(0, "is gone")
+        return RankError(rank, reason)
+
+    # ---- Among all ranks ------------------------------------------------------------------------
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Let the others know what is raised in here, whose ranks would wait for this one."""
+        try:
+            yield
+        except RankError:
+            raise
+        except BaseException as error:
+            self._first(RankError(self.rank, f"failed: {_said(error)}"))
+            raise
+
+    @contextmanager
+    def agree(self) -> Iterator[None]:
+        """Raise on all ranks what one of them raises in here, before any of them goes on.
+
+        Raises
+        ------
+        ValueError, TypeError, ...
+            Its own error on each rank that has one; the first of these, which names its rank, on
+            the others.
+        """
+        own: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            own = error
+        said = "" if own is None else json.dumps([type(own).__name__, str(own)])
+        everyone = self.gather_text(said)
+        if own is not None:
+            raise own
+        for rank, text in enumerate(everyone):
+            if text:
+                kind, message = json.loads(text)
+                known = {"TypeError": TypeError, "MemoryError": MemoryError}
+                raise known.get(kind, ValueError)(f"on rank {rank}: {message}")
+
+    def require_same(self, **values: Any) -> None:
+        """Raise a ValueError on all ranks if JSON values differ from those of rank 0."""
+        first, *others = map(json.loads, self.gather_text(json.dumps(values)))
+        for rank, theirs in enumerate(others, 1):
+            for name, value in first.items():
+                if theirs[name] != value:
+                    raise ValueError(
+                        f"{name} is {value!r} on rank 0 and {theirs[name]!r} on rank {rank}: all "
+                        "ranks must be given the same"
+                    )
+
+    def gather_text(self, text: str) -> list[str]:
+        """Return the text of every rank."""
+        mine = np.frombuffer(text.encode(), dtype=np.uint8)
+        return [array.tobytes().decode() for array in self.gather(mine)]
+
+    def gather(self, array: Array) -> list[Array]:
+        """Return the array of every rank; they may differ in length, of nothing else.
+
+        Each goes round the ring, so every rank sends all but one of them.
+        """
+        array = np.ascontiguousarray(array)
+        lengths = self._ring(np.array([len(array)]), [1] * self.size)
+        return self._ring(array, [int(length[0]) for length in lengths])
+
+    def _ring(self, array: Array, lengths: Sequence[int]) -> list[Array]:
+        found: list[Array] = [np.empty((0, *array.shape[1:]), array.dtype)] * self.size
+        found[self.rank] = array
+        after, before = (self.rank + 1) % self.size, (self.rank - 1) % self.size
+        for step in range(self.size - 1):
+            going, coming = (self.rank - step) % self.size, (self.rank - step - 1) % self.size
+            found[coming] = np.empty((lengths[coming], *array.shape[1:]), array.dtype)
+            waits = self.receive(found[coming], before), self.send(found[going], after)
+            for wait in waits:
+                wait()
+        return found
+
+    def exchange(self, parts: Sequence[Array]) -> list[Array]:
+        """Send parts[q] to every rank q; return what each has sent here.
+
+        Parts may differ in length, of nothing else.
+        """
+        parts = [np.ascontiguousarray(part) for part in parts]
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        lengths = np.array([[len(part)] for part in parts])
+        counts = np.empty_like(lengths)
+        self._wait(
+            [self.receive(counts[q], q) for q in others]
+            + [self.send(lengths[q], q) for q in others]
+        )
+        found = list(parts)
+        for q in others:
+            found[q] = np.empty((int(counts[q, 0]), *parts[q].shape[1:]), parts[q].dtype)
+        self._wait(
+            [self.receive(found[q], q) for q in others] + [self.send(parts[q], q) for q in others]
+        )
+        return found
+
+    @staticmethod
+    def _wait(waits: Sequence[Callable[[], None]]) -> None:
+        for wait in waits:
+            wait()
+
+    def sum(self, array: Array) -> Array:
+        """Return the sum over ranks, added in their order, so that all get the same bits."""
+        total: Array = np.add.accumulate(self.gather(np.atleast_1d(array)[None]), axis=0)[-1][0]
+        return total
+
+    def barrier(self) -> None:
+        """Return when all ranks have come here."""
+        self.gather(np.zeros(1, dtype=np.uint8))
+
+
+def _bytes(array: Array) -> torch.Tensor:
+    if not array.flags.writeable:  # which torch warns about, though nothing is written
+        array = array.copy()
+    return torch.from_numpy(array.reshape(-1).view(np.uint8))
+
+
+def _nothing() -> None:
+    pass
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".rstrip(": ")
