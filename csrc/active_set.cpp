@@ -21,22 +21,27 @@ constexpr std::uint8_t kMostBursts = 255;
 
 }  // namespace
 
-ActiveSet::ActiveSet(Index n, const double* preference, const Jitter& jitter,
+Index ActiveSet::block_rows(Index n) {
+  return std::max(kLeastBlock, (n + kMostBlocks - 1) / kMostBlocks);
+}
+
+ActiveSet::ActiveSet(Index n, Range points, const double* preference, const Jitter& jitter,
                      const Settings& settings)
     : n_(n),
+      points_(points),
       jitter_(jitter),
       settings_(settings),
-      diagonal_(n, preference, jitter),
-      candidates_(n, jitter, settings.threads),
-      prominent_(n),
+      diagonal_(n, points, preference, jitter),
+      candidates_(n, points, jitter, settings.threads),
+      prominent_(n, points.size()),
       workers_(settings.threads),
-      states_(as_size(n)),
-      mu_(as_size(n)),
+      states_(as_size(points.size())),
+      mu_(as_size(points.size())),
       abar_(as_size(n)),
       abar_before_(as_size(n)),
-      block_rows_(std::max(kLeastBlock, (n + kMostBlocks - 1) / kMostBlocks)) {
-  for (Index first = 0; first < n; first += block_rows_) {
-    blocks_.push_back({{}, first, std::min(n, first + block_rows_)});
+      block_rows_(block_rows(n)) {
+  for (Index first = points.first; first < points.last; first += block_rows_) {
+    blocks_.push_back({{}, first, std::min(points.last, first + block_rows_)});
     blocks_.back().waiting.reserve(as_size(block_rows_));
   }
   support_.resize(blocks_.size() * as_size(n));
@@ -44,7 +49,7 @@ ActiveSet::ActiveSet(Index n, const double* preference, const Jitter& jitter,
 
 void ActiveSet::restart(const double* preference, double damping) {
   settings_.damping = damping;
-  diagonal_ = Diagonal(n_, preference, jitter_);
+  diagonal_ = Diagonal(n_, points_, preference, jitter_);
   std::fill(mu_.begin(), mu_.end(), 0.0);
   std::fill(abar_.begin(), abar_.end(), 0.0);
   std::fill(states_.begin(), states_.end(), RowState{});
@@ -97,7 +102,7 @@ void ActiveSet::prefetch(const Row& row) {
 // Bring row i to this iteration. Returns false if it lacks something; `again` says that it did, and
 // was given it.
 bool ActiveSet::run_row(Index i, bool again, double* support, const Source& source, Arena& arena) {
-  const auto own = as_size(i);
+  const std::size_t own = at(i);
   Row& row = candidates_[i];
   RowState& state = states_[own];
   const ClosedForm before = closed_form(i);
@@ -110,7 +115,7 @@ bool ActiveSet::run_row(Index i, bool again, double* support, const Source& sour
   if (!updated)
     row.store_availability(candidates_to_store(diagonal_.total.data(), before, row),
                            abar_before_.data());
-  const Rest rest{row.unlisted, state.burst_at == t_, prominent_.bounds(i)};
+  const Rest rest{row.unlisted, state.burst_at == t_, prominent_.bounds(i - points_.first)};
   RowPass pass = pass_row(terms(), before, self(i), rest, row, support, updated);
   while (pass.state == RowPass::needs_prominent) {
     activate_prominent(i, pass.top.second, source, arena);
@@ -142,7 +147,7 @@ void ActiveSet::run_block(RowBlock& block, const Source& source, bool extend, st
   Arena& arena = candidates_.arena(thread);
   const auto finish = [&](Index i, bool again) {
     bool done = run_row(i, again, support, source, arena);
-    while (!done && source.refill && (extend || states_[as_size(i)].lack != Lack::candidates)) {
+    while (!done && source.refill && (extend || states_[at(i)].lack != Lack::candidates)) {
       source.refill(i, support, thread);
       done = run_row(i, true, support, source, arena);
     }
@@ -161,12 +166,11 @@ void ActiveSet::run_block(RowBlock& block, const Source& source, bool extend, st
   }
 }
 
-// A burst has summed unlisted pairs without a look at which of them must hold A from now on: list
-// those, if there are any.
+// A burst has summed unlisted pairs without a look at which of them must hold A from now on: the
+// least similarity of such a pair; +inf if there is none.
 template <class T>
-void ActiveSet::look_after_burst(Index i, const T* x, const Refinement<T>& refinement,
-                                 Scratch<T>& scratch, Arena& arena) {
-  Row& row = candidates_[i];
+double ActiveSet::least_to_look_at(Index i, const T* x, const Refinement<T>& refinement) const {
+  const Row& row = candidates_[i];
   const ClosedForm r = closed_form(i);
   const auto uncertainty = [&](double s) { return candidates_.uncertainty(i, s, refinement); };
   // Those with R > 0 lie between these two.
@@ -178,29 +182,23 @@ void ActiveSet::look_after_burst(Index i, const T* x, const Refinement<T>& refin
   const double least =
       std::min(least_exceeding(i, x, over, margin, r, total),
                least_exceeding(n_ - rest, x + rest, over, margin, r, total + rest));
-  if (std::isinf(least)) return;
-  candidates_.extend_to(i, x, static_cast<T>(least - 3 * uncertainty(least)), refinement,
-                        abar_before_.data(), scratch, arena);
-  row.n_positive = row.n_inactive;
+  return std::isinf(least) ? least : least - 3 * uncertainty(least);
 }
 
-// Unlisted pairs may have R > 0. List them where they are few for what the row has cost so far,
-// else sum them.
+// Unlisted pairs may have R > 0. Sum them, and return 0; or, where they are few for what the row
+// has cost so far, how many to list.
 template <class T>
-void ActiveSet::list_or_burst(Index i, const T* x, const Refinement<T>& refinement, double* support,
-                              Scratch<T>& scratch, Arena& arena) {
+Index ActiveSet::list_or_burst(Index i, const T* x, double* support, Scratch<T>& scratch) {
   Row& row = candidates_[i];
-  RowState& state = states_[as_size(i)];
+  RowState& state = states_[at(i)];
   const ClosedForm before = closed_form(i);
   const Top2<double> top = candidate_top(terms(), self(i), row);
   const ClosedForm now = before.after(settings_.damping, top.first);
   const Index positives =
       count_between(n_, x, static_cast<T>(now.mu / now.grown), static_cast<T>(row.below));
   const Index want = candidates_.next_want(i);
-  if (positives <= std::max(want, state.bursts * n_ / kBurstShare)) {
-    candidates_.extend(i, x, std::max(want, positives), refinement, abar_.data(), scratch, arena);
-    return;
-  }
+  if (positives <= std::max(want, state.bursts * n_ / kBurstShare))
+    return std::max(want, positives);
   std::size_t listed = 0;
   double* saved = scratch.saved.data();
   row.each_column([&](Column k) { saved[listed++] = support[k]; });
@@ -211,53 +209,133 @@ void ActiveSet::list_or_burst(Index i, const T* x, const Refinement<T>& refineme
   support[i] = own;
   state.burst_at = t_;
   if (state.bursts < kMostBursts) ++state.bursts;
+  return 0;
 }
 
 // Give point i, whose row is x, what it lacks. False where x holds what is no similarity.
 template <class T>
 bool ActiveSet::refill_row(Index i, const T* x, const Refinement<T>& refinement, double* support,
                            Scratch<T>& scratch, Arena& arena) {
-  switch (states_[as_size(i)].lack) {
-    case Lack::look:
-      look_after_burst(i, x, refinement, scratch, arena);
-      return true;
-    case Lack::positives:
-      list_or_burst(i, x, refinement, support, scratch, arena);
-      return true;
-    default:
-      return candidates_.extend(i, x, candidates_.next_want(i), refinement, abar_.data(), scratch,
-                                arena);
+  const Lack lack = states_[at(i)].lack;
+  if (lack == Lack::look) {
+    const double low = least_to_look_at(i, x, refinement);
+    if (std::isinf(low)) return true;
+    candidates_.extend_to(i, x, static_cast<T>(low), refinement, abar_before_.data(), scratch,
+                          arena);
+    candidates_[i].n_positive = candidates_[i].n_inactive;
+    return true;
   }
+  const Index want =
+      lack == Lack::positives ? list_or_burst(i, x, support, scratch) : candidates_.next_want(i);
+  return want == 0 || candidates_.extend(i, x, want, refinement, abar_.data(), scratch, arena);
 }
 
-template <class T>
-void ActiveSet::refill(const Indices& rows, const RowSource<T>& source,
-                       const Refinement<T>& refinement, T* medians) {
+// visit(q, x, support, scratch, thread) the rows x of these points, the q-th of which is rows[q];
+// false where x holds what is no similarity.
+template <class T, class Visit>
+void ActiveSet::each_row(const Indices& rows, const RowSource<T>& source, const Visit& visit) {
   Scratches<T> scratches(n_, settings_.threads);
   std::atomic<bool> invalid{false};
-  const auto refill_point = [&](std::size_t q, std::size_t thread) {
+  const auto visit_point = [&](std::size_t q, std::size_t thread) {
     Scratch<T>& scratch = scratches[thread];
-    const Index i = rows[q];
-    const T* x = source.row(static_cast<Index>(q), i, scratch.row.data());
-    if (!refill_row(i, x, refinement, support_of(i), scratch, candidates_.arena(thread)))
+    const T* x = source.row(static_cast<Index>(q), rows[q], scratch.row.data());
+    if (!visit(q, x, support_of(rows[q]), scratch, thread))
       invalid.store(true, std::memory_order_relaxed);
-    if (!medians) return;
-    if (x != scratch.row.data()) std::copy_n(x, n_, scratch.row.data());
-    scratch.row[as_size(i)] = static_cast<T>((*refinement.exact)(i, i));
-    medians[q] = median(scratch.row.data(), n_, scratch.columns);
   };
   // The rows of a block are in one thread's hands, as they share its support.
   workers_.together(static_cast<Index>(rows.size()) * n_ >= kSelectTogether, [&] {
     workers_.share(static_cast<Index>(blocks_.size()), [&](Index piece, std::size_t thread) {
       const RowBlock& block = blocks_[as_size(piece)];
-      const auto at = [&](Index i) {
+      const auto place = [&](Index i) {
         return as_size(std::lower_bound(rows.begin(), rows.end(), i) - rows.begin());
       };
-      for (std::size_t q = at(block.first); q < at(block.last); ++q) refill_point(q, thread);
+      for (std::size_t q = place(block.first); q < place(block.last); ++q) visit_point(q, thread);
     });
     return true;
   });
   if (invalid) throw not_similarities();
+}
+
+// The median of a row x, in which `own` stands for the point itself.
+template <class T>
+T median_with(T own, Index i, Index n, const T* x, Scratch<T>& scratch) {
+  if (x != scratch.row.data()) std::copy_n(x, n, scratch.row.data());
+  scratch.row[as_size(i)] = own;
+  return median(scratch.row.data(), n, scratch.columns);
+}
+
+template <class T>
+void ActiveSet::refill(const Indices& rows, const RowSource<T>& source,
+                       const Refinement<T>& refinement, T* medians) {
+  each_row(
+      rows, source,
+      [&](std::size_t q, const T* x, double* support, Scratch<T>& scratch, std::size_t thread) {
+        const Index i = rows[q];
+        const bool valid =
+            refill_row(i, x, refinement, support, scratch, candidates_.arena(thread));
+        if (medians)
+          medians[q] = median_with(static_cast<T>((*refinement.exact)(i, i)), i, n_, x, scratch);
+        return valid;
+      });
+}
+
+template <class T>
+void ActiveSet::plan_refill(const Indices& rows, const RowSource<T>& source,
+                            const Refinement<T>& refinement, T own, T* medians) {
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  std::vector<Addition> additions(rows.size());
+  std::vector<std::vector<Column>> columns(rows.size());
+  each_row(rows, source,
+           [&](std::size_t q, const T* x, double* support, Scratch<T>& scratch, std::size_t) {
+             const Index i = rows[q];
+             const Row& row = candidates_[i];
+             const Lack lack = states_[at(i)].lack;
+             T low = infinity;
+             if (lack == Lack::look) {
+               low = static_cast<T>(least_to_look_at(i, x, refinement));
+             } else if (row.unlisted > minus_infinity<double>) {
+               const Index want = lack == Lack::positives ? list_or_burst(i, x, support, scratch)
+                                                          : candidates_.next_want(i);
+               if (want > 0) low = candidates_.next_threshold(i, x, want, scratch);
+               if (std::isnan(low)) return false;
+             }
+             additions[q] = {row.below, row.unlisted, 0};
+             if (static_cast<double>(low) < row.below) {
+               additions[q] = candidates_.propose(i, x, low, refinement, scratch);
+               columns[q].assign(scratch.columns.begin(),
+                                 scratch.columns.begin() + additions[q].count);
+             }
+             if (medians) medians[q] = median_with(own, i, n_, x, scratch);
+             return true;
+           });
+  planned_.clear();
+  planned_columns_.clear();
+  for (std::size_t q = 0; q < rows.size(); ++q) {
+    planned_.push_back({rows[q], additions[q]});
+    planned_columns_.insert(planned_columns_.end(), columns[q].begin(), columns[q].end());
+  }
+}
+
+Indices ActiveSet::planned_rows() const {
+  Indices rows;
+  for (const Planned& planned : planned_)
+    rows.insert(rows.end(), as_size(planned.addition.count), planned.row);
+  return rows;
+}
+
+void ActiveSet::finish_refill(const double* similarities) {
+  NewCandidates found(n_);
+  const Column* columns = planned_columns_.data();
+  for (const auto& [i, addition] : planned_) {
+    const bool look = states_[at(i)].lack == Lack::look;
+    candidates_.accept(i, addition, columns, similarities,
+                       look ? abar_before_.data() : abar_.data(), found, candidates_.arena(0));
+    if (look) candidates_[i].n_positive = candidates_[i].n_inactive;
+    columns += addition.count;
+    similarities += addition.count;
+  }
+  planned_.clear();
+  planned_columns_.clear();
 }
 
 Status ActiveSet::iterate(const Poll& poll, Index iterations) {
@@ -286,10 +364,27 @@ Status ActiveSet::iterate(const Features<T>& features, const Poll& poll, Index i
 }
 
 Status ActiveSet::iterate_with(const Source& source, const Poll& poll, Index iterations) {
-  n_candidates_ = 0;
-  for (Index i = 0; i < n_; ++i) n_candidates_ += candidates_[i].size();
+  count_candidates();
   return workers_.together(n_candidates_ >= kIterateTogether,
                            [&] { return iterate_shared(source, poll, iterations); });
+}
+
+void ActiveSet::count_candidates() {
+  n_candidates_ = 0;
+  for (Index i = points_.first; i < points_.last; ++i) n_candidates_ += candidates_[i].size();
+}
+
+Status ActiveSet::run_rows_with(const Source& source, const Poll& poll) {
+  count_candidates();
+  return workers_.together(n_candidates_ >= kIterateTogether,
+                           [&] { return run_all(source, false, poll); });
+}
+
+Status ActiveSet::run_rows(const Poll& poll) { return run_rows_with({}, poll); }
+
+template <class T>
+Status ActiveSet::run_rows(const KnownPairs<T>& pairs, const Poll& poll) {
+  return run_rows_with({{}, pairs.source()}, poll);
 }
 
 // Whether every row has finished this iteration.
@@ -298,18 +393,27 @@ bool ActiveSet::none_waits() const {
                      [](const RowBlock& block) { return block.waiting.empty(); });
 }
 
-// Look at columns one by one because of which many rows need candidates. Returns whether there are
-// any.
-bool ActiveSet::promote(const Source& source) {
+std::vector<ProminentColumns::Demand> ActiveSet::demands() const {
   std::vector<ProminentColumns::Demand> demands;
   for (const RowBlock& block : blocks_)
     for (Index i : block.waiting)
-      if (const RowState& state = states_[as_size(i)]; state.lack == Lack::candidates)
+      if (const RowState& state = states_[at(i)]; state.lack == Lack::candidates)
         demands.push_back(
             {state.most, kCandidateCost * candidates_.next_want(i) + n_ / kReadingShare});
-  const Index known = prominent_.add(abar_.data(), std::move(demands));
+  return demands;
+}
+
+// Look at columns one by one because of which many rows need candidates. Returns whether there are
+// any.
+bool ActiveSet::promote(const Source& source) {
+  const Index known = add_prominent(demands());
+  if (known == static_cast<Index>(prominent_.columns().size())) return false;
+  bound_prominent_by(known, source);
+  return true;
+}
+
+void ActiveSet::bound_prominent_by(Index known, const Source& source) {
   const std::vector<Column>& columns = prominent_.columns();
-  if (known == static_cast<Index>(columns.size())) return false;
   workers_.share(static_cast<Index>(blocks_.size()), [&](Index piece, std::size_t) {
     const RowBlock& block = blocks_[as_size(piece)];
     const Column* own = columns.data() + known;
@@ -317,13 +421,17 @@ bool ActiveSet::promote(const Source& source) {
     std::vector<double> s(as_size(count));
     for (Index i = block.first; i < block.last; ++i) {
       source.similarities(i, own, count, s.data());
-      float* bounds = prominent_.bounds(i) + known;
+      float* bounds = prominent_.bounds(i - points_.first) + known;
       for (Index q = 0; q < count; ++q)
         if (own[q] != i) bounds[q] = rounded_up(jitter_.ceiling(s[as_size(q)]));
     }
   });
   leave_out_prominent();
-  return true;
+}
+
+template <class T>
+void ActiveSet::bound_prominent(Index known, const KnownPairs<T>& pairs) {
+  bound_prominent_by(known, {{}, pairs.source()});
 }
 
 // Make row i's pairs in prominent columns active that may be its maximum, wherever they stand in
@@ -331,7 +439,7 @@ bool ActiveSet::promote(const Source& source) {
 void ActiveSet::activate_prominent(Index i, double second, const Source& source, Arena& arena) {
   Row& row = candidates_[i];
   const ClosedForm r = closed_form(i);
-  float* bounds = prominent_.bounds(i);
+  float* bounds = prominent_.bounds(i - points_.first);
   const std::vector<Column>& columns = prominent_.columns();
   for (std::size_t q = 0; q < columns.size(); ++q) {
     if (!may_exceed(bounds[q] + prominent_.availability()[q], second)) continue;
@@ -349,47 +457,68 @@ void ActiveSet::activate_prominent(Index i, double second, const Source& source,
   }
 }
 
+// All rows that have not finished this iteration, as far as they get.
+Status ActiveSet::run_all(const Source& source, bool extend, const Poll& poll) {
+  if (!mid_iteration_) {
+    if (t_ == settings_.max_iter) return Status::exhausted;
+    begin_iteration();
+  }
+  workers_.share(static_cast<Index>(blocks_.size()), [&](Index piece, std::size_t thread) {
+    run_block(blocks_[as_size(piece)], source, extend, thread);
+  });
+  mid_iteration_ = true;
+  if (poll()) return Status::interrupted;
+  return none_waits() ? Status::running : Status::needs_candidates;
+}
+
 Status ActiveSet::iterate_shared(const Source& source, const Poll& poll, Index iterations) {
   while (true) {
-    if (!mid_iteration_) {
-      if (t_ == settings_.max_iter) return Status::exhausted;
-      begin_iteration();
-    }
-    for (bool extend = false;;) {
-      workers_.share(static_cast<Index>(blocks_.size()), [&](Index piece, std::size_t thread) {
-        run_block(blocks_[as_size(piece)], source, extend, thread);
-      });
-      mid_iteration_ = true;
-      if (poll()) return Status::interrupted;
-      if (none_waits()) break;
+    bool extend = false;
+    Status status;
+    while ((status = run_all(source, extend, poll)) == Status::needs_candidates) {
       if (source.similarities && promote(source)) continue;
-      if (!source.refill) return Status::needs_candidates;
+      if (!source.refill) return status;
       extend = true;
     }
+    if (status != Status::running) return status;
     sum_support();
-    mid_iteration_ = false;
-    grown_ = settings_.damping * grown_ + (1 - settings_.damping);
-    if (diagonal_.finish_iteration(t_++, settings_)) return Status::converged;
+    if (finish_rows().settled(t_ - 1, settings_.convergence_iter)) return Status::converged;
     if (--iterations == 0) return Status::running;
   }
 }
 
-// The blocks' sums in their order, which are taken back for the next iteration.
+// The sums over all blocks, of a set that holds all of them.
 void ActiveSet::sum_support() {
-  const auto sum = [&](Index first, Index last) {
-    double* all = diagonal_.support.data();
-    std::copy(support_.begin() + first, support_.begin() + last, all + first);
-    for (std::size_t q = 0; q < blocks_.size(); ++q) {
-      double* own = support_.data() + static_cast<Index>(q) * n_;
-      for (Index k = first; q > 0 && k < last; ++k) all[k] += own[k];
-      std::fill(own + first, own + last, 0.0);
-    }
-  };
-  if (static_cast<Index>(support_.size()) < kSumTogether) return sum(0, n_);
+  double* sums = diagonal_.support.data();
+  if (static_cast<Index>(support_.size()) < kSumTogether) return add_support(0, n_, sums);
   workers_.share((n_ + kColumnsAtOnce - 1) / kColumnsAtOnce, [&](Index piece, std::size_t) {
     const Index first = piece * kColumnsAtOnce;
-    sum(first, std::min(n_, first + kColumnsAtOnce));
+    add_support(first, std::min(n_, first + kColumnsAtOnce), sums + first);
   });
+}
+
+// The blocks' sums in their order, which are taken back for the next iteration.
+void ActiveSet::add_support(Index first, Index last, double* sums) {
+  for (std::size_t q = 0; q < blocks_.size(); ++q) {
+    double* own = support_.data() + static_cast<Index>(q) * n_ + first;
+    if (q == 0 && points_.first == 0)
+      std::copy_n(own, last - first, sums);
+    else
+      for (Index k = 0; k < last - first; ++k) sums[k] += own[k];
+    std::fill_n(own, last - first, 0.0);
+  }
+}
+
+Roles ActiveSet::finish_rows() {
+  mid_iteration_ = false;
+  grown_ = settings_.damping * grown_ + (1 - settings_.damping);
+  ++t_;
+  return diagonal_.finish_iteration(settings_.damping);
+}
+
+Roles ActiveSet::finish_rows(const double* support) {
+  std::copy_n(support, points_.size(), diagonal_.support.begin());
+  return finish_rows();
 }
 
 Indices ActiveSet::rows_needing_candidates() const {
@@ -411,6 +540,10 @@ Outcome ActiveSet::outcome(Status status) const { return {diagonal_.is_exemplar,
 #define EPRUNER_INSTANTIATE(T)                                                                  \
   template void ActiveSet::refill<T>(const Indices&, const RowSource<T>&, const Refinement<T>&, \
                                      T*);                                                       \
+  template void ActiveSet::plan_refill<T>(const Indices&, const RowSource<T>&,                  \
+                                          const Refinement<T>&, T, T*);                         \
+  template Status ActiveSet::run_rows<T>(const KnownPairs<T>&, const Poll&);                    \
+  template void ActiveSet::bound_prominent<T>(Index, const KnownPairs<T>&);                     \
   template Status ActiveSet::iterate<T>(const T*, const Poll&, Index);                          \
   template Status ActiveSet::iterate<T>(const Features<T>&, const Poll&, Index);
 EPRUNER_INSTANTIATE(float)

@@ -14,9 +14,16 @@
 
 namespace epruner {
 
+//
+// A set holds the rows of all n points or of those in a range, whole blocks of them. Then others,
+// in processes of their own, hold the rest, and callers carry between them what an iteration sums.
 class ActiveSet {
  public:
-  ActiveSet(Index n, const double* preference, const Jitter& jitter, const Settings& settings);
+  ActiveSet(Index n, Range points, const double* preference, const Jitter& jitter,
+            const Settings& settings);
+
+  // Rows of a block, of which the first begins with point 0.
+  static Index block_rows(Index n);
 
   // Give rows, ascending, their first candidates or, where iterations stopped for them, what they
   // need. On request, take the medians of the rows, exact own entries included. Throws
@@ -32,12 +39,17 @@ class ActiveSet {
     candidates_.fill_from_nearest(nearest, refinement, abar_.data());
   }
 
+  void fill_from_lists(const Index* offsets, const Column* columns, const double* similarities,
+                       const double* bounds) {
+    candidates_.fill_from_lists(offsets, columns, similarities, bounds, abar_.data());
+  }
+
   // Forget all messages, keep the candidates: the same points with other preferences and damping.
   void restart(const double* preference, double damping);
   // Keep the messages, too; the stop rule and max_iter count from here. Between iterations only.
   void continue_with(const double* preference, double damping);
 
-  // The most similar exemplars of all points; see CandidateLists.
+  // The most similar exemplars of the points; see CandidateLists.
   void assign(const Indices& position, Indices& labels) const;
 
   // Continue for at most so many iterations, until the stop rule holds, max_iter is reached or some
@@ -52,6 +64,36 @@ class ActiveSet {
   Status iterate(const Features<T>& features, const Poll& poll,
                  Index iterations = std::numeric_limits<Index>::max());
 
+  // One iteration of a set that does not hold all rows, or that needs no other: first all rows, as
+  // far as they get with the pairs that are at hand. Returns `running` when they are done.
+  Status run_rows(const Poll& poll);
+  template <class T>
+  Status run_rows(const KnownPairs<T>& pairs, const Poll& poll);
+  // Where rows need candidates: what that costs, for all sets together to make columns prominent
+  // by. Returns how many were before; the bounds of the new ones come from the pairs at hand.
+  std::vector<ProminentColumns::Demand> demands() const;
+  Index add_prominent(std::vector<ProminentColumns::Demand> demands) {
+    return prominent_.add(abar_.data(), std::move(demands));
+  }
+  template <class T>
+  void bound_prominent(Index known, const KnownPairs<T>& pairs);
+  const std::vector<Column>& prominent() const { return prominent_.columns(); }
+  // refill() in two steps: which pairs it takes, and what they are.
+  // Medians take `own` for the similarity of a point to itself.
+  template <class T>
+  void plan_refill(const Indices& rows, const RowSource<T>& source, const Refinement<T>& refinement,
+                   T own, T* medians);
+  const std::vector<Column>& planned() const { return planned_columns_; }
+  Indices planned_rows() const;
+  void finish_refill(const double* similarities);
+  // Then the sums of every column's max(0, R) over the blocks, one after the other from those of
+  // the blocks before them: of the columns from `first` to `last`.
+  void add_support(Index first, Index last, double* sums);
+  // Then what follows for the points from the sums of their columns, ...
+  Roles finish_rows(const double* support);
+  // ... and for all columns.
+  double* total() { return diagonal_.total.data(); }
+
   // Those that iterations stopped for, ascending.
   Indices rows_needing_candidates() const;
   // How many candidates these rows will list if each gets as many as it usually does.
@@ -62,6 +104,7 @@ class ActiveSet {
   const Jitter& jitter() const { return jitter_; }
   const Settings& settings() const { return settings_; }
   Index size() const { return n_; }
+  Range points() const { return points_; }
   Index iteration() const { return t_; }
   bool mid_iteration() const { return mid_iteration_; }
   Index n_candidates() const { return n_candidates_; }
@@ -75,6 +118,11 @@ class ActiveSet {
   struct Source {
     std::function<void(Index i, double* support, std::size_t thread)> refill;
     std::function<void(Index i, const Column* columns, Index count, double* out)> similarities;
+  };
+
+  struct Planned {
+    Index row;
+    Addition addition;
   };
 
   // What a row lacks to finish an iteration: its first candidates, a look at its unlisted pairs
@@ -96,6 +144,7 @@ class ActiveSet {
 
   Status iterate_with(const Source& source, const Poll& poll, Index iterations);
   Status iterate_shared(const Source& source, const Poll& poll, Index iterations);
+  Status run_all(const Source& source, bool extend, const Poll& poll);
   void begin_iteration();
   void leave_out_prominent();
   void sum_support();
@@ -104,11 +153,13 @@ class ActiveSet {
     return {settings_.damping, diagonal_.total.data(),    abar_.data(),
             abar_max_,         prominent_.availability(), prominent_.stride()};
   }
-  ClosedForm closed_form(Index i) const { return {grown_, mu_[as_size(i)]}; }
-  double self(Index i) const { return diagonal_.a[as_size(i)] + diagonal_.preference[as_size(i)]; }
-  double* support_of(Index i) { return support_.data() + i / block_rows_ * n_; }
+  std::size_t at(Index i) const { return as_size(i - points_.first); }
+  ClosedForm closed_form(Index i) const { return {grown_, mu_[at(i)]}; }
+  double self(Index i) const { return diagonal_.a[at(i)] + diagonal_.preference[at(i)]; }
+  double* support_of(Index i) { return support_.data() + (i - points_.first) / block_rows_ * n_; }
   bool none_waits() const;
   bool promote(const Source& source);
+  void bound_prominent_by(Index known, const Source& source);
   void activate_prominent(Index i, double second, const Source& source, Arena& arena);
   void run_block(RowBlock& block, const Source& source, bool extend, std::size_t thread);
   bool run_row(Index i, bool again, double* support, const Source& source, Arena& arena);
@@ -116,13 +167,17 @@ class ActiveSet {
   bool refill_row(Index i, const T* x, const Refinement<T>& refinement, double* support,
                   Scratch<T>& scratch, Arena& arena);
   template <class T>
-  void look_after_burst(Index i, const T* x, const Refinement<T>& refinement, Scratch<T>& scratch,
-                        Arena& arena);
+  double least_to_look_at(Index i, const T* x, const Refinement<T>& refinement) const;
   template <class T>
-  void list_or_burst(Index i, const T* x, const Refinement<T>& refinement, double* support,
-                     Scratch<T>& scratch, Arena& arena);
+  Index list_or_burst(Index i, const T* x, double* support, Scratch<T>& scratch);
+  template <class T, class Visit>
+  void each_row(const Indices& rows, const RowSource<T>& source, const Visit& visit);
+  Status run_rows_with(const Source& source, const Poll& poll);
+  void count_candidates();
+  Roles finish_rows();
 
   Index n_;
+  Range points_;
   Jitter jitter_;
   Settings settings_;
   Diagonal diagonal_;
@@ -139,6 +194,8 @@ class ActiveSet {
   Index block_rows_ = 0;
   std::vector<RowBlock> blocks_;
   std::vector<double> support_;  // (blocks, n)
+  std::vector<Planned> planned_;
+  std::vector<Column> planned_columns_;
 };
 
 }  // namespace epruner

@@ -7,6 +7,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "exact_lists.hpp"
 #include "solve.hpp"
 
 namespace py = pybind11;
@@ -238,8 +239,8 @@ struct PyNearest {
   PyNearest(Array<Column> order, std::optional<Array<T>> squared_norms, Index want)
       : points(std::move(order)),
         norms(std::move(squared_norms)),
-        nearest(points.size(), want, norms ? of_length(*norms, points.size()) : nullptr,
-                points.data()) {
+        nearest(points.size(), norms ? of_length(*norms, points.size()) : nullptr,
+                ProductLists<T>(points.size(), want, points.data())) {
     for (py::ssize_t q = 0; q < points.size(); ++q)
       require(points.data()[q] >= 0 && points.data()[q] < points.size(), "point out of range");
   }
@@ -264,6 +265,159 @@ struct PyNearest {
                 first_column + tile.columns <= points.size(),
             "tile out of range");
     return tile;
+  }
+};
+
+// ---- Blocks of features that meet ---------------------------------------------------------------
+
+template <class T>
+struct PyBlock {
+  Array<T> X;
+  std::optional<Array<T>> norms;
+  Array<Column> points;
+
+  Block<T> checked(Index d) const {
+    require(X.ndim() == 2 && X.shape(1) == d, "X must have two dimensions");
+    of_length(points, X.shape(0));
+    return {X.shape(0), X.data(), norms ? of_length(*norms, X.shape(0)) : nullptr, points.data()};
+  }
+};
+
+// The nearest points of a block's, found in it and in those that visit it one after the other.
+template <class T>
+struct PyBlockNearest {
+  PyBlock<T> own, visitor;
+  Index n, most_visitors, want;
+  std::vector<T> norms;  // of the own points and the visitors
+  Nearest<T, ExactLists<T>> nearest;
+
+  PyBlockNearest(Array<T> X, std::optional<Array<T>> own_norms, Array<Column> points,
+                 Index visitors, Index n_points, Index n_wanted, double unit, Seed seed)
+      : own{std::move(X), std::move(own_norms), std::move(points)},
+        n(n_points),
+        most_visitors(visitors),
+        want(n_wanted),
+        norms(as_size(own.norms ? own.X.shape(0) + visitors : 0)),
+        nearest(own.X.shape(0) + visitors, own.norms ? norms.data() : nullptr,
+                ExactLists<T>(own.checked(own.X.shape(1)), visitors, own.X.shape(1), n_points,
+                              n_wanted, !own.norms, unit, jitter_for<T>(seed))) {
+    if (own.norms) std::copy_n(own.norms->data(), own.X.shape(0), norms.begin());
+  }
+
+  void receive(Array<T> X, std::optional<Array<T>> visitor_norms, Array<Column> points,
+               const Array<double>& thresholds) {
+    visitor = {std::move(X), std::move(visitor_norms), std::move(points)};
+    const Block<T> block = visitor.checked(own.X.shape(1));
+    require(block.size <= most_visitors && !block.norms == !own.norms, "not such a visitor");
+    if (block.norms) std::copy_n(block.norms, block.size, norms.begin() + own.X.shape(0));
+    nearest.lists().receive(block, of_length(thresholds, block.size));
+  }
+  void offer(const Array<T>& dots, Index first_row, Index first_column) {
+    const Tile<T> tile = checked(dots, first_row, first_column);
+    require(first_row != first_column || tile.rows <= tile.columns, "tile out of range");
+    const py::gil_scoped_release release;
+    nearest.offer(tile);
+  }
+  void start_from_sample(const Array<T>& dots, Index first_row, Index rank) {
+    const Tile<T> tile = checked(dots, first_row, own.X.shape(0));
+    const py::gil_scoped_release release;
+    nearest.start_from_sample(tile, rank);
+  }
+  // What visitors have found here: how many each, which and how similar.
+  py::tuple found() const {
+    const TopLists<double>& lists = nearest.lists().lists();
+    const Index first = own.X.shape(0), size = nearest.lists().visitor().size;
+    Index total = 0;
+    for (Index q = 0; q < size; ++q) total += lists.size(first + q);
+    Array<Index> counts(size);
+    Array<Column> columns(total);
+    Array<double> similarities(total);
+    Column* k = columns.mutable_data();
+    double* s = similarities.mutable_data();
+    for (Index q = 0; q < size; ++q) {
+      const Index count = counts.mutable_data()[q] = lists.size(first + q);
+      k = std::copy_n(lists.columns(first + q), count, k);
+      s = std::copy_n(lists.values(first + q), count, s);
+    }
+    return py::make_tuple(counts, columns, similarities);
+  }
+  // What own points have found elsewhere, in the same form.
+  void add(const Array<Index>& counts, const Array<Column>& columns,
+           const Array<double>& similarities) {
+    const Index* count = of_length(counts, own.X.shape(0));
+    Index total = 0;
+    for (py::ssize_t q = 0; q < counts.size(); ++q) total += count[q];
+    const Column* k = of_length(columns, total);
+    const double* s = of_length(similarities, total);
+    for (Index q = 0; q < counts.size(); ++q)
+      for (Index e = 0; e < count[q]; ++e) nearest.lists().add(q, *k++, *s++);
+  }
+  Array<double> thresholds() const {
+    Array<double> out(own.X.shape(0));
+    for (Index q = 0; q < out.size(); ++q)
+      out.mutable_data()[q] = nearest.lists().lists().threshold(q);
+    return out;
+  }
+  // The most similar points of own ones but for the least of those wanted, and the similarity of
+  // that: a bound on all others.
+  py::tuple lists() const {
+    const TopLists<double>& lists = nearest.lists().lists();
+    const Index size = own.X.shape(0);
+    Array<Index> counts(size);
+    Array<double> bounds(size);
+    std::vector<Column> columns;
+    std::vector<double> similarities, sorted;
+    for (Index q = 0; q < size; ++q) {
+      const Index count = lists.size(q);
+      const double* s = lists.values(q);
+      double bound = lists.threshold(q);
+      if (count >= want) {
+        sorted.assign(s, s + count);
+        std::nth_element(sorted.begin(), sorted.begin() + want - 1, sorted.end(), std::greater<>());
+        bound = sorted[as_size(want - 1)];
+      }
+      if (count == n - 1) bound = minus_infinity<double>;
+      const auto before = static_cast<Index>(columns.size());
+      for (Index e = 0; e < count; ++e)
+        if (s[e] > bound) {
+          columns.push_back(lists.columns(q)[e]);
+          similarities.push_back(s[e]);
+        }
+      counts.mutable_data()[q] = static_cast<Index>(columns.size()) - before;
+      bounds.mutable_data()[q] = bound;
+    }
+    return py::make_tuple(counts, to_array<Column>(columns), to_array<double>(similarities),
+                          bounds);
+  }
+
+ private:
+  Tile<T> checked(const Array<T>& dots, Index first_row, Index first_column) const {
+    require(dots.ndim() == 2, "a tile must have two dimensions");
+    const Tile<T> tile{dots.data(), first_row, dots.shape(0), first_column, dots.shape(1)};
+    const Index own_size = own.X.shape(0), all = own_size + nearest.lists().visitor().size;
+    const auto within = [&](Index first, Index size) {  // one block
+      return first >= 0 && first + size <= (first < own_size ? own_size : all);
+    };
+    require(within(first_row, tile.rows) && within(first_column, tile.columns),
+            "tile out of range");
+    return tile;
+  }
+};
+
+template <class T>
+struct PyKnownPairs {
+  Array<T> X;
+  KnownPairs<T> pairs;
+
+  PyKnownPairs(Index first, Array<T> features, bool cosine)
+      : X(std::move(features)), pairs(first, X.shape(1), X.data(), cosine) {
+    require(X.ndim() == 2, "X must have two dimensions");
+  }
+  void tell(const Array<Column>& points, const Array<T>& features) {
+    require(features.ndim() == 2 && features.shape(0) == points.size() &&
+                features.shape(1) == X.shape(1),
+            "a row of features for every point");
+    pairs.tell({points.data(), points.data() + points.size()}, features.data());
   }
 };
 
@@ -382,8 +536,8 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
           "low"_a, "high"_a, "expected"_a)
       .def(
           "values_at_ranks",
-          [](const PyNearest<T>& self, const std::vector<Index>& ranks) {
-            return self.nearest.rank_window().values_at(ranks);
+          [](PyNearest<T>& self, const std::vector<Index>& ranks) {
+            return self.nearest.rank_window()->values_at(ranks);
           },
           "ranks"_a)
       .def_static("bytes_needed", &Nearest<T>::bytes_needed, "n"_a, "want"_a, "medians"_a)
@@ -391,15 +545,137 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
       .def(
           "medians",
           [](PyNearest<T>& self, T own, int n_threads) {
-            Array<T> medians(self.points.size());
-            T* out = medians.mutable_data();
+            std::vector<T> by_position(as_size(self.points.size()));
             {
               const py::gil_scoped_release release;
-              self.nearest.medians(own, out, n_threads);
+              self.nearest.medians(own, by_position.data(), n_threads);
             }
+            Array<T> medians(self.points.size());
+            for (std::size_t q = 0; q < by_position.size(); ++q)
+              medians.mutable_data()[self.points.data()[q]] = by_position[q];
             return medians;
           },
           "own"_a, "n_threads"_a);
+
+  py::class_<PyBlockNearest<T>>(m, ("BlockNearest" + suffix).c_str())
+      .def(py::init<Array<T>, std::optional<Array<T>>, Array<Column>, Index, Index, Index, double,
+                    Seed>(),
+           py::arg("X").noconvert(), "norms"_a, py::arg("points").noconvert(), "most_visitors"_a,
+           "n"_a, "want"_a, "unit"_a, "seed"_a)
+      .def("receive", &PyBlockNearest<T>::receive, py::arg("X").noconvert(), "norms"_a,
+           py::arg("points").noconvert(), py::arg("thresholds").noconvert())
+      .def("offer", &PyBlockNearest<T>::offer, py::arg("dots").noconvert(), "first_row"_a,
+           "first_column"_a)
+      .def("start_from_sample", &PyBlockNearest<T>::start_from_sample, py::arg("dots").noconvert(),
+           "first_row"_a, "rank"_a)
+      .def("found", &PyBlockNearest<T>::found)
+      .def("add", &PyBlockNearest<T>::add, py::arg("counts").noconvert(),
+           py::arg("columns").noconvert(), py::arg("similarities").noconvert())
+      .def("thresholds", &PyBlockNearest<T>::thresholds)
+      .def("lists", &PyBlockNearest<T>::lists)
+      .def(
+          "open_rank_window",
+          [](PyBlockNearest<T>& self, T low, T high, Index expected) {
+            self.nearest.open_rank_window(low, high, expected);
+          },
+          "low"_a, "high"_a, "expected"_a)
+      .def("rank_window_counts",
+           [](PyBlockNearest<T>& self) {
+             const RankWindow<T>& window = *self.nearest.rank_window();
+             return py::make_tuple(window.below(), to_array<Index>(window.bins()),
+                                   to_array<T>(window.kept()));
+           })
+      .def("add_rank_window_counts",
+           [](PyBlockNearest<T>& self, Index below, const Array<Index>& bins) {
+             RankWindow<T>& window = *self.nearest.rank_window();
+             window.add_counts(below, of_length(bins, static_cast<Index>(window.bins().size())));
+           })
+      .def(
+          "values_at_ranks",
+          [](PyBlockNearest<T>& self, const std::vector<Index>& ranks) {
+            return self.nearest.rank_window()->values_at(ranks);
+          },
+          "ranks"_a);
+
+  py::class_<PyKnownPairs<T>>(m, ("KnownPairs" + suffix).c_str())
+      .def(py::init<Index, Array<T>, bool>(), "first"_a, py::arg("X").noconvert(), "cosine"_a)
+      .def("tell", &PyKnownPairs<T>::tell, py::arg("points").noconvert(), py::arg("X").noconvert())
+      .def("forget", [](PyKnownPairs<T>& self) { self.pairs.forget(); })
+      .def(
+          "assign",
+          [](const PyKnownPairs<T>& self, const ActiveSet& active_set,
+             const Array<Index>& exemplars, Seed seed, int n_threads) {
+            const Range points = active_set.points();
+            require(points.size() == self.X.shape(0), "another number of points");
+            const Indices found(exemplars.data(), exemplars.data() + exemplars.size());
+            Indices position(as_size(active_set.size()), -1), labels(as_size(points.size()));
+            for (std::size_t c = 0; c < found.size(); ++c) {
+              require(found[c] >= 0 && found[c] < active_set.size(), "exemplar out of range");
+              position[as_size(found[c])] = static_cast<Index>(c);
+            }
+            {
+              const py::gil_scoped_release release;
+              active_set.assign(position, labels);
+              assign(points, self.pairs, found, jitter_for<T>(seed), n_threads, labels);
+            }
+            return to_array<Index>(labels);
+          },
+          "active_set"_a, "exemplars"_a, "seed"_a, "n_threads"_a);
+
+  m.def(
+      "similarities_between",
+      [](const Array<T>& X, const Array<T>& Y, const Array<Index>& rows,
+         const Array<Index>& columns, bool cosine) {
+        require(X.ndim() == 2 && Y.ndim() == 2 && X.shape(1) == Y.shape(1) &&
+                    rows.size() == columns.size(),
+                "not features of the same kind");
+        KnownPairs<T> pairs(0, X.shape(1), X.data(), cosine);
+        Array<double> out(rows.size());
+        for (py::ssize_t e = 0; e < rows.size(); ++e) {
+          const Index i = rows.data()[e], k = columns.data()[e];
+          require(i >= 0 && i < X.shape(0) && k >= 0 && k < Y.shape(0), "point out of range");
+          out.mutable_data()[e] = pairs.between(i, Y.data() + k * X.shape(1));
+        }
+        return out;
+      },
+      py::arg("X").noconvert(), py::arg("Y").noconvert(), "rows"_a, "columns"_a, "cosine"_a);
+
+  active_set
+      .def(
+          "run_rows",
+          [](ActiveSet& self, const PyKnownPairs<T>& pairs) {
+            return iterated([&](const Poll& poll) { return self.run_rows(pairs.pairs, poll); });
+          },
+          "pairs"_a)
+      .def(
+          "bound_prominent",
+          [](ActiveSet& self, Index count, const PyKnownPairs<T>& pairs) {
+            self.bound_prominent(static_cast<Index>(self.prominent().size()) - count, pairs.pairs);
+          },
+          "count"_a, "pairs"_a)
+      .def(
+          "plan_refill",
+          [](ActiveSet& self, const Array<Index>& rows, const Array<T>& dots,
+             const std::optional<Array<T>>& norms, double unit, std::optional<T> own) -> py::tuple {
+            require(
+                dots.ndim() == 2 && dots.shape(0) == rows.size() && dots.shape(1) == self.size(),
+                "dots must have a row for every point asked for and a column for every point");
+            const T* squared = norms ? of_length(*norms, self.size()) : nullptr;
+            const Indices points(rows.data(), rows.data() + rows.size());
+            for (Index i : points)
+              require(i >= self.points().first && i < self.points().last, "not one of the points");
+            const RowSource<T> source{dots.data(), dots.shape(1), false, squared};
+            Array<T> medians(own ? rows.size() : py::ssize_t{0});
+            T* out = own ? medians.mutable_data() : nullptr;
+            {
+              const py::gil_scoped_release release;
+              self.plan_refill(points, source, Refinement<T>{nullptr, squared, unit},
+                               own.value_or(T(0)), out);
+            }
+            return py::make_tuple(to_array<Index>(self.planned_rows()),
+                                  to_array<Column>(self.planned()), medians);
+          },
+          "rows"_a, py::arg("dots").noconvert(), "norms"_a, "unit"_a, "own"_a);
 
   active_set.def("refill", &py_refill<T>, "rows"_a, py::arg("S").noconvert())
       .def(
@@ -441,35 +717,106 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   py::class_<ActiveSet> active_set(m, "ActiveSet");
   active_set
       .def(py::init([](const Array<double>& preference, double damping, Index max_iter,
-                       Index convergence_iter, Seed seed, bool single_precision, int n_threads) {
+                       Index convergence_iter, Seed seed, bool single_precision, int n_threads,
+                       Index first, std::optional<Index> n) {
              const Settings settings{damping, max_iter, convergence_iter, n_threads};
-             return ActiveSet(preference.size(), preference.data(), Jitter(seed, single_precision),
+             const Range points{first, first + preference.size()};
+             const Index all = n.value_or(points.last), block = ActiveSet::block_rows(all);
+             require(first >= 0 && points.last <= all && first % block == 0 &&
+                         (points.last == all || points.last % block == 0),
+                     "points must be those of whole blocks");
+             return ActiveSet(all, points, preference.data(), Jitter(seed, single_precision),
                               settings);
            }),
            py::arg("preference").noconvert(), "damping"_a, "max_iter"_a, "convergence_iter"_a,
-           "seed"_a, "single_precision"_a, "n_threads"_a)
+           "seed"_a, "single_precision"_a, "n_threads"_a, "first"_a = 0, "n"_a = py::none())
+      .def_static("block_rows", &ActiveSet::block_rows, "n"_a)
       .def(
           "fill_from_csr",
           [](ActiveSet& self, const Array<Index>& offsets, const Array<Column>& columns,
              const Array<double>& similarities) {
-            require(offsets.size() == self.size() + 1 && columns.size() == similarities.size() &&
-                        offsets.data()[self.size()] == columns.size(),
+            const Index rows = self.points().size();
+            require(offsets.size() == rows + 1 && columns.size() == similarities.size() &&
+                        offsets.data()[rows] == columns.size(),
                     "not a compressed sparse matrix");
             const py::gil_scoped_release release;
             self.fill_from_csr(offsets.data(), columns.data(), similarities.data());
           },
           "offsets"_a, "columns"_a, "similarities"_a)
       .def(
+          "fill_from_lists",
+          [](ActiveSet& self, const Array<Index>& offsets, const Array<Column>& columns,
+             const Array<double>& similarities, const Array<double>& bounds) {
+            const Index rows = self.points().size();
+            require(offsets.size() == rows + 1 && columns.size() == similarities.size() &&
+                        offsets.data()[rows] == columns.size() && bounds.size() == rows,
+                    "not a list for every point");
+            const py::gil_scoped_release release;
+            self.fill_from_lists(offsets.data(), columns.data(), similarities.data(),
+                                 bounds.data());
+          },
+          "offsets"_a, py::arg("columns").noconvert(), py::arg("similarities").noconvert(),
+          py::arg("bounds").noconvert())
+      .def("run_rows",
+           [](ActiveSet& self) {
+             return iterated([&](const Poll& poll) { return self.run_rows(poll); });
+           })
+      .def("demands",
+           [](const ActiveSet& self) {
+             const auto demands = self.demands();
+             Array<double> most(static_cast<py::ssize_t>(demands.size()));
+             Array<Index> cost(most.size());
+             for (std::size_t q = 0; q < demands.size(); ++q) {
+               most.mutable_data()[q] = demands[q].most;
+               cost.mutable_data()[q] = demands[q].cost;
+             }
+             return py::make_tuple(most, cost);
+           })
+      .def(
+          "add_prominent",
+          [](ActiveSet& self, const Array<double>& most, const Array<Index>& cost) {
+            of_length(cost, most.size());
+            std::vector<ProminentColumns::Demand> demands;
+            for (py::ssize_t q = 0; q < most.size(); ++q)
+              demands.push_back({most.data()[q], cost.data()[q]});
+            const Index known = self.add_prominent(std::move(demands));
+            const std::vector<Column>& columns = self.prominent();
+            return to_array<Column>(std::vector<Column>(columns.begin() + known, columns.end()));
+          },
+          "most"_a, "cost"_a)
+      .def("finish_refill",
+           [](ActiveSet& self, const Array<double>& similarities) {
+             self.finish_refill(of_length(similarities, static_cast<Index>(self.planned().size())));
+           })
+      .def(
+          "add_support",
+          [](ActiveSet& self, Index first, Array<double>& sums) {
+            require(first >= 0 && first + sums.size() <= self.size(), "no such columns");
+            self.add_support(first, first + sums.size(), sums.mutable_data());
+          },
+          "first"_a, py::arg("sums").noconvert())
+      .def(
+          "finish_rows",
+          [](ActiveSet& self, const Array<double>& support) {
+            return self.finish_rows(of_length(support, self.points().size())).shortest;
+          },
+          py::arg("support").noconvert())
+      .def_property_readonly("total",
+                             [](py::object self) {
+                               ActiveSet& active_set = self.cast<ActiveSet&>();
+                               return Array<double>(active_set.size(), active_set.total(), self);
+                             })
+      .def(
           "restart",
           [](ActiveSet& self, const Array<double>& preference, double damping) {
-            self.restart(of_length(preference, self.size()), damping);
+            self.restart(of_length(preference, self.points().size()), damping);
           },
           py::arg("preference").noconvert(), "damping"_a)
       .def(
           "continue_with",
           [](ActiveSet& self, const Array<double>& preference, double damping) {
             require(!self.mid_iteration(), "some rows have not finished this iteration");
-            self.continue_with(of_length(preference, self.size()), damping);
+            self.continue_with(of_length(preference, self.points().size()), damping);
           },
           py::arg("preference").noconvert(), "damping"_a)
       .def(
@@ -483,7 +830,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       .def("assign",
            [](const ActiveSet& self, const Array<Index>& position) {
              of_length(position, self.size());
-             Indices labels(as_size(self.size()));
+             Indices labels(as_size(self.points().size()));
              self.assign(Indices(position.data(), position.data() + position.size()), labels);
              return to_array<Index>(labels);
            })

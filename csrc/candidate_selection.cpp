@@ -40,8 +40,12 @@ T threshold(Index n, const T* x, Index self, T below, Index want, std::vector<T>
 
 }  // namespace
 
-CandidateLists::CandidateLists(Index n, const Jitter& jitter, int threads)
-    : n_(n), jitter_(jitter), rows_(as_size(n)), arenas_(as_size(threads)) {}
+CandidateLists::CandidateLists(Index n, Range points, const Jitter& jitter, int threads)
+    : n_(n),
+      points_(points),
+      jitter_(jitter),
+      rows_(as_size(points.size())),
+      arenas_(as_size(threads)) {}
 
 Index CandidateLists::next_want(Index i) const {
   return std::max<Index>(kFirstWant, (*this)[i].n_inactive);
@@ -61,50 +65,71 @@ double CandidateLists::bound(Index i, double low, bool everything,
   return everything ? minus_infinity<double> : low + uncertainty(i, low, refinement);
 }
 
-// Find what is not listed yet and at least `low`. What the last threshold's uncertainty kept off
-// the list lies a little over it.
+// What is not listed yet and at least `low`. What the last threshold's uncertainty kept off the
+// list lies a little over it.
 template <class T>
-void CandidateLists::find(Index i, const T* x, T low, const Refinement<T>& refinement,
-                          Scratch<T>& scratch) const {
+Addition CandidateLists::propose(Index i, const T* x, T low, const Refinement<T>& refinement,
+                                 Scratch<T>& scratch) const {
   const Row& row = (*this)[i];
-  const double unlisted = bound(i, static_cast<double>(low), low == lowest_finite<T>(), refinement);
   const auto mark = [&](std::uint8_t value) {
     scratch.listed[as_size(i)] = value;
     row.each_column([&](Column k) { scratch.listed[as_size(k)] = value; });
   };
   const auto over = static_cast<T>(mostly_listed_from(i, refinement));
-  const Index count = collect_between(n_, x, low, over, scratch.columns.data());
+  const Index found = collect_between(n_, x, low, over, scratch.columns.data());
   mark(1);
-  const Jitter::Row noise = jitter_.row(i);
-  scratch.found.size = 0;
-  for (Index e = 0; e < count; ++e) {
+  Index count = 0;
+  for (Index e = 0; e < found; ++e) {
     const Column k = scratch.columns[as_size(e)];
-    if (scratch.listed[as_size(k)]) continue;
-    const double exact = refinement.exact ? (*refinement.exact)(i, k) : static_cast<double>(x[k]);
-    const double s = noise(exact, k);
-    if (s >= unlisted) scratch.found.add(s, k);
+    scratch.columns[as_size(count)] = k;
+    count += !scratch.listed[as_size(k)];
   }
   mark(0);
+  const auto below = static_cast<double>(low);
+  return {below, bound(i, below, low == lowest_finite<T>(), refinement), count};
+}
+
+void CandidateLists::accept(Index i, const Addition& addition, const Column* columns,
+                            const double* similarities, const double* availability,
+                            NewCandidates& found, Arena& arena) {
+  const Jitter::Row noise = jitter_.row(i);
+  found.size = 0;
+  for (Index e = 0; e < addition.count; ++e) {
+    const double s = noise(similarities[e], columns[e]);
+    if (s >= addition.unlisted) found.add(s, columns[e]);
+  }
+  Row& row = (*this)[i];
+  row.append(found, availability, arena);
+  row.below = addition.below;
+  row.unlisted = addition.unlisted;
 }
 
 template <class T>
 void CandidateLists::extend_to(Index i, const T* x, T low, const Refinement<T>& refinement,
                                const double* availability, Scratch<T>& scratch, Arena& arena) {
-  Row& row = rows_[as_size(i)];
-  if (static_cast<double>(low) >= row.below) return;
-  find(i, x, low, refinement, scratch);
-  row.append(scratch.found, availability, arena);
-  row.below = static_cast<double>(low);
-  row.unlisted = bound(i, row.below, low == lowest_finite<T>(), refinement);
+  if (static_cast<double>(low) >= (*this)[i].below) return;
+  const Addition addition = propose(i, x, low, refinement, scratch);
+  for (std::size_t e = 0; e < as_size(addition.count); ++e) {
+    const Column k = scratch.columns[e];
+    scratch.similarities[e] =
+        refinement.exact ? (*refinement.exact)(i, k) : static_cast<double>(x[k]);
+  }
+  accept(i, addition, scratch.columns.data(), scratch.similarities.data(), availability,
+         scratch.found, arena);
+}
+
+template <class T>
+T CandidateLists::next_threshold(Index i, const T* x, Index want, Scratch<T>& scratch) const {
+  return threshold(n_, x, i, static_cast<T>((*this)[i].below), want, scratch.lanes);
 }
 
 template <class T>
 bool CandidateLists::extend(Index i, const T* x, Index want, const Refinement<T>& refinement,
                             const double* availability, Scratch<T>& scratch, Arena& arena) {
-  const Row& row = rows_[as_size(i)];
+  const Row& row = (*this)[i];
   const Index before = row.size();
   for (; row.size() == before && row.unlisted > minus_infinity<double>; want *= 2) {
-    const T low = threshold(n_, x, i, static_cast<T>(row.below), want, scratch.lanes);
+    const T low = next_threshold(i, x, want, scratch);
     if (std::isnan(low)) return false;
     extend_to(i, x, low, refinement, availability, scratch, arena);
   }
@@ -114,10 +139,10 @@ bool CandidateLists::extend(Index i, const T* x, Index want, const Refinement<T>
 void CandidateLists::fill_from_csr(const Index* offsets, const Column* columns,
                                    const double* similarities, const double* availability) {
   NewCandidates found(n_);
-  for (Index i = 0; i < n_; ++i) {
-    Row& row = rows_[as_size(i)];
+  for (Index i = points_.first; i < points_.last; ++i) {
+    Row& row = (*this)[i];
     found.size = 0;
-    for (Index e = offsets[i]; e < offsets[i + 1]; ++e)
+    for (Index e = *offsets++; e < *offsets; ++e)
       if (columns[e] != i && similarities[e] > minus_infinity<double>)
         found.add(jitter_(similarities[e], i, columns[e]), columns[e]);
     row.append(found, availability, arenas_[0]);
@@ -125,19 +150,31 @@ void CandidateLists::fill_from_csr(const Index* offsets, const Column* columns,
   }
 }
 
+void CandidateLists::fill_from_lists(const Index* offsets, const Column* columns,
+                                     const double* similarities, const double* bounds,
+                                     const double* availability) {
+  NewCandidates found(n_);
+  for (Row& row : rows_) {
+    found.size = 0;
+    for (Index e = *offsets++; e < *offsets; ++e) found.add(similarities[e], columns[e]);
+    row.append(found, availability, arenas_[0]);
+    row.below = row.unlisted = *bounds++;
+  }
+}
+
 template <class T>
 void CandidateLists::fill_from_nearest(const Nearest<T>& nearest, const Refinement<T>& refinement,
                                        const double* availability) {
   constexpr Index kLookAhead = 4;  // candidates whose features are on their way
-  const TopLists<T>& lists = nearest.lists();
+  const TopLists<T>& lists = nearest.lists().lists();
   std::vector<NewCandidates> scratch(arenas_.size(), NewCandidates(lists.room()));
   std::vector<std::exception_ptr> errors(arenas_.size());
 #pragma omp parallel for schedule(dynamic, 64) num_threads(static_cast<int>(arenas_.size()))
   for (Index q = 0; q < n_; ++q) {
     const auto own = thread_number();
     NewCandidates& found = scratch[own];
-    const Index i = nearest.points()[q];
-    Row& row = rows_[as_size(i)];
+    const Index i = nearest.lists().points()[q];
+    Row& row = (*this)[i];
     found.size = 0;
     row.below = static_cast<double>(lists.threshold(q));
     row.unlisted = bound(i, row.below, lists.size(q) == n_ - 1, refinement);
@@ -161,12 +198,12 @@ void CandidateLists::fill_from_nearest(const Nearest<T>& nearest, const Refineme
 void CandidateLists::assign(const Indices& position, Indices& labels,
                             [[maybe_unused]] int threads) const {
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (Index i = 0; i < n_; ++i) {
-    const Row& row = rows_[as_size(i)];
+  for (Index i = points_.first; i < points_.last; ++i) {
+    const Row& row = (*this)[i];
     const auto at = [&](Index k) { return position[as_size(k)]; };
     const Column best = row.best(row.unlisted, [&](Column k) { return at(k) >= 0; });
     const Index none = row.unlisted == minus_infinity<double> ? -1 : kUnassigned;
-    labels[as_size(i)] = at(i) >= 0 ? at(i) : best >= 0 ? at(best) : none;
+    labels[as_size(i - points_.first)] = at(i) >= 0 ? at(i) : best >= 0 ? at(best) : none;
   }
 }
 
@@ -182,6 +219,9 @@ void CandidateLists::reset() {
 
 #define EPRUNER_INSTANTIATE(T)                                                                \
   template double CandidateLists::uncertainty<T>(Index, double, const Refinement<T>&) const;  \
+  template Addition CandidateLists::propose<T>(Index, const T*, T, const Refinement<T>&,      \
+                                               Scratch<T>&) const;                            \
+  template T CandidateLists::next_threshold<T>(Index, const T*, Index, Scratch<T>&) const;    \
   template bool CandidateLists::extend<T>(Index, const T*, Index, const Refinement<T>&,       \
                                           const double*, Scratch<T>&, Arena&);                \
   template void CandidateLists::extend_to<T>(Index, const T*, T, const Refinement<T>&,        \

@@ -36,11 +36,11 @@ template <class T>
 struct Refinement {
   const Features<T>* exact = nullptr;  // evaluates listed pairs again; nullptr: entries are exact
   const T* norms = nullptr;            // squared norms of the features; nullptr: they are 1
-  double unit = 0;                     // relative error of the product
+  double unit = 0;                     // relative error of the product; 0: entries are exact
 
   // How far a similarity of about `s` of point i may be from what the product gave.
   double error(Index i, double s) const {
-    return exact ? unit * ((norms ? static_cast<double>(norms[i]) : 1.0) + std::fabs(s)) : 0.0;
+    return unit > 0 ? unit * ((norms ? static_cast<double>(norms[i]) : 1.0) + std::fabs(s)) : 0.0;
   }
 };
 
@@ -50,11 +50,16 @@ struct Scratch {
   std::vector<T> row, lanes;
   std::vector<Column> columns;
   std::vector<std::uint8_t> listed;
-  std::vector<double> saved;
+  std::vector<double> saved, similarities;
   NewCandidates found;
 
   explicit Scratch(Index n)
-      : row(as_size(n)), columns(as_size(n)), listed(as_size(n)), saved(as_size(n)), found(n) {}
+      : row(as_size(n)),
+        columns(as_size(n)),
+        listed(as_size(n)),
+        saved(as_size(n)),
+        similarities(as_size(n)),
+        found(n) {}
 };
 
 // One for each thread that needs it.
@@ -72,8 +77,14 @@ class Scratches {
   std::vector<std::unique_ptr<Scratch<T>>> own_;
 };
 
-// The candidates of every point. Here and below, `availability` is that of all pairs of a column
-// that store none.
+// What a row will list once the similarities of so many pairs are known.
+struct Addition {
+  double below, unlisted;  // the row's, then
+  Index count;
+};
+
+// The candidates of points in a range. Here and below, `availability` is that of all pairs of a
+// column that store none.
 class CandidateLists {
  public:
   struct Row : CandidateList {
@@ -81,10 +92,10 @@ class CandidateLists {
     double unlisted = std::numeric_limits<double>::infinity();  // bound on everything unlisted
   };
 
-  CandidateLists(Index n, const Jitter& jitter, int threads);
+  CandidateLists(Index n, Range points, const Jitter& jitter, int threads);
 
-  Row& operator[](Index i) { return rows_[as_size(i)]; }
-  const Row& operator[](Index i) const { return rows_[as_size(i)]; }
+  Row& operator[](Index i) { return rows_[as_size(i - points_.first)]; }
+  const Row& operator[](Index i) const { return rows_[as_size(i - points_.first)]; }
   Arena& arena(std::size_t thread) { return arenas_[thread]; }
 
   // How many more candidates point i gets when it runs out: as many again as it has.
@@ -98,6 +109,16 @@ class CandidateLists {
   template <class T>
   void extend_to(Index i, const T* x, T low, const Refinement<T>& refinement,
                  const double* availability, Scratch<T>& scratch, Arena& arena);
+  // The same in two steps: which pairs that takes, the first `count` of `scratch.columns`, and
+  // what to do once their similarities, still without jitter, are known. The threshold that
+  // extend() would take first, NaN where x holds what is no similarity.
+  template <class T>
+  T next_threshold(Index i, const T* x, Index want, Scratch<T>& scratch) const;
+  template <class T>
+  Addition propose(Index i, const T* x, T low, const Refinement<T>& refinement,
+                   Scratch<T>& scratch) const;
+  void accept(Index i, const Addition& addition, const Column* columns, const double* similarities,
+              const double* availability, NewCandidates& found, Arena& arena);
   // How far the jittered similarity of a pair may be from the entry `s` of point i's row.
   template <class T>
   double uncertainty(Index i, double s, const Refinement<T>& refinement) const;
@@ -111,7 +132,10 @@ class CandidateLists {
   // Give every row its candidates at once: the stored entries of a sparse matrix, all there is, ...
   void fill_from_csr(const Index* offsets, const Column* columns, const double* similarities,
                      const double* availability);
-  // ... or the nearest neighbours that a sweep over tiles has found.
+  // ... lists with their jitter, in no order, that hold everything over `bounds`, by row, ...
+  void fill_from_lists(const Index* offsets, const Column* columns, const double* similarities,
+                       const double* bounds, const double* availability);
+  // ... or the nearest neighbours of all points that a sweep over tiles has found.
   template <class T>
   void fill_from_nearest(const Nearest<T>& nearest, const Refinement<T>& refinement,
                          const double* availability);
@@ -127,10 +151,8 @@ class CandidateLists {
  private:
   template <class T>
   double bound(Index i, double low, bool everything, const Refinement<T>& refinement) const;
-  template <class T>
-  void find(Index i, const T* x, T low, const Refinement<T>& refinement, Scratch<T>& scratch) const;
-
   Index n_;
+  Range points_;
   Jitter jitter_;
   std::vector<Row> rows_;
   std::vector<Arena> arenas_;  // one per thread

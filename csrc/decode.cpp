@@ -14,23 +14,22 @@ double contenders_from(const Jitter& jitter, double best) {
   return best - 2 * (jitter.ceiling(best) - best);
 }
 
-}  // namespace
-
-template <class S>
-void assign(const S& similarity, const Indices& exemplars, const Jitter& jitter, int threads,
-            Indices& labels) {
-  const Index n = similarity.size(), clusters = static_cast<Index>(exemplars.size());
-  threads = n * clusters < kSerialBelow ? 1 : Team::advisable(threads);
+// From similarity(i, c) of point i to the c-th exemplar.
+template <class Similarity>
+void assign_by(const Similarity& similarity, Range points, const Indices& exemplars,
+               const Jitter& jitter, int threads, Indices& labels) {
+  const auto clusters = static_cast<Index>(exemplars.size());
+  threads = points.size() * clusters < kSerialBelow ? 1 : Team::advisable(threads);
   std::vector<std::vector<double>> scratch(as_size(threads));
   for (auto& own : scratch) own.resize(exemplars.size());
 #pragma omp parallel for schedule(dynamic, 32) num_threads(threads)
-  for (Index i = 0; i < n; ++i) {
-    Index& label = labels[as_size(i)];
+  for (Index i = points.first; i < points.last; ++i) {
+    Index& label = labels[as_size(i - points.first)];
     if (label != kUnassigned) continue;
     std::vector<double>& s = scratch[thread_number()];
     double best = minus_infinity<double>;
     for (std::size_t c = 0; c < exemplars.size(); ++c) {
-      s[c] = similarity(i, exemplars[c]);
+      s[c] = similarity(i, static_cast<Index>(c));
       best = s[c] > best ? s[c] : best;
     }
     label = -1;
@@ -46,7 +45,25 @@ void assign(const S& similarity, const Indices& exemplars, const Jitter& jitter,
         }
       }
   }
-  for (Index c = 0; c < clusters; ++c) labels[as_size(exemplars[as_size(c)])] = c;
+  for (Index c = 0; c < clusters; ++c)
+    if (const Index k = exemplars[as_size(c)]; k >= points.first && k < points.last)
+      labels[as_size(k - points.first)] = c;
+}
+
+}  // namespace
+
+template <class S>
+void assign(const S& similarity, const Indices& exemplars, const Jitter& jitter, int threads,
+            Indices& labels) {
+  assign_by([&](Index i, Index c) { return similarity(i, exemplars[as_size(c)]); },
+            {0, similarity.size()}, exemplars, jitter, threads, labels);
+}
+
+template <class T>
+void assign(Range points, const KnownPairs<T>& pairs, const Indices& exemplars,
+            const Jitter& jitter, int threads, Indices& labels) {
+  assign_by([&](Index i, Index c) { return pairs.to_told(i, c); }, points, exemplars, jitter,
+            threads, labels);
 }
 
 template <class S>
@@ -102,6 +119,10 @@ void sort_by_index(Indices& exemplars, Indices& labels) {
   std::sort(exemplars.begin(), exemplars.end());
 }
 
+template void assign<float>(Range, const KnownPairs<float>&, const Indices&, const Jitter&, int,
+                            Indices&);
+template void assign<double>(Range, const KnownPairs<double>&, const Indices&, const Jitter&, int,
+                             Indices&);
 #define EPRUNER_INSTANTIATE(S)                                                                    \
   template void assign<S>(const S&, const Indices&, const Jitter&, int, Indices&);                \
   template Indices best_members<S>(const S&, const double*, const Indices&, Index, const Jitter&, \

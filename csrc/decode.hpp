@@ -11,6 +11,10 @@ constexpr Index kUnassigned = -2;
 template <class S>
 void assign(const S& similarity, const Indices& exemplars, const Jitter& jitter, int threads,
             Indices& labels);
+// The same for points in a range, from their similarities to the exemplars, which are told.
+template <class T>
+void assign(Range points, const KnownPairs<T>& pairs, const Indices& exemplars,
+            const Jitter& jitter, int threads, Indices& labels);
 
 // The member of every cluster that the others and its own preference support most.
 template <class S>

@@ -22,7 +22,7 @@ Dense::Dense(Index n, const T* S, const double* preference, const Jitter& jitter
       block_rows_(std::max(kLeastBlock, (n + kMaxBlocks - 1) / kMaxBlocks)),
       blocks_((n + block_rows_ - 1) / block_rows_),
       settings_(settings),
-      diagonal_(n, preference, jitter),
+      diagonal_(n, {0, n}, preference, jitter),
       s_(as_size(n * stride_), minus_infinity<double>),
       r_(as_size(n * stride_)),
       a_(as_size(n * stride_)),
@@ -72,7 +72,7 @@ bool Dense::update_rows(const Poll& poll) {
 Outcome Dense::iterate(const Poll& poll) {
   for (Index t = 0; t < settings_.max_iter; ++t) {
     if (!update_rows(poll)) return {diagonal_.is_exemplar, t, Status::interrupted};
-    if (diagonal_.finish_iteration(t, settings_))
+    if (diagonal_.finish_iteration(settings_.damping).settled(t, settings_.convergence_iter))
       return {diagonal_.is_exemplar, t + 1, Status::converged};
   }
   return {diagonal_.is_exemplar, settings_.max_iter, Status::exhausted};

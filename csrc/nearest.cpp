@@ -1,18 +1,19 @@
 #include "nearest.hpp"
 
+#include "exact_lists.hpp"
+
 namespace epruner {
 
-template <class T>
-Nearest<T>::Nearest(Index n, Index want, const T* norms, const Column* points)
+template <class T, class Lists>
+Nearest<T, Lists>::Nearest(Index n, const T* norms, Lists lists)
     : n_(n),
       no_norms_(as_size(norms ? 0 : n)),
       norms_(norms ? norms : no_norms_.data()),
       scale_(norms ? T(2) : T(1)),
-      points_(points),
-      lists_(n, n - 1, want) {}
+      lists_(std::move(lists)) {}
 
-template <class T>
-void Nearest<T>::start_from_sample(const Tile<T>& tile, Index rank) {
+template <class T, class Lists>
+void Nearest<T, Lists>::start_from_sample(const Tile<T>& tile, Index rank) {
   std::vector<T> similarities(as_size(tile.columns)), lanes(as_size(kLanes<T>));
   constexpr T infinity = std::numeric_limits<T>::infinity();
   for (Index q = 0; q < tile.rows; ++q) {
@@ -30,8 +31,8 @@ void Nearest<T>::start_from_sample(const Tile<T>& tile, Index rank) {
 
 // The pairs of interest of a tile's row q: columns from `start` on, and similarities. Which of them
 // are for what cannot be foreseen, so they are picked without a branch.
-template <class T>
-struct Nearest<T>::RowHits {
+template <class T, class Lists>
+struct Nearest<T, Lists>::RowHits {
   Index q, start;
   std::vector<Column> columns, picked;
   std::vector<T> similarities;
@@ -57,9 +58,9 @@ struct Nearest<T>::RowHits {
 
 // look(q, start, row, thresholds, hits) scans the tile's row q, from column `start` on; watch(hits)
 // sees what was found.
-template <class T>
+template <class T, class Lists>
 template <class Look, class Watch>
-void Nearest<T>::offer(const Tile<T>& tile, const Look& look, const Watch& watch) {
+void Nearest<T, Lists>::offer(const Tile<T>& tile, const Look& look, const Watch& watch) {
   const bool diagonal = tile.first_row == tile.first_column;
   const Index columns = tile.columns, all = tile.rows * columns;
   const std::size_t room = as_size(columns + kSpare);
@@ -84,18 +85,18 @@ void Nearest<T>::offer(const Tile<T>& tile, const Look& look, const Watch& watch
     const T threshold = lists_.threshold(i);
     hits.each([&](Index, T s) { return s >= threshold; },
               [&](Index k, T s) {
-                if (s >= lists_.threshold(i)) push(i, tile.first_column + k, s);
+                if (s >= lists_.threshold(i)) lists_.push(i, tile.first_column + k, s);
               });
     hits.each([&](Index k, T s) { return s >= thresholds[as_size(k)]; },
               [&](Index k, T s) {
-                push(tile.first_column + k, i, s);
+                lists_.push(tile.first_column + k, i, s);
                 thresholds[as_size(k)] = lists_.threshold(tile.first_column + k);
               });
   }
 }
 
-template <class T>
-void Nearest<T>::offer(const Tile<T>& tile) {
+template <class T, class Lists>
+void Nearest<T, Lists>::offer(const Tile<T>& tile) {
   if (medians_) return offer_with_medians(tile);
   const auto threshold = [&](Index q) { return lists_.threshold(tile.first_row + q); };
   if (!rank_window_) {
@@ -126,8 +127,8 @@ void Nearest<T>::offer(const Tile<T>& tile) {
   rank_window_->add(below, inside);
 }
 
-template <class T>
-void Nearest<T>::offer_with_medians(const Tile<T>& tile) {
+template <class T, class Lists>
+void Nearest<T, Lists>::offer_with_medians(const Tile<T>& tile) {
   const bool diagonal = tile.first_row == tile.first_column;
   const auto columns = as_size(tile.columns), room = columns + kSpare;
   std::vector<T> low(room), above(room), inside_row(columns);
@@ -168,27 +169,29 @@ void Nearest<T>::offer_with_medians(const Tile<T>& tile) {
                   below[as_size(k)], inside.get() + k * tile.rows, size[as_size(k)]);
 }
 
-template <class T>
-void Nearest<T>::open_rank_window(T low, T high, Index expected) {
+template <class T, class Lists>
+void Nearest<T, Lists>::open_rank_window(T low, T high, Index expected) {
   rank_window_ = std::make_unique<RankWindow<T>>(low, high, expected);
 }
 
-template <class T>
-void Nearest<T>::open_medians() {
+template <class T, class Lists>
+void Nearest<T, Lists>::open_medians() {
   medians_ = std::make_unique<RowMedians<T>>(n_, n_);
 }
 
-template <class T>
-void Nearest<T>::medians(T own, T* out, [[maybe_unused]] int threads) {
+template <class T, class Lists>
+void Nearest<T, Lists>::medians(T own, T* out, [[maybe_unused]] int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (Index i = 0; i < n_; ++i) {
     const Window<T> window = medians_->window(i);
     medians_->add(i, 1, own < window.low, &own, window.holds(own));
-    out[points_[i]] = medians_->median(i);
+    out[i] = medians_->median(i);
   }
 }
 
 template class Nearest<float>;
 template class Nearest<double>;
+template class Nearest<float, ExactLists<float>>;
+template class Nearest<double, ExactLists<double>>;
 
 }  // namespace epruner

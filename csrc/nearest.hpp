@@ -18,14 +18,36 @@ struct Tile {
   Index first_row, rows, first_column, columns;
 };
 
-// Similarities are 2 <x, y> - ||x||² - ||y||² where norms are given, else <x, y>. Points are met in
-// an order of the caller's, best a random one, by their positions in it; `points` says who is
-// where.
+// Lists of what the products tell. Points are known by their positions in the order in which they
+// are met, best a random one; `points` says who is where.
 template <class T>
+class ProductLists {
+ public:
+  // At least the `want` largest similarities of each of n points.
+  ProductLists(Index n, Index want, const Column* points)
+      : points_(points), lists_(n, n - 1, want) {}
+
+  T threshold(Index position) const { return lists_.threshold(position); }
+  void start_at(Index position, T threshold) { lists_.start_at(position, threshold); }
+  // A similarity that is at least threshold(position).
+  void push(Index position, Index other, T similarity) {
+    lists_.push(position, points_[other], similarity);
+  }
+
+  const Column* points() const { return points_; }
+  const TopLists<T>& lists() const { return lists_; }  // by position
+
+ private:
+  const Column* points_;
+  TopLists<T> lists_;
+};
+
+// Similarities are 2 <x, y> - ||x||² - ||y||² where norms are given, else <x, y>. `Lists` decides
+// what is kept of those that reach its thresholds.
+template <class T, class Lists = ProductLists<T>>
 class Nearest {
  public:
-  // Keeps at least the `want` largest similarities of each of n points.
-  Nearest(Index n, Index want, const T* norms, const Column* points);
+  Nearest(Index n, const T* norms, Lists lists);
 
   static Index bytes_needed(Index n, Index want, bool medians) {
     return TopLists<T>::bytes_needed(n, n - 1, want) +
@@ -44,21 +66,22 @@ class Nearest {
   // While tiles are offered, count the similarities in [low, high], every unordered pair once;
   // about `expected` are to come.
   void open_rank_window(T low, T high, Index expected);
-  const RankWindow<T>& rank_window() const { return *rank_window_; }
+  RankWindow<T>* rank_window() { return rank_window_.get(); }
   // While tiles are offered, look for the median of every point's similarities.
   void open_medians();
-  // Medians by point, each with `own` for the point itself; NaN where one was lost.
+  // Medians by position, each with `own` for the point itself; NaN where one was lost.
   void medians(T own, T* out, int threads);
 
-  const TopLists<T>& lists() const { return lists_; }  // by position
-  const Column* points() const { return points_; }
+  Lists& lists() { return lists_; }
+  const Lists& lists() const { return lists_; }
+  // Squared norms by position, where they were given.
+  void set_norms(const T* norms) {
+    if (no_norms_.empty()) norms_ = norms;
+  }
 
  private:
   struct RowHits;
 
-  void push(Index position, Index other, T similarity) {
-    lists_.push(position, points_[other], similarity);
-  }
   template <class Look, class Watch>
   void offer(const Tile<T>& tile, const Look& look, const Watch& watch);
   void offer_with_medians(const Tile<T>& tile);
@@ -67,8 +90,7 @@ class Nearest {
   std::vector<T> no_norms_;
   const T* norms_;
   T scale_;
-  const Column* points_;
-  TopLists<T> lists_;
+  Lists lists_;
   std::unique_ptr<RankWindow<T>> rank_window_;
   std::unique_ptr<RowMedians<T>> medians_;
 };

@@ -20,11 +20,10 @@ void ProminentColumns::clear() {
 
 void ProminentColumns::reserve(Index count) {
   if (count <= stride_) return;
-  const auto n = static_cast<Index>(is_prominent_.size());
   const Index stride = std::max(2 * stride_, (count + kWidth - 1) / kWidth * kWidth);
-  std::vector<float> bounds(as_size(n * stride), minus_infinity<float>);
-  for (Index i = 0; i < n; ++i)
-    std::copy_n(bounds_.data() + i * stride_, stride_, bounds.data() + i * stride);
+  std::vector<float> bounds(as_size(rows_ * stride), minus_infinity<float>);
+  for (Index q = 0; q < rows_; ++q)
+    std::copy_n(bounds_.data() + q * stride_, stride_, bounds.data() + q * stride);
   bounds_ = std::move(bounds);
   availability_.resize(as_size(stride), minus_infinity<float>);
   stride_ = stride;

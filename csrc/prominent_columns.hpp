@@ -15,7 +15,8 @@ namespace epruner {
 
 class ProminentColumns {
  public:
-  explicit ProminentColumns(Index n) : is_prominent_(as_size(n)) {}
+  // Of n columns, in so many rows.
+  ProminentColumns(Index n, Index rows) : rows_(rows), is_prominent_(as_size(n)) {}
 
   bool operator[](Index k) const { return is_prominent_[as_size(k)] != 0; }
   void clear();
@@ -33,18 +34,19 @@ class ProminentColumns {
   void update(const double* availability);
 
   const std::vector<Column>& columns() const { return columns_; }
-  // By column, with places to spare that are -inf: A, and bounds on row i's similarities.
+  // By column, with places to spare that are -inf: A, and bounds on the q-th row's similarities.
   const float* availability() const { return availability_.data(); }
-  float* bounds(Index i) { return bounds_.data() + i * stride_; }
+  float* bounds(Index q) { return bounds_.data() + q * stride_; }
   Index stride() const { return stride_; }
 
  private:
   void reserve(Index count);
 
+  Index rows_;
   std::vector<std::uint8_t> is_prominent_;
   std::vector<Column> columns_;
   Index stride_ = 0;
-  std::vector<float> availability_, bounds_;  // (stride), (n, stride)
+  std::vector<float> availability_, bounds_;  // (stride), (rows, stride)
 };
 
 }  // namespace epruner

@@ -56,6 +56,16 @@ class RankWindow {
   // Count values below the window, and those in it. Several threads may.
   void add(Index below, const std::vector<T>& inside);
 
+  // What has been counted: how many values below the window, in its bins, or those kept. Counts of
+  // others can be added.
+  Index below() const { return below_; }
+  const std::vector<Index>& bins() const { return bins_; }
+  const std::vector<T>& kept() const { return kept_; }
+  void add_counts(Index below, const Index* bins) {
+    below_ += below;
+    for (Index& bin : bins_) bin += *bins++;
+  }
+
   // The values at these ranks, from 0, among all that were counted; those next to the window's ends
   // for ranks outside it, none if nothing was in it.
   std::vector<T> values_at(const std::vector<Index>& ranks) const;

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <stdexcept>
+#include <unordered_map>
 
 #include "compiler.hpp"
 #include "messages.hpp"
@@ -61,6 +62,45 @@ class Features {
   Index n_, d_;
   const T* x_;
   double offset_, scale_;
+};
+
+// Similarities of points from `first` on, whose features are at hand, to a few others that are
+// told.
+template <class T>
+class KnownPairs {
+ public:
+  // Features (·, d) of the points, and as for Features.
+  KnownPairs(Index first, Index d, const T* X, bool cosine)
+      : first_(first), d_(d), x_(X), offset_(cosine ? 1 : 0), scale_(cosine ? 0.5 : 1) {}
+
+  // Add the features (·, d) of others.
+  void tell(const std::vector<Column>& points, const T* Y) {
+    for (Column k : points) place_.emplace(k, static_cast<Index>(place_.size()));
+    told_.insert(told_.end(), Y, Y + static_cast<Index>(points.size()) * d_);
+  }
+  void forget() {
+    place_.clear();
+    told_.clear();
+  }
+  // out[q] <- the similarity of point i to columns[q], which has been told.
+  auto source() const {
+    return [this](Index i, const Column* columns, Index count, double* out) {
+      for (Index q = 0; q < count; ++q) out[q] = to_told(i, place_.at(columns[q]));
+    };
+  }
+  // The similarity of point i to the q-th that has been told.
+  double to_told(Index i, Index q) const { return between(i, told_.data() + q * d_); }
+  // That to features y (d).
+  double between(Index i, const T* y) const {
+    return offset_ - scale_ * squared_distance(d_, x_ + (i - first_) * d_, y);
+  }
+
+ private:
+  Index first_, d_;
+  const T* x_;
+  double offset_, scale_;
+  std::unordered_map<Column, Index> place_;
+  std::vector<T> told_;
 };
 
 // Turn S = X~ X~^T of the centred features X~ into -||x_i - x_k||²: from the products where they

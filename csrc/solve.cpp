@@ -79,7 +79,7 @@ std::vector<Clustering> cluster_many(const std::vector<Problem<T>>& problems, co
       answer.outcome =
           solve_dense(problem.n, problem.S, problem.preference, jitter, alone, own_poll);
     } else {
-      active_set.emplace(problem.n, problem.preference, jitter, alone);
+      active_set.emplace(problem.n, Range{0, problem.n}, problem.preference, jitter, alone);
       answer.outcome = solve_matrix(*active_set, problem.S, own_poll);
     }
     if (answer.outcome.status == Status::interrupted) return;

@@ -35,13 +35,14 @@ class TopLists {
   }
 
   // Leave out from the start what is below a threshold; the list may then stay shorter.
-  void start_at(Index r, T threshold) { rows_[as_size(r)].threshold = threshold; }
+  void start_at(Index r, T threshold) { rows_[as_size(r)] = {.threshold = threshold}; }
 
   Index rows() const { return static_cast<Index>(rows_.size()); }
   Index room() const { return room_; }
   // List r: `size(r)` columns in no order. What is not listed is at most `threshold(r)`.
   Index size(Index r) const { return rows_[as_size(r)].size; }
   const Column* columns(Index r) const { return columns_.get() + r * room_; }
+  const T* values(Index r) const { return values_.get() + r * room_; }
   T threshold(Index r) const { return rows_[as_size(r)].threshold; }
 
  private:

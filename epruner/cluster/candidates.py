@@ -15,6 +15,7 @@ from epruner.cluster._native import ActiveSet
 from epruner.cluster.backends.native import new_active_set
 from epruner.cluster.decode import sorted_by_index
 from epruner.cluster.neighbors import negative_squared_distances_of
+from epruner.cluster.order_statistic import OrderStatistic
 from epruner.cluster.products import products
 from epruner.cluster.progress import SILENT, Progress
 from epruner.cluster.sweep import Sweep
@@ -27,9 +28,6 @@ _LEAST_STRIP = 64  # ... but never fewer rows: all features are read for each st
 _BYTES_PER_CANDIDATE = 48  # in lists that grow
 _BYTES_PER_LISTED = 24  # in lists from a sweep, which finds half as many again as are wanted
 _SPARE_PLACES = 24  # in such a list
-# Of so many similarities one is drawn where a sample tells about where their median lies.
-_SAMPLED, _LEAST_SAMPLE, _MOST_SAMPLED = 1 << 13, 1 << 16, 1 << 20
-_MOST_KEPT = 1 << 24  # values in a window around it; more are counted in bins
 
 
 class CandidateSource(ABC):
@@ -214,7 +212,7 @@ class FeatureSource(CandidateSource):
             self._factor = X - X.mean(axis=0, dtype=np.float64).astype(X.dtype)
             self._norms = np.einsum("ij,ij->i", self._factor, self._factor)
         single = X.dtype == np.float32
-        unit = 10 * (d + 4) * float(np.finfo(X.dtype).eps) / 2
+        unit = relative_error(d, X.dtype)
         features = _native.Features32 if single else _native.Features64
         self._features: Any = features(X, self._norms, unit)
 
@@ -255,14 +253,13 @@ class FeatureSource(CandidateSource):
             f"affinity propagation from features of {self.n} points",
             "cluster a sample and use predict for the rest",
         )
-        return Sweep(self._factor, self._norms, _first_candidates(self.n))
+        return Sweep(self._factor, self._norms, first_candidates(self.n))
 
     def _memory_needed(self, *, medians: bool) -> int:
-        want = _first_candidates(self.n)
+        want = first_candidates(self.n)
         sweep = Sweep.bytes_needed(self._factor, want, medians=medians)
         if not medians:  # values near the order statistic asked for, while they are sorted, too
-            window = self._window_share() * self.n * (self.n - 1) / 2
-            sweep += int(3 * min(window, _MOST_KEPT) * self.dtype.itemsize)
+            sweep += 3 * OrderStatistic(self.n, 0).n_kept * self.dtype.itemsize
         return sweep + self.n * (want + want // 2 + _SPARE_PLACES) * _BYTES_PER_LISTED
 
     def _started(self, sweep: Sweep, options: Options) -> ActiveSet:
@@ -301,37 +298,26 @@ class FeatureSource(CandidateSource):
             yield some, products(self._factor[some], self._factor, self._n_threads, out=dots)
 
     def _sweep_for(self, sweep: Sweep, options: Options, position: float) -> float:
-        pairs = self.n * (self.n - 1) // 2
-        ranks = [int(position) // 2, min(int(position) + 1, 2 * pairs - 1) // 2]
+        wanted = OrderStatistic(self.n, position)
         sample = np.sort(self._sampled_similarities())
-        middle, slack = ranks[0] / pairs * sample.size, self._window_share() / 2 * sample.size
-        low = sample[int(middle - slack)] if middle > slack else -np.inf
-        high = sample[int(middle + slack)] if middle + slack < sample.size else np.inf
-        rounding = 1e-5 if self.dtype == np.float32 else 1e-12  # of the products, not the sample
-        low, high = low - rounding * abs(low), high + rounding * abs(high)
-        sweep.nearest.open_rank_window(low, high, int(self._window_share() * pairs))
+        low, high = wanted.window(sample)
+        sweep.nearest.open_rank_window(low, high, wanted.n_expected)
         sweep.run(options)
-        values: list[float] = sweep.nearest.values_at_ranks(ranks)
-        if not values:
-            return float(sample[int(middle)])
-        return values[0] + (values[1] - values[0]) * (position - int(position))
-
-    def _sample_size(self) -> int:
-        return min(max(_LEAST_SAMPLE, self.n * self.n // _SAMPLED), _MOST_SAMPLED)
-
-    def _window_share(self) -> float:
-        """Of all pairs, the share in a window that holds an order statistic: six deviations of its
-        rank in the sample to either side of the median's, which deviates most."""
-        return 6 / float(np.sqrt(self._sample_size()))
+        return wanted.interpolated(sweep.nearest.values_at_ranks(wanted.ranks), sample)
 
     def _sampled_similarities(self) -> Floats:
         rng = np.random.default_rng(0)
-        rows, columns = rng.integers(self.n, size=(2, self._sample_size()))
+        rows, columns = rng.integers(self.n, size=(2, OrderStatistic(self.n, 0).sample_size))
         rows, columns = rows[rows != columns], columns[rows != columns]
         return self.links(rows, columns).astype(self.dtype)
 
 
-def _first_candidates(n: int) -> int:
+def relative_error(d: int, dtype: np.dtype[Any]) -> float:
+    """A bound on that of inner products of `d` features."""
+    return 10 * (d + 4) * float(np.finfo(dtype).eps) / 2
+
+
+def first_candidates(n: int) -> int:
     """How many a sweep finds for each point: a row that runs out of them costs O(n) later."""
     growth: float = max(1.0, n / _FEW_POINTS) ** (1 / 6)
     return round(_FIRST_CANDIDATES * growth)

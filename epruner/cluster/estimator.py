@@ -92,7 +92,7 @@ def affinity_propagation(
             if not copy and _is_writeable(S):
                 np.fill_diagonal(S, preferences)
         progress.finish(clustering)
-    _warn(clustering)
+    warn_of(clustering)
     if return_n_iter:
         return clustering.exemplars, clustering.labels, clustering.n_iter
     return clustering.exemplars, clustering.labels
@@ -110,7 +110,7 @@ def _is_writeable(S: object) -> TypeGuard[Floats]:
     return isinstance(S, np.ndarray) and S.flags.writeable and S.dtype in FLOATS
 
 
-def _warn(clustering: Clustering) -> None:
+def warn_of(clustering: Clustering) -> None:
     if clustering.exemplars.size == 0:
         warnings.warn(
             "Affinity propagation did not converge and this model will not have any cluster "
@@ -367,7 +367,7 @@ default='euclidean'
             problem = self._problem(X, sample_weight)
             clustering, self.damping_, self.preference_ = problem.solve(rule, options)
             progress.finish(clustering)
-        _warn(clustering)
+        warn_of(clustering)
         self.cluster_centers_indices_ = clustering.exemplars
         self.labels_ = clustering.labels
         self.n_iter_ = clustering.n_iter

@@ -48,17 +48,21 @@ def scale(dtype: np.dtype) -> tuple[float, float]:
 
 
 def jittered(
-    s: NDArray[np.floating], rows: NDArray[np.integer], cols: NDArray[np.integer], seed: int | None
+    s: NDArray[np.floating],
+    rows: NDArray[np.integer],
+    cols: NDArray[np.integer],
+    seed: int | None,
+    dtype: np.dtype | None = None,
 ) -> NDArray[np.float64]:
     """Similarities `s` at positions (`rows`, `cols`) with their jitter, in float64.
 
     The three arrays broadcast against each other. Infinite entries are returned unchanged, and all
-    of them where `seed` is None.
+    of them where `seed` is None. The jitter is of the size for `dtype`, by default that of `s`.
     """
     wide = s.astype(np.float64)
     if seed is None:
         return wide
-    relative, absolute = scale(s.dtype)
+    relative, absolute = scale(dtype or s.dtype)
     with np.errstate(over="ignore"):
         row = _mix((np.asarray(rows).astype(np.uint64) + np.uint64(seed)) * _GOLDEN + _GOLDEN)
         u = _uniform(row >> np.uint64(32), np.asarray(cols).astype(np.uint64))

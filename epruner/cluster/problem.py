@@ -66,18 +66,11 @@ class Prepared:
     lists: "tuple[CandidateSource, _native.ActiveSet] | None" = None
 
 
-class Problem(ABC):
-    """Points to cluster."""
+class Solvable(ABC):
+    """Points that can be clustered with any preferences."""
 
     n: int
     dtype: np.dtype[Any]
-
-    def __init__(self, n: int, dtype: np.dtype[Any], backend: str) -> None:
-        backends.check(backend)
-        self.n = n
-        self.dtype = dtype
-        self.backend = backend
-        self.compiled = _compiled.native is not None and backend in ("auto", "native")
 
     @abstractmethod
     def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
@@ -87,19 +80,6 @@ class Problem(ABC):
     def top(self, options: Options) -> float:
         """Return a preference that makes nearly every point an exemplar: the largest similarity."""
 
-    def some_similarities(self, count: int) -> tuple[Floats, Indices]:
-        """Return similarities (m, n) of at most `count` points to all, -inf to themselves, and
-        which points (m,)."""
-        count = max(_LEAST_SAMPLE, min(count, _SAMPLED_ENTRIES // self.n))
-        rows = np.random.default_rng(0).permutation(self.n)[:count]
-        S = self._rows(rows)
-        S[np.arange(rows.size), rows] = -np.inf
-        return S, rows
-
-    @abstractmethod
-    def _rows(self, rows: Indices) -> Floats:
-        """Return a copy of these rows of the similarities (m, n)."""
-
     @abstractmethod
     def alike(self) -> bool:
         """Whether all similarities of different points are equal."""
@@ -107,13 +87,6 @@ class Problem(ABC):
     @abstractmethod
     def n_distinct(self) -> int:
         """Return how many points do not coincide with an earlier one."""
-
-    @abstractmethod
-    def affinity_matrix(self, preference: Floats, in_place: bool) -> Any:
-        """Return the similarities with these preferences on their diagonal, if they are held.
-
-        `in_place` says whether the matrix that was given may be written; else it is copied.
-        """
 
     def solve(self, rule: PreferenceRule, options: Options) -> tuple[Clustering, float, Floats]:
         """Return the clustering asked for, its damping and its preferences (n,)."""
@@ -139,7 +112,7 @@ class Problem(ABC):
         assert wanted is not None
         top = self.top(options)
         if self.alike():
-            preference = np.full(self.n, _beside(top, above=wanted == self.n), dtype=self.dtype)
+            preference = self._common(_beside(top, above=wanted == self.n))
             clustering = prepared.run(preference, options)
             if clustering.exemplars.size != wanted:
                 warnings.warn(
@@ -148,14 +121,10 @@ class Problem(ABC):
                     stacklevel=4,
                 )
             return clustering, options.damping, preference
-        if prepared.lists is None:
-            trials = Trials(self.n, self.dtype, prepared.run, options)
-        else:
-            trials = CandidateTrials(*prepared.lists, options)
         search = Search(
-            trials,
+            self._trials(prepared, options),
             wanted,
-            start=float(prepared.preference.mean(dtype=np.float64)),
+            start=self._mean(prepared.preference),
             top=top,
             damping=options.damping,
             guess=rule.preference is None,
@@ -180,8 +149,55 @@ class Problem(ABC):
             said.append(f"only {distinct} of the {self.n} points are distinct")
         return "; ".join(said)
 
+    def _common(self, preference: float) -> Floats:
+        """Return this preference for all points."""
+        return np.full(self.n, preference, dtype=self.dtype)
+
+    def _mean(self, preference: Floats) -> float:
+        return float(preference.mean(dtype=np.float64))
+
+    @abstractmethod
+    def _trials(self, prepared: Prepared, options: Options) -> Trials:
+        """Return runs with one preference for all points."""
+
+
+class Problem(Solvable):
+    """Points in this process's memory, or their similarities."""
+
+    def __init__(self, n: int, dtype: np.dtype[Any], backend: str) -> None:
+        backends.check(backend)
+        self.n = n
+        self.dtype = dtype
+        self.backend = backend
+        self.compiled = _compiled.native is not None and backend in ("auto", "native")
+
+    def some_similarities(self, count: int) -> tuple[Floats, Indices]:
+        """Return similarities (m, n) of at most `count` points to all, -inf to themselves, and
+        which points (m,)."""
+        count = max(_LEAST_SAMPLE, min(count, _SAMPLED_ENTRIES // self.n))
+        rows = np.random.default_rng(0).permutation(self.n)[:count]
+        S = self._rows(rows)
+        S[np.arange(rows.size), rows] = -np.inf
+        return S, rows
+
+    @abstractmethod
+    def _rows(self, rows: Indices) -> Floats:
+        """Return a copy of these rows of the similarities (m, n)."""
+
+    @abstractmethod
+    def affinity_matrix(self, preference: Floats, in_place: bool) -> Any:
+        """Return the similarities with these preferences on their diagonal, if they are held.
+
+        `in_place` says whether the matrix that was given may be written; else it is copied.
+        """
+
     def _checked(self, preference: ArrayLike) -> Floats:
         return validate.preferences(preference, self.n, self.dtype)
+
+    def _trials(self, prepared: Prepared, options: Options) -> Trials:
+        if prepared.lists is None:
+            return Trials(self.n, self.dtype, prepared.run, options)
+        return CandidateTrials(*prepared.lists, options)
 
 
 class MatrixProblem(Problem):

@@ -1,16 +1,19 @@
 """One clean problem in, one clustering out: degenerate cases, messages, decoding."""
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from epruner.cluster import backends
 from epruner.cluster._compiled import native
 from epruner.cluster.decode import decode, decode_noisy, net_similarity
-from epruner.cluster.types import Clustering, Floats, Indices, Messages, Options
+from epruner.cluster.progress import Progress
+from epruner.cluster.types import Clustering, Doubles, Floats, Indices, Messages, Options
 
 if TYPE_CHECKING:
     from epruner.cluster import _native
@@ -21,6 +24,33 @@ Run = Callable[[Floats, Options], Clustering]  # with these preferences
 Solve = Callable[[Options], Clustering]
 
 _RISING = (0.7, 0.8, 0.9, 0.95)
+
+
+class RunningSet(Protocol):
+    """An active set, of this process or shared by several."""
+
+    @property
+    def iteration(self) -> int: ...
+    @property
+    def is_exemplar(self) -> NDArray[np.bool_]: ...
+    @property
+    def n_candidates(self) -> int: ...
+    def restart(self, preference: Doubles, damping: float) -> None: ...
+    def continue_with(self, preference: Doubles, damping: float) -> None: ...
+
+
+A = TypeVar("A", bound=RunningSet)
+A_contra = TypeVar("A_contra", bound=RunningSet, contravariant=True)
+
+
+class Source(Protocol[A_contra]):
+    """Where an active set's candidates come from."""
+
+    n: int
+    dtype: np.dtype[Any]
+
+    def iterate(self, active_set: A_contra, iterations: int) -> str: ...
+    def refill(self, active_set: A_contra, progress: Progress) -> None: ...
 
 
 def cluster_similarities(
@@ -89,7 +119,7 @@ def cluster_candidates(
     source: "CandidateSource", active_set: "_native.ActiveSet", preference: Floats, options: Options
 ) -> Clustering:
     """Cluster the points of `source` by its started active set, which keeps what it learns."""
-    messages = _pass_messages(source, active_set, preference, options)
+    messages = pass_messages(source, active_set, preference, options)
     return _decoded(source, active_set, preference, messages, options)
 
 
@@ -103,7 +133,7 @@ def cluster_while_damping_rises(
     """Go on with the next damping from where a run is, until it converges; return that damping."""
     n_iter = 0
     for damping in dampings:
-        messages = _pass_messages(
+        messages = pass_messages(
             source, active_set, preference, replace(options, damping=damping), onwards=n_iter > 0
         )
         n_iter += messages.n_iter
@@ -130,9 +160,9 @@ def _decoded(
     )
 
 
-def _pass_messages(
-    source: "CandidateSource",
-    active_set: "_native.ActiveSet",
+def pass_messages(
+    source: Source[A],
+    active_set: A,
     preference: Floats,
     options: Options,
     *,
@@ -199,14 +229,12 @@ class Trials:
         return self._last
 
 
-class CandidateTrials(Trials):
+class StepwiseTrials(Trials, Generic[A]):
     """Runs step by step on one active set, which keeps its candidates."""
 
     stepwise = True
 
-    def __init__(
-        self, source: "CandidateSource", active_set: "_native.ActiveSet", options: Options
-    ) -> None:
+    def __init__(self, source: Source[A], active_set: A, options: Options) -> None:
         self.n = source.n
         self._dtype = source.dtype
         self._options = options
@@ -237,8 +265,25 @@ class CandidateTrials(Trials):
 
     def clustering(self) -> Clustering:
         active_set = self._active_set
-        messages = Messages(active_set.is_exemplar, active_set.iteration, self.converged)
-        return _decoded(self._source, active_set, self._preference, messages, self._options)
+        return self._decoded(Messages(active_set.is_exemplar, active_set.iteration, self.converged))
+
+    @abstractmethod
+    def _decoded(self, messages: Messages) -> Clustering:
+        """Return the clustering that messages with the last preferences give."""
+
+
+class CandidateTrials(StepwiseTrials["_native.ActiveSet"]):
+    """The same where all rows are in this process."""
+
+    _source: "CandidateSource"
+
+    def __init__(
+        self, source: "CandidateSource", active_set: "_native.ActiveSet", options: Options
+    ) -> None:
+        super().__init__(source, active_set, options)
+
+    def _decoded(self, messages: Messages) -> Clustering:
+        return _decoded(self._source, self._active_set, self._preference, messages, self._options)
 
 
 def _finished(

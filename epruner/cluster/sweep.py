@@ -11,13 +11,13 @@ from epruner.cluster.products import one_thread_blas, pool
 from epruner.cluster.types import Floats, Options
 
 TILE = 1024  # points a side, ...
-_TILE_ROWS = 128  # ... of which so many at a time: their products stay in cache until looked at
+TILE_ROWS = 128  # ... of which so many at a time: their products stay in cache until looked at
 # Before the sweep every point meets one of so many, ...
-_SAMPLED = 64
-_LEAST_SAMPLE = 256  # ... where these are not few, ...
+SAMPLED = 64
+LEAST_SAMPLE = 256  # ... where these are not few, ...
 # ... and what is less similar than about so many of them is not among those wanted. Should it be,
 # its list stays shorter.
-_SAMPLE_RANK = 6
+SAMPLE_RANK = 6
 
 
 class Sweep:
@@ -53,18 +53,18 @@ class Sweep:
         """Meet all pairs."""
         scratch = local()
         n = self._X.shape[0]
-        size = min(n // _SAMPLED, TILE)
+        size = min(n // SAMPLED, TILE)
 
         def dots(left: Floats, right: Floats) -> Floats:
             if not hasattr(scratch, "room"):
-                scratch.room = np.empty(_TILE_ROWS * TILE, dtype=self._X.dtype)
+                scratch.room = np.empty(TILE_ROWS * TILE, dtype=self._X.dtype)
             shape = left.shape[0], right.shape[0]
             room: Floats = scratch.room[: shape[0] * shape[1]].reshape(shape)
             return np.matmul(left, right.T, out=room)
 
         def sample(row: int) -> None:
-            rows = self._X[row : row + _TILE_ROWS]
-            self.nearest.start_from_sample(dots(rows, self._X[:size]), row, _SAMPLE_RANK)
+            rows = self._X[row : row + TILE_ROWS]
+            self.nearest.start_from_sample(dots(rows, self._X[:size]), row, SAMPLE_RANK)
 
         def offer(pair: tuple[int, int]) -> None:
             for row, column, left, right in self._parts(pair[0] * TILE, pair[1] * TILE):
@@ -74,8 +74,8 @@ class Sweep:
         options.progress.stage("similarities", 0, len(rounds))
         with one_thread_blas(), pool(options.n_threads) as threads:
             try:
-                if size >= _LEAST_SAMPLE:
-                    list(threads.map(sample, range(0, n, _TILE_ROWS)))
+                if size >= LEAST_SAMPLE:
+                    list(threads.map(sample, range(0, n, TILE_ROWS)))
                 for played, pairs in enumerate(rounds, 1):
                     list(threads.map(offer, pairs))
                     options.progress.stage("similarities", played, len(rounds))
@@ -87,9 +87,9 @@ class Sweep:
         """The tile of the points from `first` and those from `second` on, some rows at a time."""
         X = self._X
         last = min(first + TILE, X.shape[0])
-        for row in range(first, last, _TILE_ROWS):
+        for row in range(first, last, TILE_ROWS):
             column = row if first == second else second
-            yield row, column, X[row : min(row + _TILE_ROWS, last)], X[column : second + TILE]
+            yield row, column, X[row : min(row + TILE_ROWS, last)], X[column : second + TILE]
 
 
 def tournament(players: int) -> Iterator[list[tuple[int, int]]]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from epruner.cluster import _native
 
 Floats = NDArray[np.floating]
+Doubles = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 

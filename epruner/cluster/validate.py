@@ -68,6 +68,11 @@ def require_distances(squared: Floats, what: str = "the features") -> None:
 def sparse_similarities(S: Any) -> Any:
     """Return the SciPy sparse matrix `S` as CSR in float32 or float64 without duplicates."""
     _require_square(S.shape)
+    return sparse_rows(S)
+
+
+def sparse_rows(S: Any) -> Any:
+    """Do the same for some rows (m, n) of sparse similarities."""
     csr = S.tocsr()
     if csr.dtype not in (np.float32, np.float64):
         csr = csr.astype(np.float64)

@@ -8,7 +8,7 @@ process group: when they lose each other in turn, all of them name the same one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
@@ -140,6 +140,28 @@ class Group:
             return error if error.rank == 0 else RankError(0, "is gone")
         return RankError(rank, reason)
 
+    @staticmethod
+    def wait(waits: Iterable[Callable[[], None]]) -> None:
+        """Wait for everything that was begun."""
+        for wait in waits:
+            wait()
+
+    def swap(self, arrays: Sequence[Array], to: int, source: int) -> list[Array]:
+        """Send arrays to one rank and return what another, or the same, sends here.
+
+        These may differ in length, of nothing else.
+        """
+        lengths = np.array([len(array) for array in arrays])
+        counts = np.empty_like(lengths)
+        self.wait([self.receive(counts, source), self.send(lengths, to)])
+        found = [
+            np.empty((int(count), *array.shape[1:]), array.dtype)
+            for count, array in zip(counts, arrays, strict=True)
+        ]
+        waits = [self.receive(array, source) for array in found]
+        self.wait(waits + [self.send(np.ascontiguousarray(array), to) for array in arrays])
+        return found
+
     # ---- Among all ranks ------------------------------------------------------------------------
 
     @contextmanager
@@ -194,14 +216,17 @@ class Group:
         mine = np.frombuffer(text.encode(), dtype=np.uint8)
         return [array.tobytes().decode() for array in self.gather(mine)]
 
-    def gather(self, array: Array) -> list[Array]:
+    def gather(self, array: Array, lengths: Sequence[int] | None = None) -> list[Array]:
         """Return the array of every rank; they may differ in length, of nothing else.
 
-        Each goes round the ring, so every rank sends all but one of them.
+        Each goes round the ring, so every rank sends all but one of them. Their lengths go first,
+        where they are not known.
         """
         array = np.ascontiguousarray(array)
-        lengths = self._ring(np.array([len(array)]), [1] * self.size)
-        return self._ring(array, [int(length[0]) for length in lengths])
+        if lengths is None:
+            counts = self._ring(np.array([len(array)]), [1] * self.size)
+            lengths = [int(count[0]) for count in counts]
+        return self._ring(array, lengths)
 
     def _ring(self, array: Array, lengths: Sequence[int]) -> list[Array]:
         found: list[Array] = [np.empty((0, *array.shape[1:]), array.dtype)] * self.size
@@ -210,9 +235,7 @@ class Group:
         for step in range(self.size - 1):
             going, coming = (self.rank - step) % self.size, (self.rank - step - 1) % self.size
             found[coming] = np.empty((lengths[coming], *array.shape[1:]), array.dtype)
-            waits = self.receive(found[coming], before), self.send(found[going], after)
-            for wait in waits:
-                wait()
+            self.wait([self.receive(found[coming], before), self.send(found[going], after)])
         return found
 
     def exchange(self, parts: Sequence[Array]) -> list[Array]:
@@ -224,27 +247,39 @@ class Group:
         others = [rank for rank in range(self.size) if rank != self.rank]
         lengths = np.array([[len(part)] for part in parts])
         counts = np.empty_like(lengths)
-        self._wait(
+        self.wait(
             [self.receive(counts[q], q) for q in others]
             + [self.send(lengths[q], q) for q in others]
         )
         found = list(parts)
         for q in others:
             found[q] = np.empty((int(counts[q, 0]), *parts[q].shape[1:]), parts[q].dtype)
-        self._wait(
+        self.wait(
             [self.receive(found[q], q) for q in others] + [self.send(parts[q], q) for q in others]
         )
         return found
 
-    @staticmethod
-    def _wait(waits: Sequence[Callable[[], None]]) -> None:
-        for wait in waits:
-            wait()
-
     def sum(self, array: Array) -> Array:
         """Return the sum over ranks, added in their order, so that all get the same bits."""
-        total: Array = np.add.accumulate(self.gather(np.atleast_1d(array)[None]), axis=0)[-1][0]
+        everyone = np.concatenate(self.gather(np.asarray(array)[None], [1] * self.size))
+        total: Array = np.add.accumulate(everyone, axis=0)[-1]
         return total
+
+    def most(self, value: int) -> int:
+        """Return the largest value of any rank."""
+        return int(np.concatenate(self.gather(np.array([value]), [1] * self.size)).max())
+
+    def in_turn(self, arrays: Sequence[Array], work: Callable[[], None]) -> None:
+        """Let rank after rank do work that changes arrays; all get what the last leaves."""
+        last = self.size - 1
+        if self.rank > 0:
+            self.wait([self.receive(array, self.rank - 1) for array in arrays])
+        work()
+        if self.rank < last:
+            self.wait([self.send(array, self.rank + 1) for array in arrays])
+        for array in arrays:
+            lengths = [len(array) * (rank == last) for rank in range(self.size)]
+            array[:] = self.gather(array[: lengths[self.rank]], lengths)[last]
 
     def barrier(self) -> None:
         """Return when all ranks have come here."""
