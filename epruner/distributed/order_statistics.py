@@ -16,7 +16,7 @@ def values_at(group: Group, values: Floats, ranks: Sequence[int]) -> list[float]
     The first and the last for what lies beyond; none if there are no values at all. Exact: the
     numbers between which a value lies are halved until one is left.
     """
-    keys: Array = _keys(values)
+    keys = _keys(values)
     total = int(group.sum(np.array([keys.size]))[0])
     if total == 0:
         return []

@@ -135,9 +135,10 @@ class SharedFeatures(SharedSource):
             sweep.open_rank_window(*wanted.window(sample), wanted.n_expected)
             sweep.run()
             value = wanted.interpolated(sweep.values_at_ranks(wanted.ranks), sample)
-        active_set = self._empty(options)
         options.progress.part("candidates")
         lists, bounds = sweep.lists()
+        del sweep  # and its memory
+        active_set = self._empty(options)
         active_set.own.fill_from_lists(lists.offsets, lists.columns, lists.values, bounds)
         return active_set, value
 

@@ -20,6 +20,8 @@ from epruner.distributed.group import Array, Group
 from epruner.distributed.layout import Lists, Move, shares, visits
 from epruner.distributed.order_statistics import values_at
 
+_VISITORS = 4  # tiles of another rank's points that are met at a time: lists of all take memory
+
 
 class RingSweep:
     """One sweep over all pairs.
@@ -66,7 +68,7 @@ class RingSweep:
         self._factor, norms = self._multiplied(self._X)
         kind: Any = _native.BlockNearest32 if X.dtype == np.float32 else _native.BlockNearest64
         self._size = min(n // SAMPLED, TILE)
-        most = max(int(np.diff(self._starts).max()), self._size)
+        most = min(n, _VISITORS * TILE)
         self._nearest = kind(self._X, norms, self._points, most, n, want + 1, unit, options.seed)
         self._scratch = local()
 
@@ -173,11 +175,25 @@ class RingSweep:
         thresholds = np.empty(len(X))
         own_thresholds = self._nearest.thresholds()
         group.wait([group.receive(thresholds, owner), group.send(own_thresholds, source)])
-        factor, norms = self._multiplied(X)
-        self._nearest.receive(X, norms, points, thresholds)
-        mine, theirs = len(self._X), len(X)
-        tiles = [int(start) // TILE for start in self._starts[[group.rank, owner]]]
-        lower = group.rank < owner
+        # So many at a time, whose lists are told before the next come; our own block is elsewhere
+        # taken in such parts, too.
+        for q in range(-(-int(np.diff(self._starts).max()) // (_VISITORS * TILE))):
+            some = slice(q * _VISITORS * TILE, (q + 1) * _VISITORS * TILE)
+            factor, norms = self._multiplied(X[some])
+            self._nearest.receive(X[some], norms, points[some], thresholds[some])
+            self._meet_some(threads, owner, factor, q * _VISITORS, twice=twice)
+            counts, columns, similarities = group.swap(self._nearest.found(), owner, source)
+            own = np.zeros(len(self._X), dtype=np.int64)
+            own[some] = counts
+            self._nearest.add(own, columns, similarities)
+
+    def _meet_some(
+        self, threads: Any, owner: int, factor: Floats, first_tile: int, *, twice: bool
+    ) -> None:
+        """Meet these visitors, which begin with a tile of their block."""
+        mine, rank = len(self._X), self._group.rank
+        tiles = [int(start) // TILE for start in self._starts[[rank, owner]]]
+        lower = rank < owner
 
         def offer(pair: tuple[int, int]) -> None:
             own, visitor = (slice(TILE * place, TILE * place + TILE) for place in pair)
@@ -188,11 +204,10 @@ class RingSweep:
                 self._nearest.offer(dots, row + part, column)
 
         def ours(pair: tuple[int, int]) -> bool:
-            return not twice or (sum(pair) + sum(tiles)) % 2 == lower
+            return not twice or (sum(pair) + first_tile + sum(tiles)) % 2 == lower
 
-        for pairs in _rounds(-(-mine // TILE), -(-theirs // TILE)):
+        for pairs in _rounds(-(-mine // TILE), -(-len(factor) // TILE)):
             list(threads.map(offer, filter(ours, pairs)))
-        self._nearest.add(*group.swap(self._nearest.found(), owner, source))
 
     def _dots(self, left: Floats, right: Floats) -> Floats:
         if not hasattr(self._scratch, "room"):
