@@ -272,6 +272,7 @@ class AffinityPropagation(epruner.cluster.AffinityPropagation):
             )
             problem = SharedGraphProblem(SharedGraph(group, S), preference)
         else:
+            _require_distances(group, X)
             source = SharedFeatures(group, move(X), n, self.affinity == "cosine", options.n_threads)
             problem = SharedFeatureProblem(source, preference)
         clustering, self.damping_, own = problem.solve(rule, options)
@@ -284,6 +285,14 @@ class AffinityPropagation(epruner.cluster.AffinityPropagation):
         if self.affinity != "precomputed":
             self.cluster_centers_ = source.features_of(clustering.exemplars)
         return clustering
+
+
+def _require_distances(group: Group, X: Floats) -> None:
+    """Raise on all ranks if squares of distances between points of any overflow."""
+    ends = np.concatenate(group.gather(np.stack([X.min(0), X.max(0)]) if len(X) else X))
+    with np.errstate(over="ignore"):
+        bound = np.square(np.ptp(ends, axis=0), dtype=np.float64).sum(keepdims=True)
+        validate.require_distances(bound.astype(X.dtype))
 
 
 def _kind(preference: ArrayLike | None) -> object:

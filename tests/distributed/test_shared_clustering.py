@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from ranks import MOST, ranks
 from sklearn.datasets import load_digits, make_blobs
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neighbors import kneighbors_graph
 
 from epruner import AffinityPropagation as Alone
 from epruner.distributed import AffinityPropagation
@@ -68,25 +71,122 @@ def check_alone(found: Found, X: Any, **settings: Any) -> None:
     np.testing.assert_allclose(found.preference, model.preference_, rtol=1e-6)
 
 
-BLOBS = make_blobs(3000, 8, centers=12, random_state=1)[0].astype(np.float32)
+BLOBS = make_blobs(2500, 8, centers=12, random_state=1)[0].astype(np.float32)
 DIGITS = load_digits().data
 
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "blobs": (BLOBS, {"damping": 0.7}),
-    "few clusters": (BLOBS, {"damping": 0.7, "preference": -3000.0}),
-    "digits": (DIGITS, {"damping": 0.6}),
-    "digits, cosine": (DIGITS.astype(np.float32), {"damping": 0.7, "affinity": "cosine"}),
-    "quantile": (BLOBS[:900], {"damping": 0.8, "preference_quantile": 0.1}),
-    "beta": (DIGITS[:700].astype(np.float32), {"damping": 0.7, "beta": 3.0}),
-    "ties": (np.round(BLOBS[:1000]), {"damping": 0.8}),
-    "rising damping": (BLOBS[:500], {"damping": "auto"}),
+    "few clusters": (BLOBS, {"damping": 0.9, "preference": -3000.0}),
+    "digits, cosine": (DIGITS[:900], {"damping": 0.7, "affinity": "cosine"}),
+    "quantile": (BLOBS[:700].astype(np.float64), {"damping": 0.8, "preference_quantile": 0.1}),
+    "beta": (DIGITS[:300].astype(np.float32), {"damping": 0.7, "beta": 3.0}),
+    "ties": (np.round(BLOBS[:500]), {"damping": 0.8}),
+    "duplicates": (np.repeat(BLOBS[:60], 5, axis=0), {"damping": 0.8, "preference": -20.0}),
+    "rising damping": (BLOBS[:200], {"damping": "auto"}),
+    "a number of clusters": (BLOBS[:300], {"n_clusters": 7}),
+    "one point": (BLOBS[:1], {}),
+    "points that are all alike": (np.ones((70, 3)), {"preference": -2.0}),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_any_number_of_ranks_gives_the_answer_of_one_process(case: str) -> None:
     X, settings = CASES[case]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All samples have mutually equal")
+        check_alone(over_ranks(1, X, **settings), X, **settings)
     first, *others = (over_ranks(size, X, **settings) for size in SIZES)
     for other in others:
         same(first, other)
-    check_alone(first, X, **settings)
+
+
+def test_ranks_may_hold_uneven_parts_or_none() -> None:
+    even = over_ranks(2, BLOBS[:600], damping=0.7)
+    same(even, over_ranks(3, BLOBS[:600], [0, 599, 599, 600], damping=0.7))
+
+
+def graph(n: int, links: int) -> Any:
+    """Negative squared distances to the nearest of some points, as CSR."""
+    X = np.random.default_rng(4).standard_normal((n, 3))
+    S = kneighbors_graph(X, links, mode="distance")
+    S.data = -np.square(S.data)
+    return S.tocsr()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_of_a_graph(dtype: Any) -> None:
+    S = graph(400, 12).astype(dtype)
+    settings = {"affinity": "precomputed", "damping": 0.9, "preference": -2.0, "max_iter": 500}
+    first, *others = (over_ranks(size, S, **settings) for size in SIZES)
+    check_alone(first, S, **settings)
+    for other in others:
+        same(first, other)
+    assert (first.labels >= 0).all()
+
+
+def test_rules_for_preferences_of_a_graph() -> None:
+    S = graph(200, 8)
+    for rule in ({}, {"preference_quantile": 0.3}):
+        settings = {"affinity": "precomputed", "damping": 0.9, **rule}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            check_alone(over_ranks(3, S, **settings), S, **settings)
+
+
+def test_a_graph_must_have_a_column_for_every_row() -> None:
+    S = graph(30, 3)
+    for error in ranks().outcomes(2, fitted, {"affinity": "precomputed"}, each=[S[:9], S[9:20]]):
+        assert error.kind == "ValueError"
+        assert "20 rows of similarities to 30 points" in error.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ([{}, {"damping": 0.7}], "damping is 0.5 on rank 0 and 0.7 on rank 1"),
+        ([{}, {"affinity": "cosine"}], "affinity is 'euclidean' on rank 0 and 'cosine' on rank 1"),
+        ([{"damping": 2}, {}], "damping=2 must be in [0.5, 1)"),
+        ([{"n_clusters": 50}, {"n_clusters": 50}], "n_clusters=50 must be between 1 and the 40"),
+    ],
+)
+def test_parameters_are_checked_before_the_work(settings: list[dict[str, Any]], said: str) -> None:
+    for error in ranks().outcomes(2, fitted_as, BLOBS[:20], each=settings):
+        assert error.kind == "ValueError"
+        assert said in error.text
+
+
+def fitted_as(process_group: Any, X: Array, settings: dict[str, Any]) -> Found:
+    return fitted(process_group, settings, X)
+
+
+BAD = BLOBS[:20].copy()
+BAD[3, 2] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("parts", "kind", "said"),
+    [
+        ([BLOBS[:20], BAD], "ValueError", "Input contains NaN"),
+        ([BLOBS[:20], BLOBS[:20, :4]], "ValueError", "columns is 8 on rank 0 and 4 on rank 1"),
+        ([BLOBS[:20], DIGITS[:9, :8]], "ValueError", "dtype is 'float32' on rank 0 and 'float64'"),
+        ([BLOBS[:0], BLOBS[:0]], "ValueError", "no points on any rank"),
+        ([BLOBS[:20], BLOBS[:20] * 1e30], "ValueError", "overflow float32"),
+    ],
+)
+def test_rows_are_checked_on_all_ranks(parts: list[Array], kind: str, said: str) -> None:
+    for error in ranks().outcomes(2, fitted, {}, each=parts):
+        assert error.kind == kind
+        assert said in error.text
+
+
+def test_new_points_are_predicted_without_the_others() -> None:
+    (labels,) = {
+        tuple(found) for found in ranks().run(2, predicted, each=[BLOBS[:50], BLOBS[50:90]])
+    }
+    model = Alone(damping=0.7).fit(BLOBS[:90])
+    assert list(labels) == model.predict(BLOBS[100:120]).tolist()
+
+
+def predicted(process_group: Any, X: Array) -> list[int]:
+    model = AffinityPropagation(group=process_group, damping=0.7).fit(X)
+    return list(model.predict(BLOBS[100:120]).tolist())
