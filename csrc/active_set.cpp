@@ -73,6 +73,149 @@ void ActiveSet::assign(const Indices& position, Indices& labels) const {
   candidates_.assign(position, labels, n_candidates_ < kAssignTogether ? 1 : settings_.threads);
 }
 
+ActiveSet::Saved ActiveSet::save() const {
+  std::vector<double> most, below, unlisted;
+  std::vector<std::uint8_t> lack, bursts;
+  std::vector<Index> burst_at, n_active, n_inactive, n_stored_blocks, n_positive;
+  CandidateList::Saved active, inactive;
+  std::vector<float> bounds;
+  const Index columns = static_cast<Index>(prominent_.columns().size());
+  for (Index i = points_.first; i < points_.last; ++i) {
+    const RowState& state = states_[at(i)];
+    lack.push_back(static_cast<std::uint8_t>(state.lack));
+    bursts.push_back(state.bursts);
+    burst_at.push_back(state.burst_at);
+    most.push_back(state.most);
+    const Row& row = candidates_[i];
+    below.push_back(row.below);
+    unlisted.push_back(row.unlisted);
+    n_active.push_back(row.n_active);
+    n_inactive.push_back(row.n_inactive);
+    n_stored_blocks.push_back(row.n_stored_blocks);
+    n_positive.push_back(row.n_positive);
+    row.save(active, inactive);
+    const float* own = prominent_.bounds(i - points_.first);
+    bounds.insert(bounds.end(), own, own + columns);
+  }
+  return {{"iteration", std::vector<Index>{t_}},
+          {"numbers", std::vector<double>{grown_, settings_.damping}},
+          {"prominent", prominent_.columns()},
+          {"total", diagonal_.total},
+          {"availability", abar_},
+          {"preference", diagonal_.preference},
+          {"own_availability", diagonal_.a},
+          {"own_responsibility", diagonal_.r},
+          {"is_exemplar", diagonal_.is_exemplar},
+          {"streak", diagonal_.streak},
+          {"mu", mu_},
+          {"lack", lack},
+          {"bursts", bursts},
+          {"burst_at", burst_at},
+          {"most", most},
+          {"below", below},
+          {"unlisted", unlisted},
+          {"n_active", n_active},
+          {"n_inactive", n_inactive},
+          {"n_stored_blocks", n_stored_blocks},
+          {"n_positive", n_positive},
+          {"active_s", active.s},
+          {"active_r", active.r},
+          {"active_a", active.a},
+          {"active_column", active.column},
+          {"inactive_s", inactive.s},
+          {"inactive_a", inactive.a},
+          {"inactive_column", inactive.column},
+          {"bounds", bounds}};
+}
+
+namespace {
+
+// The values of a name, so many of them or, where that is negative, any number.
+template <class U>
+const std::vector<U>& named(const ActiveSet::Saved& saved, const char* name, Index count) {
+  const auto found = saved.find(name);
+  const auto* values = found == saved.end() ? nullptr : std::get_if<std::vector<U>>(&found->second);
+  if (!values || (count >= 0 && static_cast<Index>(values->size()) != count))
+    throw std::invalid_argument(std::string("no messages of such points: ") + name);
+  return *values;
+}
+
+Index sum(const std::vector<Index>& counts) {
+  Index total = 0;
+  for (Index count : counts) {
+    if (count < 0) throw std::invalid_argument("no messages of such points: lists");
+    total += count;
+  }
+  return total;
+}
+
+}  // namespace
+
+void ActiveSet::restore(const Saved& saved) {
+  const Index m = points_.size();
+  const auto& numbers = named<double>(saved, "numbers", 2);
+  const auto& prominent = named<Column>(saved, "prominent", -1);
+  const auto& bounds = named<float>(saved, "bounds", m * static_cast<Index>(prominent.size()));
+  const auto& n_active = named<Index>(saved, "n_active", m);
+  const auto& n_inactive = named<Index>(saved, "n_inactive", m);
+  const auto& n_stored_blocks = named<Index>(saved, "n_stored_blocks", m);
+  const auto& n_positive = named<Index>(saved, "n_positive", m);
+  const Index all_active = sum(n_active), all_inactive = sum(n_inactive);
+  const CandidateList::Saved active{named<double>(saved, "active_s", all_active),
+                                    named<double>(saved, "active_r", all_active),
+                                    named<double>(saved, "active_a", all_active),
+                                    named<Column>(saved, "active_column", all_active)};
+  const CandidateList::Saved inactive{named<double>(saved, "inactive_s", all_inactive),
+                                      {},
+                                      named<double>(saved, "inactive_a", all_inactive),
+                                      named<Column>(saved, "inactive_column", all_inactive)};
+  for (const auto* columns : {&active.column, &inactive.column, &prominent})
+    for (Column k : *columns)
+      if (k < 0 || k >= n_) throw std::invalid_argument("no messages of such points: columns");
+  const auto& lack = named<std::uint8_t>(saved, "lack", m);
+  const auto& bursts = named<std::uint8_t>(saved, "bursts", m);
+  const auto& burst_at = named<Index>(saved, "burst_at", m);
+  const auto& most = named<double>(saved, "most", m);
+  const auto& below = named<double>(saved, "below", m);
+  const auto& unlisted = named<double>(saved, "unlisted", m);
+  t_ = named<Index>(saved, "iteration", 1).front();
+  grown_ = numbers[0];
+  settings_.damping = numbers[1];
+  mid_iteration_ = false;
+  diagonal_.total = named<double>(saved, "total", n_);
+  abar_ = named<double>(saved, "availability", n_);
+  diagonal_.preference = named<double>(saved, "preference", m);
+  diagonal_.a = named<double>(saved, "own_availability", m);
+  diagonal_.r = named<double>(saved, "own_responsibility", m);
+  diagonal_.is_exemplar = named<std::uint8_t>(saved, "is_exemplar", m);
+  diagonal_.streak = named<Index>(saved, "streak", m);
+  mu_ = named<double>(saved, "mu", m);
+  std::fill(support_.begin(), support_.end(), 0.0);
+  candidates_ = CandidateLists(n_, points_, jitter_, settings_.threads);
+  prominent_.restore(prominent);
+  std::size_t active_from = 0, inactive_from = 0;
+  const auto columns = static_cast<Index>(prominent.size());
+  for (Index i = points_.first; i < points_.last; ++i) {
+    const std::size_t q = at(i);
+    if (lack[q] > static_cast<std::uint8_t>(Lack::positives) || n_positive[q] < 0 ||
+        n_positive[q] > n_inactive[q] || n_stored_blocks[q] < 0 ||
+        n_stored_blocks[q] > (n_active[q] + n_inactive[q]) / CandidateBlock::width + 1)
+      throw std::invalid_argument("no messages of such points: rows");
+    states_[q] = {static_cast<Lack>(lack[q]), bursts[q], burst_at[q], most[q]};
+    Row& row = candidates_[i];
+    row.restore(n_active[q], active, active_from, n_inactive[q], inactive, inactive_from,
+                candidates_.arena(0));
+    row.n_stored_blocks = static_cast<std::int32_t>(n_stored_blocks[q]);
+    row.n_positive = static_cast<std::int32_t>(n_positive[q]);
+    row.below = below[q];
+    row.unlisted = unlisted[q];
+    active_from += as_size(n_active[q]);
+    inactive_from += as_size(n_inactive[q]);
+    std::copy_n(bounds.begin() + static_cast<Index>(q) * columns, columns,
+                prominent_.bounds(i - points_.first));
+  }
+}
+
 // abar from the last iteration's totals: the availability of every pair that holds no message.
 void ActiveSet::begin_iteration() {
   std::swap(abar_, abar_before_);

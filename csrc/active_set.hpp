@@ -9,6 +9,10 @@
 // docs/affinity-propagation.md for the derivation.
 #pragma once
 
+#include <map>
+#include <string>
+#include <variant>
+
 #include "candidate_selection.hpp"
 #include "prominent_columns.hpp"
 
@@ -19,6 +23,12 @@ namespace epruner {
 // in processes of their own, hold the rest, and callers carry between them what an iteration sums.
 class ActiveSet {
  public:
+  // Everything between two iterations, by name: first numbers of the set and of all columns, then
+  // one of each point's, lists of these one after the other, bounds on prominent columns.
+  using Values = std::variant<std::vector<double>, std::vector<float>, std::vector<Index>,
+                              std::vector<Column>, std::vector<std::uint8_t>>;
+  using Saved = std::map<std::string, Values>;
+
   ActiveSet(Index n, Range points, const double* preference, const Jitter& jitter,
             const Settings& settings);
 
@@ -48,6 +58,11 @@ class ActiveSet {
   void restart(const double* preference, double damping);
   // Keep the messages, too; the stop rule and max_iter count from here. Between iterations only.
   void continue_with(const double* preference, double damping);
+
+  // Between iterations only; what is restored goes on to the bit as the set would that was saved.
+  Saved save() const;
+  // Throws std::invalid_argument where something is missing or of another size.
+  void restore(const Saved& saved);
 
   // The most similar exemplars of the points; see CandidateLists.
   void assign(const Indices& position, Indices& labels) const;

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <optional>
 #include <stdexcept>
+#include <variant>
 
 #include "exact_lists.hpp"
 #include "solve.hpp"
@@ -476,6 +477,15 @@ py::object py_refill_from_dots(ActiveSet& active_set, const Array<Index>& rows,
   return medians;
 }
 
+// Whether an array is of this type; then its values have the name.
+template <class U>
+bool take(const py::handle& array, const std::string& name, ActiveSet::Saved& saved) {
+  if (!py::isinstance<Array<U>>(array)) return false;
+  const auto values = array.cast<Array<U>>();
+  saved[name] = std::vector<U>(values.data(), values.data() + values.size());
+  return true;
+}
+
 template <class T>
 void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& suffix) {
   m.def("solve", &py_solve<T>, py::arg("S").noconvert(), "active_set"_a);
@@ -761,6 +771,33 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
            [](ActiveSet& self) {
              return iterated([&](const Poll& poll) { return self.run_rows(poll); });
            })
+      .def("save",
+           [](const ActiveSet& self) {
+             require(!self.mid_iteration(), "some rows have not finished this iteration");
+             py::dict saved;
+             for (const auto& [name, values] : self.save())
+               std::visit(
+                   [&, &key = name](const auto& found) {
+                     using U = typename std::decay_t<decltype(found)>::value_type;
+                     saved[py::str(key)] = to_array<U>(found);
+                   },
+                   values);
+             return saved;
+           })
+      .def(
+          "restore",
+          [](ActiveSet& self, const py::dict& arrays) {
+            ActiveSet::Saved saved;
+            for (const auto& [key, array] : arrays) {
+              const auto name = key.cast<std::string>();
+              if (!(take<double>(array, name, saved) || take<float>(array, name, saved) ||
+                    take<Index>(array, name, saved) || take<Column>(array, name, saved) ||
+                    take<std::uint8_t>(array, name, saved)))
+                throw std::invalid_argument("no messages of such points: " + name);
+            }
+            self.restore(saved);
+          },
+          "saved"_a)
       .def("demands",
            [](const ActiveSet& self) {
              const auto demands = self.demands();

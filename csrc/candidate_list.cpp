@@ -178,6 +178,38 @@ void CandidateList::activate(Index e, double r, const double* availability, Aren
   put(n_inactive, minus_infinity<double>, minus_infinity<double>, 0);
 }
 
+void CandidateList::save(Saved& saved_active, Saved& saved_inactive) const {
+  for (Index e = 0; e < n_active; ++e) {
+    const ActiveBlock& block = active[e / ActiveBlock::width];
+    const Index place = e % ActiveBlock::width;
+    saved_active.s.push_back(block.s[place]);
+    saved_active.r.push_back(block.r[place]);
+    saved_active.a.push_back(block.a[place]);
+    saved_active.column.push_back(block.column[place]);
+  }
+  for (Index e = 0; e < n_inactive; ++e) {
+    saved_inactive.s.push_back(s(e));
+    saved_inactive.a.push_back(a(e));
+    saved_inactive.column.push_back(column(e));
+  }
+}
+
+void CandidateList::restore(Index active_count, const Saved& saved_active, std::size_t active_from,
+                            Index inactive_count, const Saved& saved_inactive,
+                            std::size_t inactive_from, Arena& arena) {
+  make_room(active_count / ActiveBlock::width + 1, active_count + inactive_count, arena);
+  for (Index e = 0; e < active_count; ++e) {
+    const std::size_t from = active_from + as_size(e);
+    add_active(saved_active.s[from], saved_active.r[from], saved_active.a[from],
+               saved_active.column[from], arena);
+  }
+  for (Index e = 0; e < inactive_count; ++e) {
+    const std::size_t from = inactive_from + as_size(e);
+    put(e, saved_inactive.s[from], saved_inactive.a[from], saved_inactive.column[from]);
+  }
+  n_inactive = static_cast<std::int32_t>(inactive_count);
+}
+
 void CandidateList::reset(double least) {
   for (Index e = 0; e < std::min<Index>(n_inactive, n_stored()); ++e) a(e) = minus_infinity<double>;
   n_stored_blocks = n_positive = 0;

@@ -59,6 +59,16 @@ class CandidateList : public CandidateRow {
   void activate(Index e, double r, const double* availability, Arena& arena);
   // Hold an active candidate that is not listed, not even among the inactive.
   void add_active(double similarity, double r, double a, Column k, Arena& arena);
+  // Candidates as they lie, of one kind; entries of all rows follow each other.
+  struct Saved {
+    std::vector<double> s, r, a;
+    std::vector<Column> column;
+  };
+  void save(Saved& saved_active, Saved& saved_inactive) const;
+  // Have so many candidates, saved from these places on; the row must be new.
+  void restore(Index active_count, const Saved& saved_active, std::size_t active_from,
+               Index inactive_count, const Saved& saved_inactive, std::size_t inactive_from,
+               Arena& arena);
   // Forget all messages, and the candidates below `least`.
   void reset(double least);
 

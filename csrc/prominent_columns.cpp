@@ -74,6 +74,13 @@ Index ProminentColumns::add(const double* availability, std::vector<Demand> dema
   return before;
 }
 
+void ProminentColumns::restore(const std::vector<Column>& columns) {
+  clear();
+  reserve(static_cast<Index>(columns.size()));
+  columns_ = columns;
+  for (Column k : columns) is_prominent_[as_size(k)] = 1;
+}
+
 void ProminentColumns::update(const double* availability) {
   for (std::size_t q = 0; q < columns_.size(); ++q)
     availability_[q] = rounded_up(availability[columns_[q]]);

@@ -30,6 +30,8 @@ class ProminentColumns {
   // Add the columns that cost less in all rows than the demands they meet. Returns how many were
   // prominent before; bounds of the new ones are to be set.
   Index add(const double* availability, std::vector<Demand> demands);
+  // Have these columns and no others, whose bounds are to be set.
+  void restore(const std::vector<Column>& columns);
   // Take up A of an iteration, `availability`.
   void update(const double* availability);
 
@@ -37,6 +39,7 @@ class ProminentColumns {
   // By column, with places to spare that are -inf: A, and bounds on the q-th row's similarities.
   const float* availability() const { return availability_.data(); }
   float* bounds(Index q) { return bounds_.data() + q * stride_; }
+  const float* bounds(Index q) const { return bounds_.data() + q * stride_; }
   Index stride() const { return stride_; }
 
  private:

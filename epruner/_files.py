@@ -55,6 +55,29 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool = True) -> Pat
     return target
 
 
+def check_folder(path: str | os.PathLike[str]) -> Path:
+    """A folder to write files to, which need not exist yet.
+
+    Raises
+    ------
+    FileNotFoundError
+        When the folder above does not exist.
+    PermissionError
+        When it cannot be made, or written to.
+    ValueError
+        When the path exists and is no folder.
+    """
+    folder = Path(path).resolve()
+    if not folder.is_dir():
+        if folder.exists():
+            raise ValueError(f"{path} is a file, and a folder is needed")
+        if not folder.parent.is_dir():
+            raise FileNotFoundError(f"cannot make {path}: no folder {folder.parent}")
+    if not os.access(folder if folder.is_dir() else folder.parent, os.W_OK):
+        raise PermissionError(f"cannot write to the folder {path}")
+    return folder
+
+
 def write_atomically(target: Path, data: bytes) -> None:
     """Write ``data`` to a temporary file beside ``target``, then rename it.
 

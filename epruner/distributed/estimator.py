@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from numbers import Integral
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -11,17 +14,20 @@ from scipy import sparse
 from sklearn.utils import check_array
 
 import epruner.cluster
+from epruner._files import check_folder
 from epruner.cluster import _compiled, validate
 from epruner.cluster.affinities import FLOATS
 from epruner.cluster.preference import PreferenceRule
 from epruner.cluster.similarity import normalised
 from epruner.cluster.types import Clustering, Floats, Indices, Options
+from epruner.distributed.checkpoint import Checkpoint
+from epruner.distributed.features import SharedFeatures
 from epruner.distributed.graph import SharedGraph
 from epruner.distributed.group import Group
 from epruner.distributed.layout import Lists, Move
 from epruner.distributed.messages import row_starts
 from epruner.distributed.problem import SharedFeatureProblem, SharedGraphProblem, SharedProblem
-from epruner.distributed.source import SharedFeatures
+from epruner.distributed.source import SharedSource
 
 _AFFINITIES = ("euclidean", "cosine", "precomputed")
 
@@ -42,6 +48,8 @@ def affinity_propagation(
     verbose: bool = False,
     return_n_iter: bool = False,
     group: dist.ProcessGroup | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 50,
 ) -> tuple[Indices, Indices] | tuple[Indices, Indices, int]:
     """Cluster points of which each rank of a process group has rows of its own.
 
@@ -82,6 +90,8 @@ def affinity_propagation(
         n_threads=n_threads,
         verbose=verbose,
         group=group,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
     ).fit(X)
     if return_n_iter:
         return model.cluster_centers_indices_, model.labels_, model.n_iter_
@@ -110,6 +120,11 @@ class AffinityPropagation(epruner.cluster.AffinityPropagation):
         Whether rank 0 shows progress.
     group : torch.distributed.ProcessGroup or None, default=None
         None takes all ranks. Messages are arrays in the CPU's memory, which gloo passes.
+    checkpoint : path-like, default=None
+        A folder that all ranks reach, for the messages of a run; it is made if need be. A run that
+        finds them there, on any number of ranks, goes on from them to the same bits.
+    checkpoint_every : int, default=50
+        Iterations between two checkpoints.
 
     Attributes
     ----------
@@ -140,6 +155,8 @@ class AffinityPropagation(epruner.cluster.AffinityPropagation):
         n_threads: int | None = None,
         verbose: bool = False,
         group: dist.ProcessGroup | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 50,
     ) -> None:
         self.affinity = affinity
         self.preference = preference
@@ -153,6 +170,8 @@ class AffinityPropagation(epruner.cluster.AffinityPropagation):
         self.n_threads = n_threads
         self.verbose = verbose
         self.group = group
+        self.checkpoint = checkpoint
+        self.checkpoint_every = checkpoint_every
 
     def fit(self, X: Any, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
         """Cluster the rows of all ranks; every rank calls it with its own.
@@ -183,6 +202,7 @@ class AffinityPropagation(epruner.cluster.AffinityPropagation):
                 raise ValueError("sample_weight needs a matrix of similarities: use one process")
             _compiled.require("clustering over ranks")
             options, rule = self._options(group), self._rule()
+            self._check_checkpoint()
             X, preference = self._validated(X)
         group.require_same(
             affinity=self.affinity,
@@ -196,6 +216,7 @@ class AffinityPropagation(epruner.cluster.AffinityPropagation):
             preference_quantile=self.preference_quantile,
             beta=self.beta,
             n_clusters=self.n_clusters,
+            checkpoint_every=self.checkpoint_every if self.checkpoint is not None else None,
         )
         with group.together(), options.progress as progress:
             rows = np.concatenate([[0], np.cumsum(group.gather(np.array([X.shape[0]])))])
@@ -218,6 +239,21 @@ class AffinityPropagation(epruner.cluster.AffinityPropagation):
             verbose=bool(self.verbose) and group.rank == 0,
             rising_damping=automatic,
         )
+
+    def _check_checkpoint(self) -> None:
+        every = self.checkpoint_every
+        if not isinstance(every, Integral) or isinstance(every, bool):
+            raise TypeError(f"checkpoint_every={every!r} must be an integer")
+        if every < 1:
+            raise ValueError(f"checkpoint_every={every} must be at least 1")
+        if self.checkpoint is None:
+            return
+        if self.n_clusters is not None or self.damping == "auto":
+            raise ValueError(
+                "checkpoint holds the messages of one run, and n_clusters and damping='auto' take "
+                "several: find the preference and the damping without, then run once with it"
+            )
+        check_folder(self.checkpoint)
 
     def _rule(self) -> PreferenceRule:
         return PreferenceRule(self.preference, self.preference_quantile, self.beta, self.n_clusters)
@@ -270,11 +306,12 @@ class AffinityPropagation(epruner.cluster.AffinityPropagation):
             S = sparse.csr_matrix(
                 (lists.values, lists.columns, lists.offsets), shape=(lists.offsets.size - 1, n)
             )
-            problem = SharedGraphProblem(SharedGraph(group, S), preference)
+            graph = SharedGraph(group, S)
+            problem = SharedGraphProblem(graph, preference, self._checkpoint(graph, options))
         else:
             _require_distances(group, X)
             source = SharedFeatures(group, move(X), n, self.affinity == "cosine", options.n_threads)
-            problem = SharedFeatureProblem(source, preference)
+            problem = SharedFeatureProblem(source, preference, self._checkpoint(source, options))
         clustering, self.damping_, own = problem.solve(rule, options)
         self.cluster_centers_indices_ = clustering.exemplars
         self.labels_ = back(clustering.labels)
@@ -285,6 +322,24 @@ class AffinityPropagation(epruner.cluster.AffinityPropagation):
         if self.affinity != "precomputed":
             self.cluster_centers_ = source.features_of(clustering.exemplars)
         return clustering
+
+    def _checkpoint(self, source: SharedSource, options: Options) -> Checkpoint | None:
+        if self.checkpoint is None:
+            return None
+        run = {
+            "points": source.n,
+            "data": source.digest(),
+            "affinity": self.affinity,
+            "dtype": str(source.dtype),
+            "preference": _kind(self.preference),
+            "preference_quantile": self.preference_quantile,
+            "beta": self.beta,
+            "damping": options.damping,
+            "convergence_iter": options.convergence_iter,
+            "random_state": options.seed,
+        }
+        folder = Path(self.checkpoint)
+        return Checkpoint(folder, self.checkpoint_every, run, source.group, source.starts)
 
 
 def _require_distances(group: Group, X: Floats) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import numpy as np
 from epruner.cluster.decode import sorted_by_index
 from epruner.cluster.progress import SILENT, Progress
 from epruner.cluster.types import Floats, Indices, Options
+from epruner.distributed.checkpoint import digest
 from epruner.distributed.group import Group
 from epruner.distributed.messages import SharedActiveSet, of_all
 from epruner.distributed.source import SharedSource
@@ -30,13 +33,20 @@ class SharedGraph(SharedSource):
 
     def start(self, options: Options) -> SharedActiveSet:
         """Return an active set with all stored pairs."""
-        active_set = SharedActiveSet(self.group, self.n, self.dtype, options)
+        active_set = self.begin(options)
         active_set.own.fill_from_csr(
             self.S.indptr.astype(np.int64),
             self.S.indices.astype(np.int32),
             self.S.data.astype(np.float64),
         )
         return active_set
+
+    def digest(self) -> str:
+        rows = [
+            sha256(self.S.indices[a:b].tobytes() + self.S.data[a:b].tobytes()).digest()
+            for a, b in pairwise(self.S.indptr)
+        ]
+        return digest(self.group, self.n, np.array(rows, dtype="V32"))
 
     def iterate(self, active_set: SharedActiveSet, iterations: int) -> str:
         status = "running"

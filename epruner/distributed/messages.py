@@ -8,6 +8,7 @@ import numpy as np
 
 from epruner.cluster import _native
 from epruner.cluster.types import Doubles, Indices, Options
+from epruner.distributed.checkpoint import Checkpoint, Saved
 from epruner.distributed.group import Array, Group
 from epruner.distributed.layout import shares
 
@@ -67,6 +68,9 @@ class SharedActiveSet:
             n,
         )
         self.is_exemplar = np.zeros(n, dtype=bool)
+        self.checkpoint: Checkpoint | None = None
+        self._resumed: Saved | None = None
+        self._preference = np.zeros(last - first)
         self._sums = np.empty(n)
 
     @property
@@ -80,11 +84,24 @@ class SharedActiveSet:
         return self.own.n_candidates * self.group.size
 
     def restart(self, preference: Doubles, damping: float) -> None:
-        """Forget all messages; begin with preferences of the own rows and a damping."""
+        """Forget all messages; begin with preferences of the own rows and a damping.
+
+        The first time after `resume`, go on where that says.
+        """
+        self._preference = preference
+        if self._resumed is not None:
+            self.own.restore(self._resumed)
+            self.is_exemplar = of_all(self.group, self.own.is_exemplar)
+            self._resumed = None
+            return
         self.own.restart(preference, damping)
         self.is_exemplar = np.zeros_like(self.is_exemplar)
         if self.pairs is not None:
             self.pairs.forget()
+
+    def resume(self, saved: Saved) -> None:
+        """Have `restart` go on from messages that were saved of the own rows."""
+        self._resumed = saved
 
     def continue_with(self, preference: Doubles, damping: float) -> None:
         """Go on from the messages there are with other preferences of the own rows and damping."""
@@ -108,8 +125,11 @@ class SharedActiveSet:
         self.is_exemplar = np.zeros_like(self.is_exemplar)  # callers keep the last
         shortest = self._tell_totals(self.own.finish_rows(self._sums[self.rows]))
         t = self.iteration - 1
-        settled = min(t, shortest) >= self._options.convergence_iter and self.is_exemplar.any()
-        return "converged" if settled else "running"
+        if min(t, shortest) >= self._options.convergence_iter and self.is_exemplar.any():
+            return "converged"
+        if self.checkpoint is not None and self.iteration % self.checkpoint.every == 0:
+            self.checkpoint.write(self.own, self._preference)
+        return "running"
 
     def _add_up(self) -> None:
         """Leave the sums of the own columns in their place."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -44,12 +45,14 @@ def quantile(group: Group, values: Floats, fraction: float) -> float:
 
 def _keys(values: Floats) -> Array:
     """Integers in the same order."""
-    kind = np.dtype(np.int32 if values.dtype == np.float32 else np.int64)
+    kind: Any = np.int32 if values.dtype == np.float32 else np.int64
     bits: Array = (values + 0.0).view(kind)  # one number of both zeros
     return np.where(bits < 0, np.iinfo(kind).min - bits - 1, bits)
 
 
 def _from_keys(keys: Array, dtype: np.dtype[np.floating]) -> Floats:
-    bits = np.where(keys < 0, np.iinfo(keys.dtype).min - keys - 1, keys)
+    kind: Any = keys.dtype
+    least = np.iinfo(kind).min
+    bits = np.where(keys < 0, least - keys - 1, keys)
     floats: Floats = bits.astype(keys.dtype).view(dtype)
     return floats

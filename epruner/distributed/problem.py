@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -14,11 +16,13 @@ from epruner.cluster.solve import (
     pass_messages,
 )
 from epruner.cluster.types import Clustering, Floats, Indices, Messages, Options
+from epruner.distributed.checkpoint import Checkpoint
+from epruner.distributed.features import SharedFeatures
 from epruner.distributed.graph import SharedGraph
 from epruner.distributed.group import Group
 from epruner.distributed.messages import SharedActiveSet, of_all
 from epruner.distributed.order_statistics import quantile
-from epruner.distributed.source import SharedFeatures, SharedSource
+from epruner.distributed.source import SharedSource
 
 
 class SharedProblem(Solvable):
@@ -31,10 +35,29 @@ class SharedProblem(Solvable):
         Given for the own rows, instead of by a rule.
     """
 
-    def __init__(self, source: SharedSource, preference: Floats | None) -> None:
+    def __init__(
+        self, source: SharedSource, preference: Floats | None, checkpoint: Checkpoint | None
+    ) -> None:
         self.n, self.dtype = source.n, source.dtype
-        self._source, self._given = source, preference
+        self._source, self._given, self._checkpoint = source, preference, checkpoint
         self._group: Group = source.group
+
+    def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
+        saved = None if self._checkpoint is None else self._checkpoint.read()
+        preference: ArrayLike
+        if saved is None:
+            self._active_set, preference = self._start(rule, options)
+        else:
+            options.progress.stage("checkpoint")
+            messages, preference = saved
+            self._active_set = self._source.resumed(options, messages)
+        self._active_set.checkpoint = self._checkpoint
+        own = self._common(0) + np.asarray(preference, dtype=self.dtype)
+        return Prepared(own, self._run)
+
+    @abstractmethod
+    def _start(self, rule: PreferenceRule, options: Options) -> tuple[SharedActiveSet, ArrayLike]:
+        """Return an active set with candidates, and preferences of the own rows."""
 
     def n_distinct(self) -> int:
         return self.n  # which would take all points in one place
@@ -45,11 +68,6 @@ class SharedProblem(Solvable):
 
     def _mean(self, preference: Floats) -> float:
         return float(of_all(self._group, preference).mean(dtype=np.float64))
-
-    def _prepared(self, active_set: SharedActiveSet, preference: ArrayLike) -> Prepared:
-        self._active_set = active_set
-        own = self._common(0) + np.asarray(preference, dtype=self.dtype)
-        return Prepared(own, self._run)
 
     def _run(self, preference: Floats, options: Options) -> Clustering:
         group, source, rows = self._group, self._source, self._source.rows
@@ -76,12 +94,14 @@ class SharedFeatureProblem(SharedProblem):
 
     _source: SharedFeatures
 
-    def __init__(self, source: SharedFeatures, preference: Floats | None) -> None:
-        super().__init__(source, preference)
+    def __init__(
+        self, source: SharedFeatures, preference: Floats | None, checkpoint: Checkpoint | None
+    ) -> None:
+        super().__init__(source, preference, checkpoint)
         first = of_all(self._group, source.X[:1])[0]
         self._identical = int(self._group.sum(np.array([(first != source.X).any()]))[0]) == 0
 
-    def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
+    def _start(self, rule: PreferenceRule, options: Options) -> tuple[SharedActiveSet, ArrayLike]:
         source, n, q = self._source, self.n, rule.preference_quantile
         preference: ArrayLike
         if rule.beta is not None:
@@ -96,7 +116,7 @@ class SharedFeatureProblem(SharedProblem):
             active_set, preference = source.start(options, position)
             if q is not None:  # of products, whose rounding may exceed it
                 preference = min(preference, self.top(options))
-        return self._prepared(active_set, preference)
+        return active_set, preference
 
     def top(self, options: Options) -> float:
         return 1.0 if self._source.cosine else 0.0
@@ -110,7 +130,7 @@ class SharedGraphProblem(SharedProblem):
 
     _source: SharedGraph
 
-    def prepare(self, rule: PreferenceRule, options: Options) -> Prepared:
+    def _start(self, rule: PreferenceRule, options: Options) -> tuple[SharedActiveSet, ArrayLike]:
         preference: ArrayLike
         if rule.beta is not None:
             raise ValueError("beta needs all similarities; a sparse S takes preference or quantile")
@@ -126,7 +146,7 @@ class SharedGraphProblem(SharedProblem):
                 stored = self._source.S.data  # its diagonal counts
                 stored = np.sort(stored[stored > -np.inf])
                 preference = quantile(self._group, stored, 0.5)
-        return self._prepared(self._source.start(options), preference)
+        return self._source.start(options), preference
 
     def _links(self) -> Floats:
         """The stored similarities of different points that may be linked, sorted."""

@@ -63,7 +63,8 @@ def same(one: Found, other: Found) -> None:
 
 
 def check_alone(found: Found, X: Any, **settings: Any) -> None:
-    model = Alone(**settings).fit(X)
+    tiles = settings.get("affinity") != "precomputed" and X.shape[0] > 2
+    model = Alone(memory="tiles" if tiles else "auto", **settings).fit(X)
     assert (model.cluster_centers_indices_ == found.exemplars).all()
     assert (model.labels_ == found.labels).all()
     assert found.facts[:2] == (model.n_iter_, model.converged_)
@@ -116,7 +117,12 @@ def graph(n: int, links: int) -> Any:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_rows_of_a_graph(dtype: Any) -> None:
     S = graph(400, 12).astype(dtype)
-    settings = {"affinity": "precomputed", "damping": 0.9, "preference": -2.0, "max_iter": 500}
+    settings: dict[str, Any] = {
+        "affinity": "precomputed",
+        "damping": 0.9,
+        "preference": -2.0,
+        "max_iter": 500,
+    }
     first, *others = (over_ranks(size, S, **settings) for size in SIZES)
     check_alone(first, S, **settings)
     for other in others:
@@ -127,7 +133,7 @@ def test_rows_of_a_graph(dtype: Any) -> None:
 def test_rules_for_preferences_of_a_graph() -> None:
     S = graph(200, 8)
     for rule in ({}, {"preference_quantile": 0.3}):
-        settings = {"affinity": "precomputed", "damping": 0.9, **rule}
+        settings: dict[str, Any] = {"affinity": "precomputed", "damping": 0.9, **rule}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             check_alone(over_ranks(3, S, **settings), S, **settings)
