@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
@@ -63,6 +62,23 @@ class _WholeBatch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class _Sum(torch.autograd.Function):
+    """Sum over ranks, whose gradient is the sum of what it is to each of them."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        total = part.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
 def _batch_norm(
     group: dist.ProcessGroup,
     input: Tensor,
@@ -81,9 +97,10 @@ def _batch_norm(
     variance, mean = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
     moments = torch.cat([mean, variance + mean.square(), mean.new_ones(1)]).double()
     # in float64, where the difference of the moments is as exact as they are
-    moments = all_reduce(moments * (x.numel() // x.shape[1]), group=group)
-    n = moments[-1]
-    mean, square = (moments[:-1] / n).chunk(2)
+    moments *= x.numel() // x.shape[1]
+    total: Tensor = _Sum.apply(moments, group)  # type: ignore[no-untyped-call]
+    n = total[-1]
+    mean, square = (total[:-1] / n).chunk(2)
     variance = (square - mean.square()).clamp_min(0)
     with torch.no_grad():
         if running_mean is not None:
@@ -97,4 +114,5 @@ def _batch_norm(
     if bias is not None:
         shift = shift + bias
     sizes = (1, -1, *[1] * (x.dim() - 2))
-    return (x * scale.to(x.dtype).view(sizes) + shift.to(x.dtype).view(sizes)).to(input.dtype)
+    scale, shift = (value.to(x.dtype).view(sizes) for value in (scale, shift))
+    return (x * scale + shift).to(input.dtype)

@@ -1,4 +1,4 @@
-"""The processes that share some work; mostly there is one. More of them import torch.distributed."""
+"""The processes that share some work. Mostly there is one, and nothing of ranks is imported."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def replica(model: nn.Module, group: dist.ProcessGroup | None) -> Callable[..., 
     """Forward pass of a model that trains on this rank's part of every batch."""
     if group is None:
         return model
-    from epruner.distributed.training import replica
+    from epruner.distributed.training import replica as parallel
 
-    return replica(model, group)
+    return parallel(model, group)
 
 
 def outline(model: nn.Module) -> str:

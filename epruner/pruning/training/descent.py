@@ -75,7 +75,7 @@ class Descent:
             "optimizer": self._optimizer, "scheduler": self._scheduler, "scaler": self._scaler
         }  # fmt: skip
 
-    def step(self, loss_of: Callable[[], Tensor], count: int) -> tuple[float, int]:
+    def step(self, loss_of: Callable[[], Tensor], count: int = 1) -> float:
         """One step; the loss before it.
 
         Parameters
@@ -83,14 +83,12 @@ class Descent:
         loss_of : callable
             The mean over this rank's inputs. Its gradients are averaged over ranks.
         count : int
-            Of these inputs.
+            Of these inputs; what matters is whether other ranks have more.
 
         Returns
         -------
-        loss : float
+        float
             The mean over the inputs of all ranks.
-        count : int
-            Of all of them.
 
         Raises
         ------
@@ -104,12 +102,12 @@ class Descent:
             values, counts = np.concatenate(
                 self._ranks.gather(np.array([[float(loss.detach()), count]]))
             ).T
-            for rank, value in enumerate(values):
-                if not math.isfinite(value):
-                    where = f" on rank {rank}" if len(values) > 1 else ""
-                    raise FloatingPointError(
-                        f"the loss became {value}{where}; lower lr (now {self.lr:g})"
-                    )
+            bad = np.flatnonzero(~np.isfinite(values))
+            if bad.size:
+                where = f" on rank {bad[0]}" if bad.size < len(values) else ""
+                raise FloatingPointError(
+                    f"the loss became {values[bad[0]]}{where}; lower lr (now {self.lr:g})"
+                )
             share = float(len(counts) * count / counts.sum())
             torch.autograd.backward(self._scaler.scale(loss * share))
         self._scaler.step(self._optimizer)
@@ -117,7 +115,7 @@ class Descent:
         with warnings.catch_warnings():  # the scaler may leave out the first steps
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler")
             self._scheduler.step()
-        return float(np.average(values, weights=counts)), int(counts.sum())
+        return float(np.average(values, weights=counts))
 
 
 def _optimizer(

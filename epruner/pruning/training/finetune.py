@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sized
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import count as counted
+from itertools import count
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
@@ -197,15 +197,16 @@ def finetune(
             _set_epoch(train_loader, epoch - 1)
             for inputs, labels in _batches(train_loader, length, device, ranks):
                 try:
-                    value, count = descent.step(partial(loss_of, inputs, labels), len(labels))
+                    value = descent.step(partial(loss_of, inputs, labels), len(labels))
                 except FloatingPointError as error:
                     raise FloatingPointError(f"epoch {epoch}: {error}") from None
-                total, seen = total + value * count, seen + count
+                total, seen = total + value * len(labels), seen + len(labels)
                 done += 1
                 facts = (f"epoch {epoch}", f"loss {value:.3f}")
                 display.show([Row("fine-tuning", done, left, facts=facts, begun=begun)])
+            total, seen = ranks.sum(np.array([total, seen]))
             accuracy = None if eval_loader is None else evaluate(model, eval_loader, ranks)
-            history.append(Epoch(epoch, total / max(seen, 1), accuracy))
+            history.append(Epoch(epoch, float(total / max(seen, 1)), accuracy))
             if path is not None:
                 _write(path, parts, recipe, history, ranks)
     model.train(was_training)
@@ -222,8 +223,9 @@ def _batches(
     loader: Iterable[Any], length: int, device: torch.device, ranks: Ranks
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of an epoch: on all ranks as many, or an error on all."""
-    batches = iter(loader)
-    for number in counted():
+    with ranks.agree():
+        batches = iter(loader)
+    for number in count():
         with ranks.agree():
             batch = next(batches, _END)
             if ranks.size > 1 and (batch is _END) != (number == length):
@@ -315,9 +317,7 @@ def _write(
         temporary.replace(path)
 
 
-def _resume(
-    path: Path, parts: dict[str, Any], recipe: dict[str, Any], ranks: Ranks
-) -> list[Epoch]:
+def _resume(path: Path, parts: dict[str, Any], recipe: dict[str, Any], ranks: Ranks) -> list[Epoch]:
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
