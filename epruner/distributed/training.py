@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -28,13 +27,14 @@ def replica(model: nn.Module, group: dist.ProcessGroup) -> Callable[..., Any]:
     -------
     callable
         With the model's arguments and results. In training mode BatchNorm layers normalise by the
-        whole batch. After each call gradients have to be taken before the next.
+        whole batch. After each call gradients have to be taken before the next, and of the same
+        parameters in every step.
     """
-    parallel = DistributedDataParallel(model, process_group=group, find_unused_parameters=True)
+    # static: what is not used in the first step never is; others would have to be looked for anew
+    parallel = DistributedDataParallel(model, process_group=group, static_graph=True)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with _WholeBatch(group), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+        with _WholeBatch(group):
             return parallel(*args, **kwargs)
 
     return forward

@@ -142,7 +142,7 @@ def learn_answers(
 
     looks = {math.ceil(total * (look + 1) / _LOOKS) for look in range(_LOOKS)}
     with _listening(full, points) as wanted, _listening(small, points) as given:
-        forward = replica(_WithFeatures(small, given), group)
+        forward = replica(small, group)
         before = lowest = error_of_small()
         best, best_steps = copy.deepcopy(small.state_dict()), 0
         share = -(-BATCH // ranks.size)
@@ -150,7 +150,7 @@ def learn_answers(
             tensors = augment([column[rows.to(column.device)] for column in columns], generator)
             batch = fill(example, tensors)
             try:
-                descent.step(partial(_loss, full, forward, batch, wanted), len(rows))
+                descent.step(partial(_loss, full, forward, batch, wanted, given), len(rows))
             except FloatingPointError:  # astray
                 break
             advance(step, total)
@@ -229,17 +229,6 @@ def _listening(model: nn.Module, names: Sequence[str]) -> Iterator[Mapping[str, 
             hook.remove()
 
 
-class _WithFeatures(nn.Module):
-    """A model that returns what is heard in it, too: what is learned from has to be an output."""
-
-    def __init__(self, model: nn.Module, heard: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self._model, self._heard = model, heard
-
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
-        return self._model(*args, **kwargs), dict(self._heard)
-
-
 def _rows(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Indices of a batch after the other, all inputs as often; each epoch in another order."""
     waiting = torch.empty(0, dtype=torch.long)
@@ -253,14 +242,14 @@ def _rows(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
 
 def _loss(
     full: nn.Module,
-    small: Callable[..., tuple[Any, Mapping[str, Tensor]]],
+    small: Callable[..., Any],
     batch: Arguments,
     wanted: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
 ) -> Tensor:
     with torch.no_grad():
         answers = tensors_in(full(*batch[0], **batch[1]))
-    found, given = small(*batch[0], **batch[1])
-    tries = tensors_in(found)
+    tries = tensors_in(small(*batch[0], **batch[1]))
     parts = [_relative(given[name], target) for name, target in wanted.items()]
     for mine, target in zip(tries, answers, strict=True):
         if not target.is_floating_point():

@@ -109,8 +109,9 @@ def finetune(
         Show a progress bar on standard error; over ranks rank 0 does.
     group : torch.distributed.ProcessGroup, optional
         Every rank calls this function with the same model and options. Gradients are averaged by
-        `torch.nn.parallel.DistributedDataParallel`, BatchNorm layers normalise by the whole batch,
-        and what is returned is the same on all ranks. Default: this process alone.
+        `torch.nn.parallel.DistributedDataParallel`, to which every step has to use the same
+        parameters; BatchNorm layers normalise by the whole batch. The weights of rank 0 are those
+        that all start from, and what is returned is the same on all. Default: this process alone.
 
     Returns
     -------
