@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from functools import wraps
 from importlib import import_module
 from itertools import product
@@ -89,18 +90,21 @@ def _on_torch(command: Command) -> Command:
 
 
 def _over_ranks(
-    command: Callable[[argparse.Namespace, dist.ProcessGroup | None], None],
-) -> Command:
+    timeout: timedelta | None = None,
+) -> Callable[[Callable[[argparse.Namespace, dist.ProcessGroup | None], None]], Command]:
     """Run a command in every process that torchrun has started, as one group."""
 
-    @wraps(command)
-    def run(args: argparse.Namespace) -> None:
-        from epruner.distributed.launch import launched
+    def grouped(command: Callable[[argparse.Namespace, dist.ProcessGroup | None], None]) -> Command:
+        @wraps(command)
+        def run(args: argparse.Namespace) -> None:
+            from epruner.distributed.launch import launched
 
-        with launched() as group:
-            command(args, group)
+            with launched(timeout) as group:
+                command(args, group)
 
-    return run
+        return run
+
+    return grouped
 
 
 @_on_torch
@@ -143,7 +147,7 @@ def prune(args: argparse.Namespace) -> None:
 
 
 @_on_torch
-@_over_ranks
+@_over_ranks(timedelta(days=7))  # some have more to do than others, and all wait at the end
 def compare(args: argparse.Namespace, group: dist.ProcessGroup | None) -> None:
     """Prune by several budgets and methods and print them side by side."""
     from epruner._tables import Table, amount, change, percent
@@ -216,7 +220,7 @@ def compare(args: argparse.Namespace, group: dist.ProcessGroup | None) -> None:
 def _side_by_side(
     args: argparse.Namespace, cells: Sequence[Cell | None], *, shown: bool
 ) -> list[dict[str, Any]]:
-    """What comes of cells, in this process or one after the other in several."""
+    """What comes of cells, one after the other in this process or in `args.jobs` others."""
     if args.jobs == 1:
         return _cells(args, cells, shown=shown and sys.stderr.isatty() and not args.json)
     from joblib import Parallel, delayed, parallel_backend
@@ -270,7 +274,7 @@ def _cells(
 
 
 @_on_torch
-@_over_ranks
+@_over_ranks()
 def finetune(args: argparse.Namespace, group: dist.ProcessGroup | None) -> None:
     """Train a pruned network on, on labelled images."""
     from epruner._files import check_target

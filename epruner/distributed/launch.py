@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,18 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def launched() -> Iterator[dist.ProcessGroup | None]:
+def launched(timeout: timedelta | None = None) -> Iterator[dist.ProcessGroup | None]:
     """Make a process group of the processes that a launcher has started, and destroy it at the end.
 
     It passes what lies in the CPU's memory by gloo. Where every process of a machine can have a
     card of its own, it has it as its current CUDA device, and cards talk by nccl. A group that is
     initialised already is taken as it is, and left.
+
+    Parameters
+    ----------
+    timeout : timedelta, optional
+        How long ranks wait for each other. Default: torch's, half an hour. One that has ended is
+        noticed without.
 
     Yields
     ------
@@ -56,7 +63,7 @@ def launched() -> Iterator[dist.ProcessGroup | None]:
     cards = 0 < here <= torch.cuda.device_count()
     if cards:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cards else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cards else "gloo", timeout=timeout)
     try:
         yield dist.group.WORLD
     finally:

@@ -43,7 +43,7 @@ def replica(model: nn.Module, group: dist.ProcessGroup) -> Callable[..., Any]:
 class _WholeBatch(TorchFunctionMode):
     """BatchNorm by the statistics of all ranks' parts, on every device, whatever module calls it.
 
-    torch's own SyncBatchNorm works on cards only. Where one is, it is left to do it.
+    torch's own SyncBatchNorm works on cards only; a model that has it keeps it.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
@@ -94,10 +94,11 @@ def _batch_norm(
     if not training:
         return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     x = input.to(torch.promote_types(input.dtype, torch.float32))
-    variance, mean = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
-    moments = torch.cat([mean, variance + mean.square(), mean.new_ones(1)]).double()
-    # in float64, where the difference of the moments is as exact as they are
-    moments *= x.numel() // x.shape[1]
+    variance, mean = (
+        part.double() for part in torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
+    )  # in float64 the difference of moments is as exact as these are
+    moments = torch.cat([mean, variance + mean.square(), mean.new_ones(1)])
+    moments = moments * (x.numel() // x.shape[1])
     total: Tensor = _Sum.apply(moments, group)  # type: ignore[no-untyped-call]
     n = total[-1]
     mean, square = (total[:-1] / n).chunk(2)

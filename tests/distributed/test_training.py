@@ -44,33 +44,37 @@ class Part(list[tuple[Tensor, Tensor]]):
         super().__init__((x[i : i + 24][rows], y[i : i + 24][rows]) for i in range(0, len(x), 24))
 
 
-def trained(group: Any, norm: Any, rows: slice, **options: Any) -> Found:
-    model, part = network(norm), Part(rows)
-    given = {"eval_loader": part, "group": group, **OPTIONS, **options}
-    return epruner.finetune(model, part, **given), model.state_dict()
+def trained(group: Any, norm: Any, dtype: torch.dtype, rows: slice) -> Found:
+    model = network(norm).to(dtype)
+    part: Any = [(x.to(dtype), y) for x, y in Part(rows)]
+    history = epruner.finetune(model, part, eval_loader=part, group=group, **OPTIONS)
+    return history, model.state_dict()
 
 
 def same(a: Found, b: Found) -> bool:
     return a[0] == b[0] and all(torch.equal(a[1][key], value) for key, value in b[1].items())
 
 
-def near(a: Found, b: Found) -> None:
+def near(a: Found, b: Found, digits: float) -> None:
     for mine, theirs in zip(a[0], b[0], strict=True):
-        assert mine.loss == pytest.approx(theirs.loss, abs=1e-5)
+        assert mine.loss == pytest.approx(theirs.loss, abs=digits)
         assert mine.accuracy == theirs.accuracy
     for key, value in b[1].items():
-        torch.testing.assert_close(a[1][key], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a[1][key], value, rtol=10 * digits, atol=10 * digits)
 
 
+@pytest.mark.parametrize(("dtype", "digits"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("norm", [identity, nn.BatchNorm2d])
 @pytest.mark.parametrize(
     "parts", [[slice(12), slice(12, 24)], [slice(3), slice(3, 9), slice(9, 24)]]
 )
-def test_ranks_take_the_steps_of_one_process(norm: Any, parts: list[slice]) -> None:
-    alone = trained(None, norm, slice(24))
+def test_ranks_take_the_steps_of_one_process(
+    norm: Any, dtype: torch.dtype, digits: float, parts: list[slice]
+) -> None:
+    alone = trained(None, norm, dtype, slice(24))
     assert alone[0][-1].loss < alone[0][0].loss
-    first, *others = ranks().run(len(parts), trained, norm, each=parts)
-    near(first, alone)
+    first, *others = ranks().run(len(parts), trained, norm, dtype, each=parts)
+    near(first, alone, digits)
     assert all(same(first, other) for other in others)
 
 
