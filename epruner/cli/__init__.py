@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+            warnings.showwarning = show_warning
             commands.COMMANDS[args.command](args)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+def show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """One line, without the place in the source."""
     print(f"epruner: warning: {' '.join(str(message).split())}", file=sys.stderr)
 

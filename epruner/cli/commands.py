@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from functools import wraps
 from importlib import import_module
 from itertools import product
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from epruner.cli import options
 
 if TYPE_CHECKING:
+    import torch.distributed as dist
     from torch import nn
 
     from epruner.cli.images import Images
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 
 Command = Callable[[argparse.Namespace], None]
+Cell = tuple[tuple[str, Any], str, str | None]  # how much to prune, method, repair
 
 
 def cluster(args: argparse.Namespace) -> None:
@@ -85,6 +89,24 @@ def _on_torch(command: Command) -> Command:
     return run
 
 
+def _over_ranks(
+    timeout: timedelta | None = None,
+) -> Callable[[Callable[[argparse.Namespace, dist.ProcessGroup | None], None]], Command]:
+    """Run a command in every process that torchrun has started, as one group."""
+
+    def grouped(command: Callable[[argparse.Namespace, dist.ProcessGroup | None], None]) -> Command:
+        @wraps(command)
+        def run(args: argparse.Namespace) -> None:
+            from epruner.distributed.launch import launched
+
+            with launched(timeout) as group:
+                command(args, group)
+
+        return run
+
+    return grouped
+
+
 @_on_torch
 def prune(args: argparse.Namespace) -> None:
     """Prune a trained network and write the smaller one."""
@@ -104,7 +126,8 @@ def prune(args: argparse.Namespace) -> None:
         raise ValueError(
             "how much should go? Give --macs, --params, --latency, --beta, --recipe or --n-filters"
         )
-    result = _prune(args, model, inputs, args.method, args.repair, budget)
+    shown = sys.stderr.isatty() and not args.json
+    result = _prune(args, model, inputs, args.method, args.repair, budget, progress=shown)
     if args.plot_layer and not result.clusters:
         raise ValueError("--plot-layer draws clusters of filters, as --method exemplar makes them")
     for layer, _ in args.plot_layer:
@@ -124,41 +147,44 @@ def prune(args: argparse.Namespace) -> None:
 
 
 @_on_torch
-def compare(args: argparse.Namespace) -> None:
+@_over_ranks(timedelta(days=7))  # some have more to do than others, and all wait at the end
+def compare(args: argparse.Namespace, group: dist.ProcessGroup | None) -> None:
     """Prune by several budgets and methods and print them side by side."""
     from epruner._tables import Table, amount, change, percent
-    from epruner.cli.images import InOrder
-    from epruner.pruning.analysis import analyse
-    from epruner.pruning.errors import TraceError
-    from epruner.pruning.training.finetune import evaluate
+    from epruner.pruning.ranks import ranks_of
+    from epruner.pruning.report.report import Report
 
+    ranks = ranks_of(group)
     budgets = [(name, value) for name in options.COST for value in getattr(args, name)]
     if not budgets:
         raise ValueError(
             "nothing to compare: give --beta, --macs, --params, --latency or --recipe values"
         )
-    model, inputs = _network(args)
-    try:
-        net = analyse(model, inputs)
-    except TraceError as error:
-        raise ValueError(str(error)) from error
-    test = None if args.labelled is None else InOrder(_images(args, args.labelled))
-    whole = None if test is None else evaluate(model, test)
-    runs = []
-    for (name, value), method, repair in product(
-        budgets, args.method or ["auto"], args.repair or [None]
-    ):
-        result = _prune(args, model, net, method, repair, cost_arguments(name, value))
-        accuracy = None if test is None else evaluate(result.model, test)
-        repair = result.report.settings["method"]["repair"]
-        runs.append((f"{name} {value}", method, repair, accuracy, result.report))
-    if args.json:
-        documents = [
-            {"budget": budget, "method": method, "accuracy": accuracy} | report.to_dict()
-            for budget, method, _, accuracy, report in runs
-        ]
-        _print_json({"accuracy": whole, "runs": documents})
+    if args.latency and max(args.jobs, ranks.size) > 1:
+        raise ValueError(
+            "--latency is measured, and processes beside each other would disturb that: leave out "
+            "--jobs and torchrun"
+        )
+    cells = [None, *product(budgets, args.method or ["auto"], args.repair or [None])]
+    with ranks.agree():
+        own = _side_by_side(args, cells[ranks.rank :: ranks.size], shown=ranks.rank == 0)
+    shares = [json.loads(text) for text in ranks.gather_text(json.dumps(own))]
+    if ranks.rank:
         return
+    whole, *documents = [shares[i % ranks.size][i // ranks.size] for i in range(len(cells))]
+    if args.json:
+        _print_json({"accuracy": whole["accuracy"], "runs": documents})
+        return
+    runs = [
+        (
+            document["budget"],
+            document["method"],
+            document["settings"]["method"]["repair"],
+            document["accuracy"],
+            Report.from_dict(document),
+        )
+        for document in documents
+    ]
     rows = []
     for budget, method, repair, accuracy, report in runs:
         old, new = report.before, report.after
@@ -184,21 +210,79 @@ def compare(args: argparse.Namespace) -> None:
         "MACs", "", "params", "", "seconds",
     )  # fmt: skip
     print(Table(header, rows, left=frozenset({0, 1, 2})).to_text())
-    if whole is not None:
-        print(f"accuracy of the whole network: {percent(whole)}")
+    if whole["accuracy"] is not None:
+        print(f"accuracy of the whole network: {percent(whole['accuracy'])}")
     for budget, method, repair, _, report in runs:
         for note in report.notes:
             print(f"{budget}, {method}, {repair}: {note}")
 
 
+def _side_by_side(
+    args: argparse.Namespace, cells: Sequence[Cell | None], *, shown: bool
+) -> list[dict[str, Any]]:
+    """What comes of cells, one after the other in this process or in `args.jobs` others."""
+    if args.jobs == 1:
+        return _cells(args, cells, shown=shown and sys.stderr.isatty() and not args.json)
+    from joblib import Parallel, delayed, parallel_backend
+
+    from epruner.cluster.resources import effective_n_threads
+
+    threads = args.threads or max(1, effective_n_threads(None) // args.jobs)
+    job = argparse.Namespace(**vars(args) | {"threads": threads})
+    with parallel_backend("loky", inner_max_num_threads=threads):
+        parts = Parallel(args.jobs)(delayed(_cell_of_job)(job, cell) for cell in cells)
+    return [document for part in parts for document in part]
+
+
+def _cell_of_job(args: argparse.Namespace, cell: Cell | None) -> list[dict[str, Any]]:
+    from epruner.cli import show_warning
+    from epruner.pruning.threads import torch_threads
+
+    with warnings.catch_warnings(), torch_threads(args.threads):
+        warnings.showwarning = show_warning
+        return _cells(args, [cell], shown=False)
+
+
+def _cells(
+    args: argparse.Namespace, cells: Sequence[Cell | None], *, shown: bool
+) -> list[dict[str, Any]]:
+    """The report of every pruning, and its accuracy; of None that of the whole network."""
+    from epruner.cli.images import InOrder
+    from epruner.pruning.analysis import analyse
+    from epruner.pruning.errors import TraceError
+    from epruner.pruning.training.finetune import evaluate
+
+    model, inputs = _network(args)
+    try:
+        net = analyse(model, inputs)
+    except TraceError as error:
+        raise ValueError(str(error)) from error
+    test = None if args.labelled is None else InOrder(_images(args, args.labelled))
+    documents: list[dict[str, Any]] = []
+    for cell in cells:
+        found: dict[str, Any] = {}
+        small, report = model, {}
+        if cell is not None:
+            (name, value), method, repair = cell
+            budget = cost_arguments(name, value)
+            result = _prune(args, model, net, method, repair, budget, progress=shown)
+            found = {"budget": f"{name} {value}", "method": method}
+            small, report = result.model, result.report.to_dict()
+        found["accuracy"] = None if test is None else evaluate(small, test)
+        documents.append(found | report)
+    return documents
+
+
 @_on_torch
-def finetune(args: argparse.Namespace) -> None:
+@_over_ranks()
+def finetune(args: argparse.Namespace, group: dist.ProcessGroup | None) -> None:
     """Train a pruned network on, on labelled images."""
     from epruner._files import check_target
     from epruner.cli.images import InOrder, Shuffled
     from epruner.cli.network import build_model, fresh_model
     from epruner.pruning.io.checkpoint import load, save
     from epruner.pruning.io.checkpoint import read as read_file
+    from epruner.pruning.ranks import ranks_of
     from epruner.pruning.training.finetune import evaluate
     from epruner.pruning.training.finetune import finetune as train
 
@@ -211,9 +295,11 @@ def finetune(args: argparse.Namespace) -> None:
         raise ValueError("--weights are those of the network to learn from; give --distill, too")
     saved = read_file(args.file)
     model = load(fresh_model(args), args.file).to(args.device)
-    loader = Shuffled(_images(args, args.train), args.batch, args.seed)
-    test = None if args.labelled is None else InOrder(_images(args, args.labelled))
-    before = None if test is None else evaluate(model, test)
+    ranks = ranks_of(group)
+    part = slice(ranks.rank, None, ranks.size)
+    loader = Shuffled(_images(args, args.train), args.batch, args.seed, part)
+    test = None if args.labelled is None else InOrder(_images(args, args.labelled), part)
+    before = None if test is None else evaluate(model, test, ranks)
     history = train(
         model,
         loader,
@@ -226,7 +312,10 @@ def finetune(args: argparse.Namespace) -> None:
         eval_loader=test,
         checkpoint=args.checkpoint,
         progress=sys.stderr.isatty() and not args.json,
+        group=group,
     )
+    if ranks.rank:
+        return
     save((model.cpu().eval(), saved.plan), target)
     if args.json:
         epochs = [
@@ -377,6 +466,8 @@ def _prune(
     method: str | None,
     repair: str | None,
     budget: Mapping[str, Any],
+    *,
+    progress: bool,
 ) -> PruningResult:
     from epruner.pruning.data.evidence import MADE_UP, kind_of
     from epruner.pruning.errors import TraceError
@@ -407,7 +498,7 @@ def _prune(
             repair=repair,
             random_state=args.seed,
             n_threads=args.threads,
-            progress=sys.stderr.isatty() and not args.json,
+            progress=progress,
             **given,
         )
     except TraceError as error:

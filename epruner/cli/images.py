@@ -132,32 +132,50 @@ class Images:
 
 
 class Shuffled:
-    """Batches of labelled images for training: a new order each epoch, mirrored at random."""
+    """Batches of labelled images for training: a new order each epoch, mirrored at random.
 
-    def __init__(self, images: Images, batch: int, seed: int) -> None:
-        self._images, self._batch = images, batch
-        self._generator = torch.Generator().manual_seed(seed)
+    Parameters
+    ----------
+    images : Images
+    batch : int
+    seed : int
+        It and the number of the epoch decide what is drawn.
+    part : slice
+        Of every batch, for one of several processes that share it.
+    """
+
+    def __init__(self, images: Images, batch: int, seed: int, part: slice = slice(None)) -> None:
+        self._images, self._batch, self._seed, self._part = images, batch, seed, part
+        self._epoch = 0
         if len(images) < batch:
             raise ValueError(f"{len(images)} training images are fewer than a batch of {batch}")
+        if not len(range(batch)[part]):
+            raise ValueError(f"a batch of {batch} is less than one image for every process")
 
     def __len__(self) -> int:
         return len(self._images) // self._batch
 
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self._images), generator=self._generator).tolist()
-        for x, y in self._images.batches(self._batch, order[: len(self) * self._batch]):
-            mirrored = torch.rand(len(x), generator=self._generator) < 0.5
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        order = torch.randperm(len(self._images), generator=generator)
+        rows = order[: len(self) * self._batch].view(-1, self._batch)[:, self._part]
+        for x, y in self._images.batches(rows.shape[1], rows.flatten().tolist()):
+            mirrored = torch.rand(self._batch, generator=generator)[self._part] < 0.5
             yield torch.where(mirrored[:, None, None, None], x.flip(3), x), y
 
 
 class InOrder:
-    """Batches of labelled images for evaluation."""
+    """Batches of labelled images for evaluation, or of the part of them that a process has."""
 
-    def __init__(self, images: Images, batch: int = 128) -> None:
+    def __init__(self, images: Images, part: slice = slice(None), batch: int = 128) -> None:
         self._images, self._batch = images, batch
+        self._order = range(len(images))[part]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self._images.batches(self._batch)
+        return self._images.batches(self._batch, self._order)
 
 
 def _per_channel(values: Sequence[float], channels: int) -> Tensor:

@@ -356,7 +356,13 @@ def training(sub: argparse.ArgumentParser) -> None:
     """How to fine-tune."""
     sub.add_argument("--train", required=True, metavar="SOURCE", help="labelled training images")
     sub.add_argument("--epochs", type=positive, default=10, metavar="N", help="default: 10")
-    sub.add_argument("--batch", type=positive, default=128, metavar="N", help="default: 128")
+    sub.add_argument(
+        "--batch",
+        type=positive,
+        default=128,
+        metavar="N",
+        help="default: 128; of all processes together",
+    )
     sub.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="default: sgd")
     sub.add_argument("--schedule", choices=("cosine", "step"), default="cosine")
     sub.add_argument("--lr", type=number, metavar="X", help="default: 0.02 (sgd), 0.001 (adamw)")
@@ -392,6 +398,18 @@ def costs(sub: argparse.ArgumentParser) -> None:
         group.add_argument("--" + name, nargs="+", action="extend", default=[], **settings)
     group.add_argument("--method", nargs="+", action="extend", **METHOD)
     group.add_argument("--repair", nargs="+", action="extend", **REPAIR)
+
+
+def jobs(sub: argparse.ArgumentParser) -> None:
+    """Whether to prune side by side."""
+    sub.add_argument(
+        "--jobs",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="prune in so many processes at once, each on --threads (default: its share of the "
+        "cores); default: 1",
+    )
 
 
 def run(sub: argparse.ArgumentParser) -> None:
@@ -488,6 +506,7 @@ GROUPS: Mapping[str, Sequence[Callable[[argparse.ArgumentParser], None]]] = {
         calibration,
         labelled,
         normalisation,
+        jobs,
         run,
         machine,
     ),

@@ -176,6 +176,18 @@ class Group:
             raise
 
     @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Name the rank whose loss makes torch's own collective operations in here fail."""
+        try:
+            yield
+        except RankError:
+            raise
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or "gloo" in str(error):
+                self.barrier()  # from neighbour to neighbour, which finds it
+            raise
+
+    @contextmanager
     def agree(self) -> Iterator[None]:
         """Raise on all ranks what one of them raises in here, before any of them goes on.
 

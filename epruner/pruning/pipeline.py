@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -37,6 +37,7 @@ from epruner.pruning.options import (
 )
 from epruner.pruning.plan.apply import counterpart
 from epruner.pruning.plan.plan import Plan
+from epruner.pruning.ranks import outline, ranks_of
 from epruner.pruning.repair.repair import distilled, repair_network
 from epruner.pruning.report.progress import Stages
 from epruner.pruning.report.records import Repair
@@ -45,6 +46,9 @@ from epruner.pruning.result import PruningResult, layer_clusters, layer_reports,
 from epruner.pruning.select.allocation import Sizes
 from epruner.pruning.select.recipes import Recipe
 from epruner.pruning.training.distill import RATE, Augment, varied
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 
 def prune(
@@ -327,6 +331,7 @@ def distill(
     augment: Augment = varied,
     random_state: int = 0,
     progress: bool = False,
+    group: dist.ProcessGroup | None = None,
 ) -> tuple[nn.Module, Repair | None]:
     """Let a smaller network learn to answer as the original does, without labels.
 
@@ -339,7 +344,7 @@ def distill(
         The original and a smaller one with the same inputs and outputs; neither is modified. On
         the device to train on.
     calibrate : Tensor, iterable of tensors, tuples or dicts, or "synthetic"
-        Inputs without labels, the more the better.
+        Inputs without labels, the more the better. Over ranks every rank's own, at least one.
     inputs : as for `prune`, optional
         Example inputs, as for `repair`.
     steps : int, optional
@@ -352,7 +357,11 @@ def distill(
         Default: images are mirrored, shifted and mixed in pairs, other inputs are left as they are.
     random_state : int
     progress : bool
-        Show a progress bar on standard error.
+        Show a progress bar on standard error; over ranks rank 0 does.
+    group : torch.distributed.ProcessGroup, optional
+        Every rank calls this function with the same networks and options. Steps are of 64 inputs of
+        all ranks together, as many from each, and the same network comes back on all. Default:
+        this process alone.
 
     Returns
     -------
@@ -364,32 +373,46 @@ def distill(
     Raises
     ------
     TypeError, ValueError
+        Over ranks also where networks or options differ; what is wrong on one is raised on all.
+    RankError
+        A rank was lost.
 
     Warns
     -----
     RepairWarning
         No step brought the outputs nearer, and `small` was returned as it was.
     """
-    check_model(model)
-    if not isinstance(small, nn.Module):
-        raise TypeError(f"small must be a torch.nn.Module, got {type(small).__name__}")
-    if steps is not None and (type(steps) is not int or steps < 1):
-        raise ValueError(f"steps must be a positive integer, got {steps!r}")
-    model, small = uncompiled(model), uncompiled(small)
-    kind = kind_of(model, calibrate)
-    if calibrate is None or kind == "noise":
-        raise ValueError("distill needs calibrate: inputs without labels, or 'synthetic'")
-    if inputs is None:
-        if kind != "inputs":
-            raise ValueError("without calibration inputs distill needs inputs=, as for prune")
-        calibrate, inputs = with_example(model, calibrate)
-    with closing(Stages(progress, ("inputs", "repair"))) as stages:
-        arguments = _arguments(model, inputs)
-        evidence = gather(kind, model, calibrate, arguments, seed=random_state, stages=stages)
+    ranks = ranks_of(group)
+    with ranks.agree():
+        check_model(model)
+        if not isinstance(small, nn.Module):
+            raise TypeError(f"small must be a torch.nn.Module, got {type(small).__name__}")
+        if steps is not None and (type(steps) is not int or steps < 1):
+            raise ValueError(f"steps must be a positive integer, got {steps!r}")
+        model, small = uncompiled(model), uncompiled(small)
+        kind = kind_of(model, calibrate)
+        if calibrate is None or kind == "noise":
+            raise ValueError("distill needs calibrate: inputs without labels, or 'synthetic'")
+        if inputs is None:
+            if kind != "inputs":
+                raise ValueError("without calibration inputs distill needs inputs=, as for prune")
+            calibrate, inputs = with_example(model, calibrate)
+    ranks.require_same(
+        model=outline(model), small=outline(small), evidence=kind, steps=steps, lr=lr,
+        random_state=random_state,
+    )  # fmt: skip
+    with (
+        closing(Stages(progress and ranks.rank == 0, ("inputs", "repair"))) as stages,
+        ranks.together(),
+    ):
+        with ranks.agree():
+            arguments = _arguments(model, inputs)
+            seed = random_state + ranks.rank
+            evidence = gather(kind, model, calibrate, arguments, seed=seed, stages=stages)
         with stages.run("repair"):
             trained, done, _ = distilled(
                 model, small, None, [], evidence, random_state, stages,
-                steps=steps, lr=lr, augment=augment,
+                group=group, steps=steps, lr=lr, augment=augment,
             )  # fmt: skip
     return trained, done
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from epruner.pruning.ranks import Alone
+
+if TYPE_CHECKING:
+    from epruner.pruning.ranks import Ranks
+
+_ALONE = Alone()
 RATES = {"sgd": 0.02, "adamw": 1e-3}
 
 
@@ -27,6 +34,8 @@ class Descent:
     schedule : {"cosine", "step", "one-cycle"}
         Down to zero over all steps; a tenth after half and after three quarters of them; or up for
         three tenths of them and down to zero.
+    ranks : Group, optional
+        Those that take each step together.
 
     Raises
     ------
@@ -44,7 +53,9 @@ class Descent:
         weight_decay: float,
         schedule: str,
         amp: bool | None = None,
+        ranks: Ranks = _ALONE,
     ) -> None:
+        self._ranks = ranks
         self.lr = RATES[optimizer] if lr is None else lr
         if not self.lr > 0:
             raise ValueError(f"lr must be positive, got {lr!r}")
@@ -64,27 +75,47 @@ class Descent:
             "optimizer": self._optimizer, "scheduler": self._scheduler, "scaler": self._scaler
         }  # fmt: skip
 
-    def step(self, loss_of: Callable[[], Tensor]) -> float:
+    def step(self, loss_of: Callable[[], Tensor], count: int = 1) -> float:
         """One step; the loss before it.
+
+        Parameters
+        ----------
+        loss_of : callable
+            The mean over this rank's inputs. Its gradients are averaged over ranks.
+        count : int
+            Of these inputs; what matters is whether other ranks have more.
+
+        Returns
+        -------
+        float
+            The mean over the inputs of all ranks.
 
         Raises
         ------
         FloatingPointError
-            It is NaN or infinite, and nothing was changed.
+            It is NaN or infinite on some rank, and nothing was changed on any.
         """
         self._optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, enabled=self._mixed):
-            loss = loss_of()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the loss became {value}; lower lr (now {self.lr:g})")
-        torch.autograd.backward(self._scaler.scale(loss))
+        with self._ranks.naming():
+            with torch.autocast(self.device.type, enabled=self._mixed):
+                loss = loss_of()
+            values, counts = np.concatenate(
+                self._ranks.gather(np.array([[float(loss.detach()), count]]))
+            ).T
+            bad = np.flatnonzero(~np.isfinite(values))
+            if bad.size:
+                where = f" on rank {bad[0]}" if bad.size < len(values) else ""
+                raise FloatingPointError(
+                    f"the loss became {values[bad[0]]}{where}; lower lr (now {self.lr:g})"
+                )
+            share = float(len(counts) * count / counts.sum())
+            torch.autograd.backward(self._scaler.scale(loss * share))
         self._scaler.step(self._optimizer)
         self._scaler.update()
         with warnings.catch_warnings():  # the scaler may leave out the first steps
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler")
             self._scheduler.step()
-        return value
+        return float(np.average(values, weights=counts))
 
 
 def _optimizer(

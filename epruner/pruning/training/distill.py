@@ -12,18 +12,24 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epruner.pruning.data.calibration import Calibration, fill
+from epruner.pruning.data.calibration import Calibration, fill, inputs_in
 from epruner.pruning.network.copies import with_weights_of, working_copy
 from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.network.outputs import output_error, outputs
 from epruner.pruning.network.tree import tensors_in
+from epruner.pruning.ranks import ranks_of, replica
 from epruner.pruning.training.descent import Descent
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 BATCH = 64
 STEPS, STEPS_PER_ROOT = 150, 5  # by default: 200 for 100 inputs, 550 for 6,000
@@ -78,6 +84,7 @@ def learn_answers(
     lr: float = RATE,
     seed: int = 0,
     advance: Callable[[int, int], None] = lambda done, total: None,
+    group: dist.ProcessGroup | None = None,
 ) -> tuple[nn.Module, int, float, float]:
     """Train a small network on what the original answers.
 
@@ -95,6 +102,8 @@ def learn_answers(
     seed : int
     advance : callable
         Called with the number of steps done and the number of all.
+    group : torch.distributed.ProcessGroup, optional
+        Each rank has its own inputs, and of every batch a share of the same size.
 
     Returns
     -------
@@ -104,35 +113,44 @@ def learn_answers(
         That it took to get there; 0 is the student as it was.
     before, after : float
         Squared error of the outputs over their variance, of the student and of what is returned,
-        on the inputs held back.
+        on the inputs held back; over ranks the mean by their numbers.
     """
+    ranks = ranks_of(group)
     full, small = working_copy(teacher), working_copy(student)
     for parameter in small.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
-    example = calibration.fit[0]
-    columns = [torch.cat(parts) for parts in zip(*map(tensors_in, calibration.fit), strict=True)]
-    n = len(columns[0])
-    total = STEPS + math.ceil(STEPS_PER_ROOT * math.sqrt(n)) if steps is None else steps
-    points = feature_points(full, small, example)
-    generator = torch.Generator().manual_seed(seed)
+    with ranks.agree():
+        example = calibration.fit[0]
+        columns = [torch.cat(part) for part in zip(*map(tensors_in, calibration.fit), strict=True)]
+        points = feature_points(full, small, example)
+        expected = outputs(full, calibration.unseen)
+    n, unseen = len(columns[0]), inputs_in(calibration.unseen)
+    everywhere = float(ranks.sum(np.array([n]))[0])
+    total = STEPS + math.ceil(STEPS_PER_ROOT * math.sqrt(everywhere)) if steps is None else steps
+    generator = torch.Generator().manual_seed(seed + ranks.rank)
     descent = Descent(
-        small, total, optimizer="adamw", lr=lr, weight_decay=0.0, schedule="one-cycle"
+        small, total, optimizer="adamw", lr=lr, weight_decay=0.0, schedule="one-cycle", ranks=ranks
     )
-    expected = outputs(full, calibration.unseen)
 
     def error_of_small() -> float:
-        return output_error(outputs(small, calibration.unseen), expected)
+        error = output_error(outputs(small, calibration.unseen), expected)
+        if ranks.size == 1:
+            return error
+        errors, counts = np.stack(ranks.gather(np.array([error, unseen]))).T
+        return float(np.average(errors, weights=counts))
 
-    before = lowest = error_of_small()
-    best, best_steps = copy.deepcopy(small.state_dict()), 0
     looks = {math.ceil(total * (look + 1) / _LOOKS) for look in range(_LOOKS)}
     with _listening(full, points) as wanted, _listening(small, points) as given:
-        for step, rows in zip(range(1, total + 1), _rows(n, generator), strict=False):
+        forward = replica(small, group)
+        before = lowest = error_of_small()
+        best, best_steps = copy.deepcopy(small.state_dict()), 0
+        share = -(-BATCH // ranks.size)
+        for step, rows in zip(range(1, total + 1), _rows(n, share, generator), strict=False):
             tensors = augment([column[rows.to(column.device)] for column in columns], generator)
             batch = fill(example, tensors)
             try:
-                descent.step(lambda batch=batch: _loss(full, small, batch, wanted, given))  # type: ignore[misc]
+                descent.step(partial(_loss, full, forward, batch, wanted, given), len(rows))
             except FloatingPointError:  # astray
                 break
             advance(step, total)
@@ -211,10 +229,10 @@ def _listening(model: nn.Module, names: Sequence[str]) -> Iterator[Mapping[str, 
             hook.remove()
 
 
-def _rows(n: int, generator: torch.Generator) -> Iterator[Tensor]:
+def _rows(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Indices of a batch after the other, all inputs as often; each epoch in another order."""
     waiting = torch.empty(0, dtype=torch.long)
-    size = min(BATCH, n)
+    size = min(size, n)
     while True:
         while len(waiting) < size:
             waiting = torch.cat([waiting, torch.randperm(n, generator=generator)])
@@ -224,7 +242,7 @@ def _rows(n: int, generator: torch.Generator) -> Iterator[Tensor]:
 
 def _loss(
     full: nn.Module,
-    small: nn.Module,
+    small: Callable[..., Any],
     batch: Arguments,
     wanted: Mapping[str, Tensor],
     given: Mapping[str, Tensor],

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epruner._files import check_target
 from epruner._progress import Row, open_display
+from epruner.pruning.ranks import Alone, outline, ranks_of, replica
 from epruner.pruning.training.descent import Descent
 from epruner.pruning.training.distill import divergence
 
-_FORMAT = 1
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+    from epruner.pruning.ranks import Ranks
+
+_FORMAT = 2
+_END = object()
+_ALONE = Alone()
 
 
 @dataclass(frozen=True)
@@ -59,15 +69,19 @@ def finetune(
     checkpoint: str | os.PathLike[str] | None = None,
     amp: bool | None = None,
     progress: bool = False,
+    group: dist.ProcessGroup | None = None,
 ) -> list[Epoch]:
-    """Train a classifier, in place.
+    """Train a classifier, in place; over the ranks of a process group, if one is given.
 
     Parameters
     ----------
     model : torch.nn.Module
         From inputs (n, ...) to scores (n, classes), on the device to train on.
     train_loader : iterable of (inputs, labels)
-        Gone through once an epoch; needs a length.
+        Gone through once an epoch; needs a length. Before each epoch it, its `sampler` and its
+        `batch_sampler` are told the number of those done, where they have `set_epoch`. Over ranks
+        every rank's own part, of as many batches: what is learned is the mean over the inputs of
+        all ranks.
     epochs : int
     optimizer : {"sgd", "adamw"}
         SGD with Nesterov momentum 0.9, or AdamW.
@@ -85,13 +99,19 @@ def finetune(
     temperature : float
         Of the softening.
     eval_loader : iterable of (inputs, labels), optional
-        Accuracy is measured on it after each epoch.
+        Accuracy is measured on it after each epoch. Over ranks every rank's own part.
     checkpoint : path-like, optional
-        Written after each epoch; a run that finds it goes on from there.
+        Written after each epoch; a run that finds it goes on from there. Over ranks written by
+        rank 0 and read by all, with torch's random state of each.
     amp : bool, optional
         Mixed precision. Default: on a GPU only.
     progress : bool
-        Show a progress bar on standard error.
+        Show a progress bar on standard error; over ranks rank 0 does.
+    group : torch.distributed.ProcessGroup, optional
+        Every rank calls this function with the same model and options. Gradients are averaged by
+        `torch.nn.parallel.DistributedDataParallel`, to which every step has to use the same
+        parameters; BatchNorm layers normalise by the whole batch. The weights of rank 0 are those
+        that all start from, and what is returned is the same on all. Default: this process alone.
 
     Returns
     -------
@@ -102,30 +122,38 @@ def finetune(
     ------
     ValueError
         An option out of range, labels of another number than inputs, a checkpoint of another
-        network or recipe.
+        network or recipe. Over ranks also models, options or numbers of batches that differ, and
+        what is wrong on one of them is raised on all.
     FloatingPointError
         The loss became NaN or infinite.
+    RankError
+        A rank was lost.
     """
-    if optimizer not in ("sgd", "adamw"):
-        raise ValueError(f"optimizer must be 'sgd' or 'adamw', got {optimizer!r}")
-    if schedule not in ("cosine", "step"):
-        raise ValueError(f"schedule must be 'cosine' or 'step', got {schedule!r}")
-    if type(epochs) is not int or epochs < 1:
-        raise ValueError(f"epochs must be a positive integer, got {epochs!r}")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing!r}")
-    if not 0 <= distill <= 1:
-        raise ValueError(f"distill must be in [0, 1], got {distill!r}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature!r}")
-    if not isinstance(train_loader, Sized) or not len(train_loader):
-        raise ValueError("train_loader must have a length of at least 1")
-    steps = epochs * len(train_loader)
-    descent = Descent(
-        model, steps,
-        optimizer=optimizer, lr=lr, weight_decay=weight_decay, schedule=schedule, amp=amp,
-    )  # fmt: skip
+    ranks = ranks_of(group)
+    with ranks.agree():
+        if optimizer not in ("sgd", "adamw"):
+            raise ValueError(f"optimizer must be 'sgd' or 'adamw', got {optimizer!r}")
+        if schedule not in ("cosine", "step"):
+            raise ValueError(f"schedule must be 'cosine' or 'step', got {schedule!r}")
+        if type(epochs) is not int or epochs < 1:
+            raise ValueError(f"epochs must be a positive integer, got {epochs!r}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing!r}")
+        if not 0 <= distill <= 1:
+            raise ValueError(f"distill must be in [0, 1], got {distill!r}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature!r}")
+        if not isinstance(train_loader, Sized) or not len(train_loader):
+            raise ValueError("train_loader must have a length of at least 1")
+        length = len(train_loader)
+        steps = epochs * length
+        descent = Descent(
+            model, steps, optimizer=optimizer, lr=lr, weight_decay=weight_decay,
+            schedule=schedule, amp=amp, ranks=ranks,
+        )  # fmt: skip
+        path = None if checkpoint is None else check_target(checkpoint)
     device = descent.device
+    found = path is not None and path.exists()
     recipe: dict[str, Any] = {
         "epochs": epochs,
         "steps": steps,
@@ -136,17 +164,24 @@ def finetune(
         "label_smoothing": label_smoothing,
         "distill": None if teacher is None else distill,
         "temperature": None if teacher is None else temperature,
+        "number of ranks": ranks.size,
     }
-    history: list[Epoch] = []
-    path = None if checkpoint is None else check_target(checkpoint)
+    same = {"model": outline(model), "len(train_loader)": length, **recipe, "amp": amp}
+    same["teacher"] = None if teacher is None else outline(teacher)
+    same["eval_loader"] = None if eval_loader is None else "given"
+    same["checkpoint"] = path and ("found" if found else "not found")
+    ranks.require_same(**same)
     parts = {"model": model, **descent.parts}
-    if path is not None and path.exists():
-        history = _resume(path, parts, recipe)
+    history: list[Epoch] = []
+    if path is not None and found:
+        with ranks.agree():
+            history = _resume(path, parts, recipe, ranks)
     if teacher is not None:
         teacher = teacher.to(device).eval()
+    forward = replica(model, group)
 
     def loss_of(inputs: Tensor, labels: Tensor) -> Tensor:
-        scores = model(inputs)
+        scores = forward(inputs)
         loss = F.cross_entropy(scores, labels, label_smoothing=label_smoothing)
         if teacher is None:
             return loss
@@ -155,31 +190,59 @@ def finetune(
         return (1 - distill) * loss + distill * divergence(scores, wanted, temperature)
 
     was_training = model.training
-    done, left, begun = 0, steps - len(history) * len(train_loader), monotonic()
-    with closing(open_display(progress)) as display:
+    done, left, begun = 0, steps - len(history) * length, monotonic()
+    with closing(open_display(progress and ranks.rank == 0)) as display, ranks.together():
         for epoch in range(len(history) + 1, epochs + 1):
             model.train()
             total, seen = 0.0, 0
-            for batch in train_loader:
-                inputs, labels = labelled(batch, device)
+            _set_epoch(train_loader, epoch - 1)
+            for inputs, labels in _batches(train_loader, length, device, ranks):
                 try:
-                    value = descent.step(partial(loss_of, inputs, labels))
+                    value = descent.step(partial(loss_of, inputs, labels), len(labels))
                 except FloatingPointError as error:
                     raise FloatingPointError(f"epoch {epoch}: {error}") from None
                 total, seen = total + value * len(labels), seen + len(labels)
                 done += 1
                 facts = (f"epoch {epoch}", f"loss {value:.3f}")
                 display.show([Row("fine-tuning", done, left, facts=facts, begun=begun)])
-            accuracy = None if eval_loader is None else evaluate(model, eval_loader)
-            history.append(Epoch(epoch, total / max(seen, 1), accuracy))
+            total, seen = ranks.sum(np.array([total, seen]))
+            accuracy = None if eval_loader is None else evaluate(model, eval_loader, ranks)
+            history.append(Epoch(epoch, float(total / max(seen, 1)), accuracy))
             if path is not None:
-                _write(path, parts, recipe, history)
+                _write(path, parts, recipe, history, ranks)
     model.train(was_training)
     return history
 
 
+def _set_epoch(loader: Any, epoch: int) -> None:
+    for part in (loader, *(getattr(loader, name, None) for name in ("sampler", "batch_sampler"))):
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
+
+
+def _batches(
+    loader: Iterable[Any], length: int, device: torch.device, ranks: Ranks
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of an epoch: on all ranks as many, or an error on all."""
+    with ranks.agree():
+        batches = iter(loader)
+    for number in count():
+        with ranks.agree():
+            batch = next(batches, _END)
+            if ranks.size > 1 and (batch is _END) != (number == length):
+                gave = number if batch is _END else "more"
+                raise ValueError(
+                    f"train_loader has a length of {length} and gave {gave} batches: all ranks "
+                    "must take as many steps"
+                )
+            pair = None if batch is _END else labelled(batch, device)
+        if pair is None:
+            return
+        yield pair
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Iterable[Any]) -> float:
+def evaluate(model: nn.Module, loader: Iterable[Any], ranks: Ranks = _ALONE) -> float:
     """Share of labelled inputs that a classifier gets right.
 
     Parameters
@@ -187,6 +250,8 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> float:
     model : torch.nn.Module
         Run in eval mode, left in the mode it was in.
     loader : iterable of (inputs, labels)
+    ranks : Group, optional
+        Those that have a part of the inputs each.
 
     Raises
     ------
@@ -198,12 +263,14 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> float:
     model.eval()
     right = seen = 0
     try:
-        for batch in loader:
-            inputs, labels = labelled(batch, device)
-            right += int((model(inputs).argmax(1) == labels).sum())
-            seen += len(labels)
+        with ranks.agree():
+            for batch in loader:
+                inputs, labels = labelled(batch, device)
+                right += int((model(inputs).argmax(1) == labels).sum())
+                seen += len(labels)
     finally:
         model.train(was_training)
+    right, seen = map(int, ranks.sum(np.array([right, seen])))
     if not seen:
         raise ValueError("the labelled set is empty")
     return right / seen
@@ -230,17 +297,28 @@ def labelled(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
     return inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
-def _write(path: Path, parts: dict[str, Any], recipe: dict[str, Any], history: list[Epoch]) -> None:
-    state = {name: part.state_dict() for name, part in parts.items()}
-    state["scheduler"].pop("lr_lambdas", None)
-    record = {"format": _FORMAT, "recipe": recipe, "history": [asdict(e) for e in history]}
-    record |= state | {"rng": torch.get_rng_state()}
-    temporary = path.with_name(path.name + ".part")
-    torch.save(record, temporary)
-    temporary.replace(path)
+def _write(
+    path: Path,
+    parts: dict[str, Any],
+    recipe: dict[str, Any],
+    history: list[Epoch],
+    ranks: Ranks,
+) -> None:
+    device = next(parts["model"].parameters()).device
+    random = [torch.from_numpy(state) for state in ranks.gather(_random_state(device).numpy())]
+    with ranks.agree():
+        if ranks.rank:
+            return
+        state = {name: part.state_dict() for name, part in parts.items()}
+        state["scheduler"].pop("lr_lambdas", None)
+        record = {"format": _FORMAT, "recipe": recipe, "history": [asdict(e) for e in history]}
+        record |= state | {"rng": random}
+        temporary = path.with_name(path.name + ".part")
+        torch.save(record, temporary)
+        temporary.replace(path)
 
 
-def _resume(path: Path, parts: dict[str, Any], recipe: dict[str, Any]) -> list[Epoch]:
+def _resume(path: Path, parts: dict[str, Any], recipe: dict[str, Any], ranks: Ranks) -> list[Epoch]:
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -262,5 +340,20 @@ def _resume(path: Path, parts: dict[str, Any], recipe: dict[str, Any]) -> list[E
     except (RuntimeError, KeyError) as error:
         first = str(error).partition("\n")[0]
         raise ValueError(f"{path} is from a run of another network ({first})") from error
-    torch.set_rng_state(record["rng"])
+    _set_random_state(record["rng"][ranks.rank], next(parts["model"].parameters()).device)
     return [Epoch(**entry) for entry in record["history"]]
+
+
+def _random_state(device: torch.device) -> Tensor:
+    """Of the CPU, and of the device if it is a card, one behind the other."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return torch.cat(states)
+
+
+def _set_random_state(state: Tensor, device: torch.device) -> None:
+    size = len(torch.get_rng_state())
+    torch.set_rng_state(state[:size])
+    if len(state) > size:
+        torch.cuda.set_rng_state(state[size:], device)
