@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from itertools import count
 from typing import Any
 
@@ -154,8 +155,14 @@ class Group:
             raise
 
     @contextmanager
-    def agree(self) -> Iterator[None]:
+    def agree(self, *kinds: type[Exception]) -> Iterator[None]:
         """Raise on all ranks what one of them raises in here, before any of them goes on.
+
+        Parameters
+        ----------
+        *kinds : type
+            Of errors, made of a message alone, that stay what they are on other ranks, beside
+            those of the wrong type and of memory; any other is a ValueError there.
 
         Raises
         ------
@@ -175,7 +182,8 @@ class Group:
         for rank, text in enumerate(everyone):
             if text:
                 kind, message = json.loads(text)
-                known = {"TypeError": TypeError, "MemoryError": MemoryError}
+                named: tuple[type[Exception], ...] = (TypeError, MemoryError, *kinds)
+                known = {error.__name__: error for error in named}
                 raise known.get(kind, ValueError)(f"on rank {rank}: {message}")
 
     def require_same(self, **values: Any) -> None:
@@ -183,10 +191,10 @@ class Group:
         first, *others = map(json.loads, self.gather_text(json.dumps(values)))
         for rank, theirs in enumerate(others, 1):
             for name, value in first.items():
-                if theirs[name] != value:
+                if (other := theirs.get(name)) != value:
                     raise ValueError(
-                        f"{name} is {value!r} on rank 0 and {theirs[name]!r} on rank {rank}: all "
-                        "ranks must be given the same"
+                        f"{name} is {value!r} on rank 0 and {other!r} on rank {rank}: all ranks "
+                        "must be given the same"
                     )
 
     def gather_text(self, text: str) -> list[str]:
@@ -242,9 +250,13 @@ class Group:
             wait()
 
     def sum(self, array: Array) -> Array:
-        """Return the sum over ranks, added in their order, so that all get the same bits."""
-        total: Array = np.add.accumulate(self.gather(np.atleast_1d(array)[None]), axis=0)[-1][0]
-        return total
+        """Return the sum over ranks, added in their order, so that all get the same bits.
+
+        Each adds up its part of the array, so it sends no more than two arrays, however many ranks.
+        """
+        array = np.atleast_1d(array)
+        shares = self.exchange(np.array_split(array.reshape(-1), self.size))
+        return np.concatenate(self.gather(reduce(np.add, shares))).reshape(array.shape)
 
     def barrier(self) -> None:
         """Return when all ranks have come here."""
