@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +102,8 @@ def calibration_inputs(
     """
     with ranks.agree():
         whole = _columns(model, calibrate, example)
-    ranks.require_same({}, shapes_of_inputs=[list(tensor.shape[1:]) for tensor in whole])
+    shapes = [list(tensor.shape[1:]) for tensor in whole]
+    ranks.require_same({}, **{"the shape of an input": shapes})
     counts = torch.cat(ranks.gather(torch.tensor([len(whole[0])]))).tolist()
     if not sum(counts):
         raise ValueError("calibrate is empty: it must give at least one batch of inputs")
@@ -116,8 +117,8 @@ def calibration_inputs(
         held_back[:] = False
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
-    def batches(part: Tensor, rounded: Callable[[float], int]) -> Batches:
-        shares = deal(split(index[part], size), ranks.size, rounded)
+    def batches(part: Tensor, *, late: bool) -> Batches:
+        shares = deal(split(index[part], size), ranks.size, late=late)
         own = shares[ranks.rank]
         sizes = [len(batch) for batch in own.batches]
         columns = [
@@ -129,8 +130,8 @@ def calibration_inputs(
         ]
         return Batches(filled if sizes else (), ranks, stands_in=own.stands_in)
 
-    # whoever gets one more of the former gets none more of the latter
-    return Calibration(batches(~held_back, math.ceil), batches(held_back, math.floor))
+    # those who get one more of the former are not the first to get one more of the latter
+    return Calibration(batches(~held_back, late=False), batches(held_back, late=True))
 
 
 def _columns(model: nn.Module, calibrate: Any, example: Arguments) -> list[Tensor]:
@@ -151,7 +152,7 @@ def _columns(model: nn.Module, calibrate: Any, example: Arguments) -> list[Tenso
             _check(tensor, like, number)
             column.append(tensor.detach().to("cpu", _exact(like)))
     whole = [
-        torch.cat(column) if column else torch.empty((0, *like.shape[1:]), dtype=_exact(like))
+        torch.cat([torch.empty((0, *like.shape[1:]), dtype=_exact(like)), *column]).contiguous()
         for column, like in zip(parts, likes, strict=True)
     ]
     count = len(whole[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -40,17 +40,19 @@ def split(inputs: Tensor, size: int) -> tuple[Tensor, ...]:
     return inputs.tensor_split(next(even, fewest)) if fewest else ()
 
 
-def deal(batches: tuple[Tensor, ...], ranks: int, rounded: Callable[[float], int]) -> list[Share]:
+def deal(batches: tuple[Tensor, ...], ranks: int, *, late: bool = False) -> list[Share]:
     """Deal out batches to ranks in order, as evenly as can be.
 
     Parameters
     ----------
     batches : tuple of Tensor of int
     ranks : int
-    rounded : callable
-        `math.ceil` gives what is left over to the first ranks, `math.floor` to the last.
+    late : bool
+        Whether the last ranks get what is left over, not the first.
     """
-    bounds = [rounded(len(batches) * rank / ranks) for rank in range(ranks + 1)]
+    each, left = divmod(len(batches), ranks)
+    sizes = [each + (rank < left) for rank in range(ranks)]
+    bounds = accumulate(reversed(sizes) if late else sizes, initial=0)
     return [
         Share(batches[first:end] or batches[:1], stands_in=first == end)
         for first, end in pairwise(bounds)
