@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+_KINDS = (TypeError, ValueError, MemoryError, RuntimeError)
 _CALLS = count()  # the same on all ranks, which enter calls in the same order
 
 
@@ -161,30 +162,30 @@ class Group:
         Parameters
         ----------
         *kinds : type
-            Of errors, made of a message alone, that stay what they are on other ranks, beside
-            those of the wrong type and of memory; any other is a ValueError there.
+            Of errors, made of a message alone, that are raised on other ranks as they are.
 
         Raises
         ------
         ValueError, TypeError, ...
             Its own error on each rank that has one; the first of these, which names its rank, on
-            the others.
+            the others, where one of no kind that is known is a ValueError.
         """
         own: Exception | None = None
         try:
             yield
         except Exception as error:
             own = error
-        said = "" if own is None else json.dumps([type(own).__name__, str(own)])
+        names = [kind.__name__ for kind in type(own).__mro__]
+        said = "" if own is None else json.dumps([names, str(own)])
         everyone = self.gather_text(said)
         if own is not None:
             raise own
+        known: dict[str, type[Exception]] = {kind.__name__: kind for kind in (*kinds, *_KINDS)}
         for rank, text in enumerate(everyone):
             if text:
-                kind, message = json.loads(text)
-                named: tuple[type[Exception], ...] = (TypeError, MemoryError, *kinds)
-                known = {error.__name__: error for error in named}
-                raise known.get(kind, ValueError)(f"on rank {rank}: {message}")
+                names, message = json.loads(text)
+                kind = next((known[name] for name in names if name in known), ValueError)
+                raise kind(f"on rank {rank}: {message}")
 
     def require_same(self, **values: Any) -> None:
         """Raise a ValueError on all ranks if JSON values differ from those of rank 0."""

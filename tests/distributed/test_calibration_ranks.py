@@ -240,13 +240,15 @@ def test_what_one_rank_cannot_follow_none_follows() -> None:
 def faulty(group: Any, what: str) -> Answer:
     second = group.rank() == 1
     mine: Any = images(40)
-    goal: dict[str, Any] = {"options": {"macs": 0.5}, "goal": {"params": 0.6}}.get(what, {})
-    options = goal if second and goal else {"macs": 0.6}
+    goals = {"options": ("macs", 0.5), "goal": ("params", 0.6)}
+    name, share = goals.get(what, ("macs", 0.6)) if second else ("macs", 0.6)
+    options: dict[str, Any] = {name: share}
     model = network(seed=int(what == "weights" and second))
     if second:
         if what == "NaN":
             mine[3, 0, 0, 0] = math.nan
-        mine = {"shape": mine[:, :, 1:], "nothing": None, "type": 3}.get(what, mine)
+        wrong: dict[str, Any] = {"shape": mine[:, :, 1:], "nothing": None, "type": 3}
+        mine = wrong.get(what, mine)
     if what == "empty":
         mine = []
     if what == "distill":

@@ -144,6 +144,8 @@ def _noise(
             drawn = [made_up(reference, exact, n, seed=seed)] if ranks.rank == 0 else []
         calibration = calibration_inputs(reference, drawn, exact, ranks=ranks)
         estimate_statistics(reference, calibration.everything, trained_norms(reference))
+    except ranks.lost:
+        raise
     except Exception as error:
         if asked:
             raise

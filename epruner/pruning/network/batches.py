@@ -33,9 +33,12 @@ class Ranks:
     Attributes
     ----------
     rank, size : int
+    lost : tuple of type
+        What is raised where a rank is gone, after which none can go on.
     """
 
     rank, size = 0, 1
+    lost: tuple[type[Exception], ...] = ()
 
     def agree(self) -> AbstractContextManager[None]:
         """Raise on all ranks what one of them raises in here, where none waits for another."""
@@ -69,8 +72,9 @@ class _Several(Ranks):
     """The ranks of a process group."""
 
     def __init__(self, process_group: ProcessGroup) -> None:
-        from epruner.distributed.group import Group
+        from epruner.distributed.group import Group, RankError
 
+        self.lost = (RankError,)
         self._group = Group(process_group)
         self.rank, self.size = self._group.rank, self._group.size
 

@@ -163,12 +163,13 @@ def fit_positions(
     shapes = [trace.ops[call.op].shapes[0] for trace in traces[: len(batches)]]
     linear = isinstance(module, nn.Linear)
     spatial = {shape[1:-1] if linear else shape[2:] for shape in shapes}
-    images = batches.count(sum(shape[0] for shape in shapes)) * len(site.calls)
-    everywhere = batches.ranks.gather(torch.tensor([*spatial]))
-    different = {tuple(row) for rows in everywhere for row in rows.tolist()}
-    if len(different) > 1:  # as values of each batch decide
+    images = 0 if batches.stands_in else sum(shape[0] for shape in shapes)
+    found = batches.ranks.gather(torch.tensor([(images, *shape) for shape in spatial]))
+    images = sum(int(rows[0, 0]) for rows in found) * len(site.calls)
+    spatial = {tuple(row[1:]) for rows in found for row in rows.tolist()}
+    if len(spatial) > 1:  # as values of each batch decide
         return None
-    return positions(different.pop(), images, unknowns(module))
+    return positions(spatial.pop(), images, unknowns(module))
 
 
 def _weights_of(module: Any) -> Any:
