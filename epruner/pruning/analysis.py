@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 from torch import nn
@@ -396,6 +397,8 @@ class Analysis:
                         timing,
                     )
                 )
+        sums = [crc32(selection.plan.to_json().encode()) for selection in found]
+        ranks.require_same({}, **{"the checksum of the plan": sums})
         return found
 
     def _allocate(
