@@ -102,7 +102,12 @@ def synthesise(
         random_state=random_state,
     )
     shown = progress and ranks.rank == 0
-    with closing(Stages(shown, (_STAGE,))) as stages, stages.run(_STAGE), ranks.agree():
+    with (
+        ranks.together(),
+        closing(Stages(shown, (_STAGE,))) as stages,
+        stages.run(_STAGE),
+        ranks.agree(),
+    ):
         found = synthetic_inputs(
             model, example, n=n, seed=random_state, advance=stages.advance, ranks=ranks
         )
