@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from itertools import count
 from typing import Any
 
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+_KINDS = (TypeError, ValueError, MemoryError, RuntimeError)
+_LARGE = 1 << 12  # numbers whose sending takes longer than a few more messages
 _CALLS = count()  # the same on all ranks, which enter calls in the same order
 
 
@@ -188,39 +191,46 @@ class Group:
             raise
 
     @contextmanager
-    def agree(self) -> Iterator[None]:
+    def agree(self, *kinds: type[Exception]) -> Iterator[None]:
         """Raise on all ranks what one of them raises in here, before any of them goes on.
+
+        Parameters
+        ----------
+        *kinds : type
+            Of errors, made of a message alone, that are raised on other ranks as they are.
 
         Raises
         ------
         ValueError, TypeError, ...
             Its own error on each rank that has one; the first of these, which names its rank, on
-            the others.
+            the others, where one of no kind that is known is a ValueError.
         """
         own: Exception | None = None
         try:
             yield
         except Exception as error:
             own = error
-        said = "" if own is None else json.dumps([type(own).__name__, str(own)])
+        names = [kind.__name__ for kind in type(own).__mro__]
+        said = "" if own is None else json.dumps([names, str(own)])
         everyone = self.gather_text(said)
         if own is not None:
             raise own
+        known: dict[str, type[Exception]] = {kind.__name__: kind for kind in (*kinds, *_KINDS)}
         for rank, text in enumerate(everyone):
             if text:
-                kind, message = json.loads(text)
-                known = {"TypeError": TypeError, "MemoryError": MemoryError}
-                raise known.get(kind, ValueError)(f"on rank {rank}: {message}")
+                names, message = json.loads(text)
+                kind = next((known[name] for name in names if name in known), ValueError)
+                raise kind(f"on rank {rank}: {message}")
 
     def require_same(self, **values: Any) -> None:
         """Raise a ValueError on all ranks if JSON values differ from those of rank 0."""
         first, *others = map(json.loads, self.gather_text(json.dumps(values)))
         for rank, theirs in enumerate(others, 1):
             for name, value in first.items():
-                if theirs[name] != value:
+                if (other := theirs.get(name)) != value:
                     raise ValueError(
-                        f"{name} is {value!r} on rank 0 and {theirs[name]!r} on rank {rank}: all "
-                        "ranks must be given the same"
+                        f"{name} is {value!r} on rank 0 and {other!r} on rank {rank}: all ranks "
+                        "must be given the same"
                     )
 
     def gather_text(self, text: str) -> list[str]:
@@ -272,10 +282,17 @@ class Group:
         return found
 
     def sum(self, array: Array) -> Array:
-        """Return the sum over ranks, added in their order, so that all get the same bits."""
-        everyone = np.concatenate(self.gather(np.asarray(array)[None], [1] * self.size))
-        total: Array = np.add.accumulate(everyone, axis=0)[-1]
-        return total
+        """Return the sum over ranks, added in their order, so that all get the same bits.
+
+        Large arrays are added up in parts, one by each rank, so that no rank sends more than two.
+        """
+        array = np.atleast_1d(array)
+        if array.size < _LARGE:
+            everyone = self.gather(array[None], [1] * self.size)
+            return reduce(np.add, np.concatenate(everyone))
+        parts = np.array_split(array.reshape(-1), self.size)
+        mine = reduce(np.add, self.exchange(parts))
+        return np.concatenate(self.gather(mine, [len(part) for part in parts])).reshape(array.shape)
 
     def most(self, value: int) -> int:
         """Return the largest value of any rank."""

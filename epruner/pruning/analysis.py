@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 from torch import nn
@@ -32,6 +33,7 @@ from epruner.pruning.graph.trial import sound_groups
 from epruner.pruning.latency.layers import LayerTimes, measure_layers
 from epruner.pruning.latency.stopwatch import compared
 from epruner.pruning.latency.target import meet_measured
+from epruner.pruning.network.batches import Batches, Ranks, ranks_of, weights_of
 from epruner.pruning.network.copies import tracing_copy
 from epruner.pruning.network.inputs import (
     Arguments,
@@ -41,6 +43,7 @@ from epruner.pruning.network.inputs import (
     matches,
 )
 from epruner.pruning.network.layers import layers_of
+from epruner.pruning.network.tree import tensors_in
 from epruner.pruning.options import (
     Budget,
     Constraints,
@@ -61,6 +64,9 @@ from epruner.pruning.select.problems import Layer, make_layers
 from epruner.pruning.select.readers import Reader, measured
 from epruner.pruning.select.recipes import Recipe
 from epruner.pruning.select.substitution import substitution_losses
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -201,6 +207,7 @@ class Analysis:
         recipe: str | Recipe | None = None,
         method: str | Method = "auto",
         calibrate: Any = None,
+        group: ProcessGroup | None = None,
         constraints: Constraints | None = None,
         layers: Iterable[str | nn.Module] | None = None,
         ignore: Iterable[str | nn.Module] = (),
@@ -212,8 +219,8 @@ class Analysis:
 
         Parameters
         ----------
-        macs, params, latency, beta, budget, recipe, method, calibrate, constraints, layers, \
-        ignore, scope, random_state, n_threads
+        macs, params, latency, beta, budget, recipe, method, calibrate, group, constraints, \
+        layers, ignore, scope, random_state, n_threads
             As for `epruner.prune`; of `method` all but the repair.
 
         Returns
@@ -232,25 +239,36 @@ class Analysis:
         BudgetWarning
             The budget could not be met.
         """
-        request = make_request(
-            (self._original and self._original()) or self._model,
-            macs=macs,
-            params=params,
-            latency=latency,
-            beta=beta,
-            budget=budget,
-            recipe=recipe,
-            method=method,
-            repair="none",
-            evidence=kind_of(self._model, calibrate),
-            constraints=constraints,
-            layers=layers,
-            ignore=ignore,
-            scope=scope,
-            random_state=random_state,
-            n_threads=n_threads,
+        ranks = ranks_of(group)
+        with ranks.agree():
+            kind = kind_of(self._model, calibrate)
+            request = make_request(
+                (self._original and self._original()) or self._model,
+                macs=macs,
+                params=params,
+                latency=latency,
+                beta=beta,
+                budget=budget,
+                recipe=recipe,
+                method=method,
+                repair="none",
+                evidence=kind,
+                constraints=constraints,
+                layers=layers,
+                ignore=ignore,
+                scope=scope,
+                random_state=random_state,
+                n_threads=n_threads,
+            )
+        ranks.require_same(
+            {
+                "model's weights": weights_of(self._model),
+                "inputs": tensors_in(self.arguments),
+            },
+            calibrate=kind,
+            **request.settings(),
         )
-        with closing(Stages(show=False)) as stages:
+        with ranks.together(), closing(Stages(show=False)) as stages:
             evidence = gather(
                 request.evidence,
                 self._model,
@@ -258,15 +276,18 @@ class Analysis:
                 self.arguments,
                 seed=request.random_state,
                 stages=stages,
+                ranks=ranks,
             )
             if evidence.kind != request.evidence:
                 request = request.without_evidence(method, "none")
-            chosen = self.choose(request, evidence, stages)[-1]
+            chosen = self.choose(request, evidence, stages, ranks)[-1]
         for note in chosen.choice.notes:
             warnings.warn(BudgetWarning(note), stacklevel=2)
         return chosen.plan
 
-    def choose(self, request: Request, evidence: Evidence, stages: Stages) -> list[Selection]:
+    def choose(
+        self, request: Request, evidence: Evidence, stages: Stages, ranks: Ranks
+    ) -> list[Selection]:
         """What `select` does, with all that a report tells of it.
 
         Where blocks may go, several: without passing any by, and with losses of blocks taken for
@@ -332,7 +353,7 @@ class Analysis:
             with stages.run("timing"):
                 model, arguments = self._as_used()
                 build = partial(_with_so_many, model, groups)
-                times = measure_layers(build, layers, sizes, arguments, blocks)
+                times = ranks.first(lambda: measure_layers(build, layers, sizes, arguments, blocks))
             layers = [x if x.name in fixed_at else times.rounded(x) for x in layers]
         found: list[Selection] = []
         weighed = [[block.weighed(weight) for block in blocks] for weight in WEIGHTS]
@@ -347,6 +368,7 @@ class Analysis:
                     fixed_at,
                     ranked,
                     some,
+                    ranks,
                     by_losses=bool(losses),
                 )
                 kept = {
@@ -375,6 +397,8 @@ class Analysis:
                         timing,
                     )
                 )
+        sums = [crc32(selection.plan.to_json().encode()) for selection in found]
+        ranks.require_same({}, **{"the checksum of the plan": sums})
         return found
 
     def _allocate(
@@ -387,6 +411,7 @@ class Analysis:
         fixed_at: Mapping[str, int | float],
         ranked: Mapping[str, Elimination],
         blocks: Sequence[Block],
+        ranks: Ranks,
         *,
         by_losses: bool,
     ) -> tuple[Choice, Timing | None]:
@@ -428,7 +453,7 @@ class Analysis:
             return search.at_betas(free, at), None
         meet = partial(
             search.meet,
-            cost if goal.measure is None else self._measure(goal.measure, groups),
+            cost if goal.measure is None else self._measure(goal.measure, groups, ranks),
             allocation=method.allocation,
             proxy=cost,
             patience=5000 if goal.measure is None else 40,
@@ -439,7 +464,9 @@ class Analysis:
         return meet_measured(
             goal.share,
             meet,
-            lambda counts: compared(model, _with_so_many(model, groups, counts), arguments),
+            lambda counts: ranks.first(
+                lambda: compared(model, _with_so_many(model, groups, counts), arguments)
+            ),
         )
 
     def _blocks(
@@ -447,7 +474,7 @@ class Analysis:
         request: Request,
         groups: Sequence[Group],
         shown: nn.Module,
-        batches: Sequence[Arguments],
+        batches: Batches,
     ) -> tuple[list[Block], list[Skipped]]:
         """Residual blocks that may go with all their channels, and modules that are none."""
         args, kwargs = (in_float32(part) for part in self.arguments)
@@ -473,11 +500,13 @@ class Analysis:
         args, kwargs = (in_float32(part) for part in self.arguments)
         return self._model, (args, kwargs)
 
-    def _measure(self, function: Callable[[nn.Module], float], groups: Sequence[Group]) -> Measure:
-        """A user's measure as a function of the numbers of filters."""
+    def _measure(
+        self, function: Callable[[nn.Module], float], groups: Sequence[Group], ranks: Ranks
+    ) -> Measure:
+        """A user's measure, which may be a time, as a function of the numbers of filters."""
 
         def measure(counts: Counts) -> float:
-            value = function(_with_so_many(self._model, groups, counts))
+            value = ranks.first(lambda: function(_with_so_many(self._model, groups, counts)))
             if not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ValueError(f"measure must return a finite number, got {value!r}")
             return float(value)
@@ -537,7 +566,7 @@ def analyse(model: nn.Module, inputs: Any, *, progress: bool = False) -> Analysi
 
 
 def _ranked(
-    method: Method, model: nn.Module, groups: Sequence[Group], batches: Sequence[Arguments]
+    method: Method, model: nn.Module, groups: Sequence[Group], batches: Batches
 ) -> tuple[dict[str, Elimination], dict[str, Matrix], list[str]]:
     """What is known of the channels by what reads them, as far as the method asks for it."""
     by_losses = method.features == "losses"

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from epruner.pruning import ranks as training_ranks
 from epruner.pruning.analysis import Analysis
 from epruner.pruning.data.calibration import with_example
 from epruner.pruning.data.evidence import Evidence, gather, kind_of
 from epruner.pruning.errors import BudgetWarning, RepairWarning, TraceError
 from epruner.pruning.graph.costs import eval_mode
 from epruner.pruning.graph.groups import Group
+from epruner.pruning.network.batches import ALONE, Ranks, ranks_of, weights_of
 from epruner.pruning.network.copies import (
     compiled_parts,
     deep_copy,
@@ -26,6 +28,7 @@ from epruner.pruning.network.copies import (
 )
 from epruner.pruning.network.inputs import Arguments, as_arguments, check_model, in_float32
 from epruner.pruning.network.outputs import output_error, outputs
+from epruner.pruning.network.tree import tensors_in
 from epruner.pruning.options import (
     REPAIRS,
     Budget,
@@ -37,7 +40,6 @@ from epruner.pruning.options import (
 )
 from epruner.pruning.plan.apply import counterpart
 from epruner.pruning.plan.plan import Plan
-from epruner.pruning.ranks import outline, ranks_of
 from epruner.pruning.repair.repair import distilled, repair_network
 from epruner.pruning.report.progress import Stages
 from epruner.pruning.report.records import Repair
@@ -62,6 +64,7 @@ def prune(
     budget: Budget | None = None,
     recipe: str | Recipe | None = None,
     calibrate: Any = None,
+    group: dist.ProcessGroup | None = None,
     method: str | Method = "auto",
     repair: str | None = None,
     constraints: Constraints | None = None,
@@ -110,6 +113,11 @@ def prune(
         BatchNorm layers remember (see `synthesise`; takes minutes). A part is held back, to judge
         what is learnt from the others. Default: noise, if the network has BatchNorm that was
         trained or other layers that normalise; else nothing.
+    group : torch.distributed.ProcessGroup, optional
+        Whose ranks share the work on the inputs: each calls this with the same arguments but for
+        `calibrate`, its own part of the inputs, of any length (an empty list, too). All return what
+        one process returns that is given all parts, to rounding; what is timed is timed on rank 0,
+        which alone shows progress. Not with ``repair="distill"``.
     method : str or Method
         "auto" (the best known), "reconstruction", "exemplar" (exemplars of what the readers of a
         filter lose), "paper" (exemplars of weights, without repair), "l1", "l2", "fpgm", "random",
@@ -155,48 +163,57 @@ def prune(
     ----------
     .. [1] Lin et al., "Network Pruning using Adaptive Exemplar Filters", arXiv 2101.07985.
     """
-    check_model(model)
-    kind = kind_of(model, calibrate)
-    request = make_request(
-        model,
-        macs=macs,
-        params=params,
-        latency=latency,
-        beta=beta,
-        budget=budget,
-        recipe=recipe,
-        method=method,
-        repair=repair,
-        evidence=kind,
-        constraints=constraints,
-        layers=layers,
-        ignore=ignore,
-        scope=scope,
-        random_state=random_state,
-        n_threads=n_threads,
-    )
-    if scope == "blocks" and request.method.repair not in ("least_squares", "distill"):
-        raise ValueError(
-            "scope='blocks' needs repair='least_squares' or 'distill', got "
-            f"{request.method.repair!r}: what a block adds has to be made good"
+    ranks = ranks_of(group)
+    with ranks.agree():
+        check_model(model)
+        kind = kind_of(model, calibrate)
+        request = make_request(
+            model,
+            macs=macs,
+            params=params,
+            latency=latency,
+            beta=beta,
+            budget=budget,
+            recipe=recipe,
+            method=method,
+            repair=repair,
+            evidence=kind,
+            constraints=constraints,
+            layers=layers,
+            ignore=ignore,
+            scope=scope,
+            random_state=random_state,
+            n_threads=n_threads,
         )
+        if scope == "blocks" and request.method.repair not in ("least_squares", "distill"):
+            raise ValueError(
+                "scope='blocks' needs repair='least_squares' or 'distill', got "
+                f"{request.method.repair!r}: what a block adds has to be made good"
+            )
+        arguments = _arguments(model, inputs)
+        _check_repair(request.method.repair, ranks)
+    ranks.require_same(
+        {"model's weights": weights_of(model), "inputs": tensors_in(arguments)},
+        calibrate=kind,
+        **request.settings(),
+    )
     undone = [
         f"torch.compile is undone around {name or 'the model'}; compile what comes back"
         for name in compiled_parts(model)
     ]
     model = uncompiled(model)
-    with closing(Stages(progress)) as stages:
-        show = partial(gather, seed=request.random_state, stages=stages)
+    with ranks.together(), closing(Stages(progress and ranks.rank == 0)) as stages:
+        show = partial(gather, seed=request.random_state, stages=stages, ranks=ranks)
         evidence = None
         if kind == "inputs":  # before anything that takes time
-            evidence = show(kind, model, calibrate, _arguments(model, inputs))
+            evidence = show(kind, model, calibrate, arguments)
         net = _analysed(model, inputs, stages)
         if evidence is None:
             evidence = show(request.evidence, model, calibrate, net.arguments)
         if evidence.kind == "none" != request.evidence:
             request = request.without_evidence(method, repair)
         made = []
-        for chosen in net.choose(request, evidence, stages):
+        for chosen in net.choose(request, evidence, stages, ranks):
             with stages.run("surgery"):
                 small = chosen.plan.apply(model)
                 _dry_run(small, net.arguments)
@@ -245,6 +262,7 @@ def repair(
     plan: Plan,
     *,
     calibrate: Any = None,
+    group: dist.ProcessGroup | None = None,
     repair: str = "auto",
     inputs: Any = None,
     random_state: int = 0,
@@ -257,7 +275,7 @@ def repair(
     model, small : torch.nn.Module
         The original, and what `plan` makes of it; neither is modified.
     plan : Plan
-    calibrate : as for `prune`, optional
+    calibrate, group : as for `prune`, optional
     repair : {"auto", "none", "merge", "batchnorm", "least_squares", "distill"}
         See `Method`.
     inputs : as for `prune`, optional
@@ -286,20 +304,32 @@ def repair(
     RepairWarning
         It was left off, or rests on too little data.
     """
-    _check_station(model, small, plan)
-    model, small = uncompiled(model), uncompiled(small)
-    check_choice("repair", repair, ("auto", *REPAIRS))
-    kind = kind_of(model, calibrate)
-    if kind == "inputs" and inputs is None:
-        calibrate, inputs = with_example(model, calibrate)
-    elif repair != "none" and inputs is None:
-        raise ValueError("without calibration inputs repair needs inputs=, as given to analyse")
-    asked, _ = resolve("l1", repair, evidence=kind, exemplars=False)
-    groups: tuple[Group, ...] = ()
-    with closing(Stages(progress, ("inputs", "repair"))) as stages:
-        needed = kind if asked.needs_evidence() else "none"
+    ranks = ranks_of(group)
+    with ranks.agree():
+        _check_station(model, small, plan)
+        model, small = uncompiled(model), uncompiled(small)
+        check_choice("repair", repair, ("auto", *REPAIRS))
+        kind = kind_of(model, calibrate)
+        if kind == "inputs" and inputs is None:
+            calibrate, inputs = with_example(model, calibrate)
+        elif repair != "none" and inputs is None:
+            raise ValueError("without calibration inputs repair needs inputs=, as given to analyse")
+        asked, _ = resolve("l1", repair, evidence=kind, exemplars=False)
+        _check_repair(asked.repair, ranks)
         arguments = ((), {}) if inputs is None else _arguments(model, inputs)
-        evidence = gather(needed, model, calibrate, arguments, seed=random_state, stages=stages)
+    ranks.require_same(
+        {"model's weights": weights_of(model), "small's weights": weights_of(small)},
+        calibrate=kind,
+        repair=asked.repair,
+        random_state=random_state,
+    )
+    groups: tuple[Group, ...] = ()
+    shown = progress and ranks.rank == 0
+    with ranks.together(), closing(Stages(shown, ("inputs", "repair"))) as stages:
+        needed = kind if asked.needs_evidence() else "none"
+        evidence = gather(
+            needed, model, calibrate, arguments, seed=random_state, stages=stages, ranks=ranks
+        )
         if evidence.kind == "none" != needed:
             asked, _ = resolve("l1", repair, evidence="none", exemplars=False)
         if asked.repair == "merge":
@@ -382,7 +412,7 @@ def distill(
     RepairWarning
         No step brought the outputs nearer, and `small` was returned as it was.
     """
-    ranks = ranks_of(group)
+    ranks = training_ranks.ranks_of(group)
     with ranks.agree():
         check_model(model)
         if not isinstance(small, nn.Module):
@@ -398,7 +428,7 @@ def distill(
                 raise ValueError("without calibration inputs distill needs inputs=, as for prune")
             calibrate, inputs = with_example(model, calibrate)
     ranks.require_same(
-        model=outline(model), small=outline(small), evidence=kind, steps=steps, lr=lr,
+        model=training_ranks.outline(model), small=training_ranks.outline(small), evidence=kind, steps=steps, lr=lr,
         random_state=random_state,
     )  # fmt: skip
     with (
@@ -408,7 +438,9 @@ def distill(
         with ranks.agree():
             arguments = _arguments(model, inputs)
             seed = random_state + ranks.rank
-            evidence = gather(kind, model, calibrate, arguments, seed=seed, stages=stages)
+            evidence = gather(
+                kind, model, calibrate, arguments, seed=seed, stages=stages, ranks=ALONE
+            )
         with stages.run("repair"):
             trained, done, _ = distilled(
                 model, small, None, [], evidence, random_state, stages,
@@ -426,6 +458,14 @@ def _analysed(model: nn.Module, inputs: Any, stages: Stages) -> Analysis:
         return Analysis(model, inputs, stages)
     inputs.check(model)
     return inputs
+
+
+def _check_repair(kind: str, ranks: Ranks) -> None:
+    if kind == "distill" and ranks.size > 1:
+        raise ValueError(
+            "repair='distill' is not shared by the ranks of a group: prune without it, then "
+            "distill in one process"
+        )
 
 
 def _check_station(model: nn.Module, small: nn.Module, plan: Plan) -> None:
@@ -450,7 +490,9 @@ def _check_station(model: nn.Module, small: nn.Module, plan: Plan) -> None:
 def _error(model: nn.Module, small: nn.Module, evidence: Evidence) -> float:
     """Squared error of the outputs over their variance, on inputs that were held back."""
     unseen = evidence.calibration.unseen
-    return output_error(*(outputs(working_copy(network), unseen) for network in (small, model)))
+    with unseen.ranks.agree():
+        got, expected = (outputs(working_copy(network), unseen) for network in (small, model))
+    return output_error(got, expected, unseen)
 
 
 def _dry_run(small: nn.Module, arguments: Arguments) -> None:

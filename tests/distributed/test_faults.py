@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from processes import environment
@@ -22,6 +23,7 @@ RANK = """
 import json, sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 import numpy as np
 import torch.distributed as dist
 from epruner.distributed import AffinityPropagation
@@ -78,12 +80,12 @@ def wait_for(path: Path, seconds: float = 120) -> None:
 
 
 # Messages that go on for as long as the test lets them.
-ENDLESS = {"damping": 0.9, "max_iter": 100_000, "convergence_iter": 90_000}
+ENDLESS: dict[str, Any] = {"damping": 0.9, "max_iter": 100_000, "convergence_iter": 90_000}
 
 
 def test_a_lost_rank_is_named_by_the_others_and_the_run_goes_on(tmp_path: Path) -> None:
     kept = tmp_path / "messages"
-    settings = {"checkpoint": str(kept), "checkpoint_every": 5}
+    settings: dict[str, Any] = {"checkpoint": str(kept), "checkpoint_every": 5}
     with started(tmp_path, 4, **ENDLESS, **settings) as processes:
         wait_for(kept / "checkpoint.json")
         processes[2].send_signal(signal.SIGKILL)
@@ -98,7 +100,7 @@ def test_a_lost_rank_is_named_by_the_others_and_the_run_goes_on(tmp_path: Path) 
 
 def test_a_rank_that_does_not_answer_is_named_in_time(tmp_path: Path) -> None:
     kept = tmp_path / "messages"
-    settings = {"checkpoint": str(kept), "checkpoint_every": 5}
+    settings: dict[str, Any] = {"checkpoint": str(kept), "checkpoint_every": 5}
     with started(tmp_path, 2, timeout=3, **ENDLESS, **settings) as processes:
         wait_for(kept / "checkpoint.json")
         processes[1].send_signal(signal.SIGSTOP)
@@ -108,7 +110,7 @@ def test_a_rank_that_does_not_answer_is_named_in_time(tmp_path: Path) -> None:
 
 def test_an_interrupt_ends_all(tmp_path: Path) -> None:
     kept = tmp_path / "messages"
-    settings = {"checkpoint": str(kept), "checkpoint_every": 5}
+    settings: dict[str, Any] = {"checkpoint": str(kept), "checkpoint_every": 5}
     with started(tmp_path, 3, **ENDLESS, **settings) as processes:
         wait_for(kept / "checkpoint.json")
         for process in processes:

@@ -21,6 +21,7 @@ import epruner
 from epruner.pruning import Plan
 from epruner.pruning.graph.blocks import find_blocks
 from epruner.pruning.latency import stopwatch
+from epruner.pruning.network.batches import Batches
 from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.network.outputs import output_error
 from epruner.pruning.report.report import Report
@@ -180,7 +181,7 @@ def test_the_loss_is_the_share_of_the_variance_that_a_block_adds() -> None:
     hook.remove()
     expected = (seen["written"] - seen["read"]).var(0).sum() / seen["written"].var(0).sum()
     batches: list[Arguments] = [((part,), {}) for part in (x[:4], x[4:])]
-    assert block_losses(net, ["layer1.0"], batches)["layer1.0"] == pytest.approx(expected)
+    assert block_losses(net, ["layer1.0"], Batches(batches))["layer1.0"] == pytest.approx(expected)
 
 
 def faint(digits: Digits, *names: str) -> nn.Module:

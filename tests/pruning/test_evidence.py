@@ -14,6 +14,7 @@ import epruner
 from epruner.pruning import Method
 from epruner.pruning.data.evidence import kind_of
 from epruner.pruning.errors import RepairWarning
+from epruner.pruning.network.batches import Batches
 from epruner.pruning.network.statistics import estimate_statistics, trained_norms
 
 pytestmark = pytest.mark.filterwarnings("ignore::epruner.pruning.errors.BudgetWarning")
@@ -97,7 +98,7 @@ def test_layers_that_were_never_trained_keep_their_statistics() -> None:
     model[4].reset_running_stats()
     noise = torch.randn(64, 3, 12, 12)
     shown = copy.deepcopy(model)
-    estimate_statistics(shown, [((noise,), {})], trained_norms(shown))
+    estimate_statistics(shown, Batches([((noise,), {})]), trained_norms(shown))
     assert torch.equal(shown[4].running_var, torch.ones(16))
     assert not torch.equal(shown[1].running_var, model[1].running_var)
     x, errors = torch.randn(200, 3, 12, 12), []
@@ -117,7 +118,7 @@ def test_layers_that_are_not_used_keep_their_statistics() -> None:
 
     model = Auxiliary(*plain(), stirred(nn.BatchNorm1d(5)))
     before = copy.deepcopy(model[-1].state_dict())
-    estimate_statistics(model, [((torch.randn(8, 3, 12, 12),), {})])
+    estimate_statistics(model, Batches([((torch.randn(8, 3, 12, 12),), {})]))
     assert all(torch.equal(before[name], value) for name, value in model[-1].state_dict().items())
 
 
@@ -125,7 +126,7 @@ def test_synchronised_statistics_wait_for_nobody() -> None:
     model: Any = nn.SyncBatchNorm.convert_sync_batchnorm(plain())  # type: ignore[no-untyped-call]
     other: Any = plain()
     for each in (model, other):  # on CPUs torch refuses to train the former
-        estimate_statistics(each, [((torch.ones(4, *SHAPE[1:]).cumsum(3),), {})])
+        estimate_statistics(each, Batches([((torch.ones(4, *SHAPE[1:]).cumsum(3),), {})]))
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), other.buffers(), strict=True))
     assert type(model[1]) is nn.SyncBatchNorm
 

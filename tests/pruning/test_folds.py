@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epruner.pruning.graph.groups import Group, Member, plan_of
+from epruner.pruning.network.batches import Batches
 from epruner.pruning.network.filters import joint_rows
 from epruner.pruning.plan.plan import Plan
 from epruner.pruning.repair.merge import merge
@@ -128,12 +129,12 @@ def test_features_of_ones_own_are_by_filter() -> None:
         found: Matrix = layer.weight.detach().numpy().sum(1, keepdims=True)
         return found
 
-    found = features_of(sums, model, [group], ())[group.name]
+    found = features_of(sums, model, [group], Batches())[group.name]
     modules: dict[str, Any] = dict(model.named_modules())
     expected = [sums(modules[m.module]).reshape(HEADS, 3) for m in group.producers]
     assert np.array_equal(found, np.concatenate(expected, 1))
     with pytest.raises(ValueError, match=r"shape \(4, 1\) for '0.query'; .* its 12 filters"):
-        features_of(lambda layer: sums(layer)[:4], model, [group], ())
+        features_of(lambda layer: sums(layer)[:4], model, [group], Batches())
 
 
 @torch.no_grad()
@@ -153,7 +154,7 @@ def test_what_norms_make_of_both_halves() -> None:
 def test_responses_of_both_halves() -> None:
     model, group = gates()
     x = torch.randn(6, 3, 5, 5)
-    found = features_of("activations", model, [group], [((x,), {})])[group.name]
+    found = features_of("activations", model, [group], Batches([((x,), {})]))[group.name]
     assert found.shape == (5, 2 * 6 * 9)
     responses = model.norm(model.conv(x)).movedim(1, 0).flatten(1).numpy()
     for channel in range(5):
@@ -171,7 +172,7 @@ def test_heads_are_ranked_by_what_reads_them() -> None:
     def keep(readers: Any) -> list[Reader]:
         return list(readers)
 
-    found, notes = measured(model, [group], [((x,), {})], keep)
+    found, notes = measured(model, [group], Batches([((x,), {})]), keep)
     assert not notes
     (reader,) = found[group.name]
     assert reader.channels == HEADS

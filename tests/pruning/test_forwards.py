@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import epruner
 from epruner.pruning import Constraints
 from epruner.pruning.errors import RepairWarning, TraceError
+from epruner.pruning.network.batches import Batches
 from epruner.pruning.network.outputs import output_error
 from epruner.pruning.network.tree import tensors_in
 from epruner.pruning.trace.record import record_all
@@ -152,7 +153,7 @@ def test_checkpoints_are_followed(reentrant: bool) -> None:
     torch.manual_seed(0)
     model = Bert(reentrant).eval()
     batches: list[Any] = [((), sentences(4, seed)) for seed in (0, 1)]
-    traces = record_all(model, batches)
+    traces = record_all(model, Batches(batches))
     run = Replay(traces, batches)
     for batch, (_, kwargs) in enumerate(batches):
         run.advance(batch, len(traces[0].ops))
@@ -201,7 +202,7 @@ def test_what_is_read_off_a_batch_counts_for_that_batch(how: str) -> None:
     torch.manual_seed(0)
     model, parts = Scaled(how).eval(), torch.randn(12, 8).split(4)  # type: ignore[no-untyped-call]
     batches: list[Any] = [((part,), {}) for part in parts]
-    traces = record_all(model, batches)
+    traces = record_all(model, Batches(batches))
     assert len({id(trace) for trace in traces}) == 3
     run = Replay(traces, batches)
     for batch, part in enumerate(parts):
@@ -224,7 +225,7 @@ def test_more_ops_for_some_batches_are_another_course() -> None:
     model, x = Longer().eval(), torch.zeros(2, 3)
     batches: list[Any] = [((part,), {}) for part in (x, x + 9)]
     with pytest.raises(TraceError, match=r"reads False .* and True .*nothing and aten::add"):
-        record_all(model, batches)
+        record_all(model, Batches(batches))
 
 
 def test_layers_whose_weights_decide_what_is_read_are_not_refit() -> None:

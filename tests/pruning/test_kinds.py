@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from epruner.pruning.data.calibration import Calibration
 from epruner.pruning.graph.costs import Recorder, Totals, measure
 from epruner.pruning.graph.groups import Group, Member, plan_of
+from epruner.pruning.network.batches import Batches
 from epruner.pruning.network.filters import filter_rows
 from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.network.layers import rule_of, sides, ties
@@ -256,13 +257,13 @@ def test_the_linear_layer_of_gpt2_is_refit_and_read_as_any_other() -> None:
     for model in (block, twin):
         small = plan.apply(model)
         before = small(*batches[2][0])
-        found = refit(model, small, plan, Calibration(tuple(batches[:2]), tuple(batches[2:])))
+        found = refit(model, small, plan, Calibration(Batches(batches[:2]), Batches(batches[2:])))
         assert found.record is not None
         assert [layer.name for layer in found.record.layers] == ["down"]
         assert found.record.after < found.record.before
         assert torch.equal(small(*batches[2][0]), before)
         outputs.append(found.model(*batches[2][0]))
-        losses.append(measured(model, [group], batches, substitution_losses)[0]["up"])
+        losses.append(measured(model, [group], Batches(batches), substitution_losses)[0]["up"])
     assert difference(outputs[0], outputs[1]) <= 1e-5
     assert np.allclose(losses[0], losses[1], rtol=1e-5)
 

@@ -20,6 +20,7 @@ from epruner.pruning import Constraints, Method
 from epruner.pruning.data.calibration import Calibration, calibration_inputs
 from epruner.pruning.data.examples import made_up
 from epruner.pruning.data.noise import dead_leaves, natural_noise, pink_noise
+from epruner.pruning.network.batches import Batches
 from epruner.pruning.network.outputs import output_error
 from epruner.pruning.network.statistics import estimate_statistics
 from epruner.pruning.plan.plan import Plan
@@ -250,7 +251,7 @@ def test_statistics_are_those_of_the_inputs_layer_by_layer() -> None:
         net[1].bias.uniform_(-1, 1)
     batches = [torch.randn(n, 3, 7, 9) * 2 + 1 for n in (8, 8, 5)]
     net.train()
-    estimate_statistics(net, [((x,), {}) for x in batches])
+    estimate_statistics(net, Batches([((x,), {}) for x in batches]))
     assert not any(module.training for module in net.modules())
     assert (net[1].momentum, net[5].momentum) == (0.1, 0.3)
 
@@ -278,7 +279,7 @@ def test_statistics_that_are_not_finite_name_their_layer() -> None:
     with torch.no_grad():
         net[4].weight.fill_(3e38)
     with pytest.raises(ValueError, match=r"BatchNorm layer '5' are NaN or infinite"):
-        estimate_statistics(net, [((torch.randn(4, 3, 8, 8),), {})])
+        estimate_statistics(net, Batches([((torch.randn(4, 3, 8, 8),), {})]))
     assert (net[1].momentum, net[5].momentum) == (0.1, 0.3)
 
 
@@ -357,7 +358,7 @@ def case(name: str, *, dead: bool = False) -> Case:
 def shown(full: nn.Module, calibration: Calibration) -> nn.Module:
     """A copy whose statistics are those of the inputs."""
     reference = copy.deepcopy(full)
-    estimate_statistics(reference, (*calibration.fit, *calibration.held_back))
+    estimate_statistics(reference, calibration.everything)
     return reference
 
 

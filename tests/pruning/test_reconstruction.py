@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import epruner
 from epruner.pruning import Constraints, Method
 from epruner.pruning.errors import RepairWarning
+from epruner.pruning.network.batches import Batches
 from epruner.pruning.select.elimination import eliminate
 from epruner.pruning.select.readers import measured
 
@@ -74,7 +75,7 @@ def test_layers_without_channels_lose_their_variance_whatever_scale_their_norm_h
                 module.weight.mul_(scale)
                 module.bias.add_(torch.arange(len(module.bias)))  # no loss: a bias stays
     net = epruner.analyse(full, SHAPE)
-    ranked, _ = measured(full, net.groups, [((images(),), {})], eliminate)
+    ranked, _ = measured(full, net.groups, Batches([((images(),), {})]), eliminate)
     assert ranked
     for found in ranked.values():  # up to the positions that are looked at
         assert 0.7 < found.errors[0] < 1.4

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 import epruner
 from epruner.pruning import Constraints, Method
+from epruner.pruning.network.batches import Batches
 from epruner.pruning.select.readers import Reader, measured
 from epruner.pruning.select.substitution import substitution_losses
 
@@ -141,7 +142,7 @@ def test_what_is_measured_on_a_network_is_what_its_readers_lose() -> None:
     x = F.avg_pool2d(torch.randn(40, 3, 10, 10), 3, 1, 1) * 2
     groups = [g for g in epruner.analyse(net, x[:1]).groups if g.name == "wide"]
     batches: Any = [((part,), {}) for part in x.split(16)]  # type: ignore[no-untyped-call]
-    found, notes = measured(net, groups, batches, substitution_losses)
+    found, notes = measured(net, groups, Batches(batches), substitution_losses)
     assert not notes
     expected = np.zeros((10, 10))
     with torch.no_grad():
@@ -178,7 +179,9 @@ def images(count: int = 60, size: int = 16) -> Tensor:
 def losses_of(net: nn.Module, x: Tensor) -> dict[str, Any]:
     """What the package's own calibration would give: all but every fifth input."""
     x = x[torch.arange(len(x)) % 5 != 4]
-    return measured(net, epruner.analyse(net, x[:1]).groups, [((x,), {})], substitution_losses)[0]
+    return measured(
+        net, epruner.analyse(net, x[:1]).groups, Batches([((x,), {})]), substitution_losses
+    )[0]
 
 
 @pytest.mark.parametrize("share", [0.3, 0.7])

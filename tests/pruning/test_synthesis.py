@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import epruner
 from epruner.pruning.data.examples import made_up
+from epruner.pruning.network.batches import Batches
 from epruner.pruning.network.statistics import estimate_statistics
 
 CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -46,7 +47,7 @@ def coloured(*shape: int) -> Tensor:
 def _trained(dims: int) -> Net:
     torch.manual_seed(0)
     net = Net(dims).eval()
-    estimate_statistics(net, [((coloured(60, 3, *SIZES[dims]),), {})])
+    estimate_statistics(net, Batches([((coloured(60, 3, *SIZES[dims]),), {})]))
     return net
 
 
@@ -163,7 +164,7 @@ def test_two_inputs_by_place_and_by_name() -> None:
     torch.manual_seed(0)
     net = Both().eval()
     real = coloured(50, 3, 10, 10), 3 * coloured(50, 1, 10, 10)
-    estimate_statistics(net, [(real, {})])
+    estimate_statistics(net, Batches([(real, {})]))
     image, depth = torch.zeros(1, 3, 10, 10), torch.zeros(1, 1, 10, 10)
     by_place = epruner.synthesise(net, (image, depth), n=30)
     by_name = epruner.synthesise(net, {"image": image, "depth": depth}, n=30)

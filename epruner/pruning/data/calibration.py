@@ -6,6 +6,7 @@ What learns from inputs is judged on others: every fifth input is held back from
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from epruner.pruning.data.dealing import deal, handed_over, split
+from epruner.pruning.network.batches import ALONE, NONE, Batches, Ranks
 from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.network.tree import tensors_in
 
@@ -31,32 +34,45 @@ class Calibration:
 
     Parameters
     ----------
-    fit : tuple of (args, kwargs)
+    fit : Batches
         To measure and to fit to.
-    held_back : tuple of (args, kwargs)
+    held_back : Batches
         To judge by what was fit; empty where the inputs are too few.
     """
 
-    fit: tuple[Arguments, ...]
-    held_back: tuple[Arguments, ...] = ()
+    fit: Batches
+    held_back: Batches = NONE
 
     @property
-    def unseen(self) -> tuple[Arguments, ...]:
+    def unseen(self) -> Batches:
         """What to judge by: those held back if there are any."""
         return self.held_back or self.fit
 
+    @property
+    def everything(self) -> Batches:
+        """What was fit to, and what was held back."""
+        own = [x for part in (self.fit, self.held_back) if not part.stands_in for x in part]
+        return Batches(own or self.fit, self.fit.ranks, stands_in=not own)
 
-def inputs_in(batches: Iterable[Arguments]) -> int:
-    """How many inputs some batches hold."""
-    return sum(len(tensors_in(batch)[0]) for batch in batches)
+
+def inputs_in(batches: Batches) -> int:
+    """How many inputs all batches hold."""
+    return batches.count(sum(len(tensors_in(batch)[0]) for batch in batches))
 
 
 def calibration_inputs(
-    model: nn.Module, calibrate: Any, example: Arguments, *, size: int | None = None
+    model: nn.Module,
+    calibrate: Any,
+    example: Arguments,
+    *,
+    size: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Calibration:
     """Inputs to fit to and inputs to judge by, as arguments of the model's forward.
 
-    The batches do not depend on those of a loader: the same inputs give the same bits.
+    The batches do not depend on those of a loader: the same inputs give the same bits. Nor do they
+    depend on the number of ranks: batches are made of the inputs of all, in the order of the ranks,
+    and dealt out.
 
     Parameters
     ----------
@@ -69,6 +85,8 @@ def calibration_inputs(
         Example inputs: which tensors there are, and of what shape.
     size : int, optional
         Largest batch. Default: 128 images or 32 other inputs, fewer if they are large.
+    ranks : Ranks
+        Each with its own part of the inputs, or with none.
 
     Returns
     -------
@@ -82,6 +100,42 @@ def calibration_inputs(
     ValueError
         No inputs, of another shape than the example's, or not finite.
     """
+    with ranks.agree():
+        whole = _columns(model, calibrate, example)
+    shapes = [list(tensor.shape[1:]) for tensor in whole]
+    ranks.require_same({}, **{"the shape of an input": shapes})
+    counts = torch.cat(ranks.gather(torch.tensor([len(whole[0])]))).tolist()
+    if not sum(counts):
+        raise ValueError("calibrate is empty: it must give at least one batch of inputs")
+    if size is None:
+        elements = max(1, sum(math.prod(tensor.shape[1:]) for tensor in whole))
+        most = _MOST_IMAGES if all(tensor.dim() >= 4 for tensor in whole) else _MOST
+        size = min(most, max(2, _MOST_ELEMENTS // elements))  # one alone has no variance
+    index = torch.arange(sum(counts))
+    held_back = index % _HELD_BACK == _HELD_BACK - 1
+    if len(index) < _FEWEST:
+        held_back[:] = False
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+
+    def batches(part: Tensor, *, late: bool) -> Batches:
+        shares = deal(split(index[part], size), ranks.size, late=late)
+        own = shares[ranks.rank]
+        sizes = [len(batch) for batch in own.batches]
+        columns = [
+            torch.split(handed_over(tensor, counts, shares, ranks), sizes) for tensor in whole
+        ]
+        filled = [
+            fill(example, [tensor.to(device) for tensor in batch])
+            for batch in zip(*columns, strict=True)
+        ]
+        return Batches(filled if sizes else (), ranks, stands_in=own.stands_in)
+
+    # those who get one more of the former are not the first to get one more of the latter
+    return Calibration(batches(~held_back, late=False), batches(held_back, late=True))
+
+
+def _columns(model: nn.Module, calibrate: Any, example: Arguments) -> list[Tensor]:
+    """Of each tensor argument all that is given, checked, on the CPU."""
     names, likes = slots(model, example)
     if not likes:
         raise ValueError("calibrate needs example inputs with at least one tensor")
@@ -96,12 +150,11 @@ def calibration_inputs(
     for number, item in enumerate(calibrate):
         for column, tensor, like in zip(parts, _pick(item, names, number), likes, strict=True):
             _check(tensor, like, number)
-            wide = torch.promote_types(like.dtype, torch.float32)
-            exact = tensor.detach().to(wide) if like.is_floating_point() else tensor.detach()
-            column.append(exact.cpu())
-    if not parts[0]:
-        raise ValueError("calibrate is empty: it must give at least one batch of inputs")
-    whole = [torch.cat(column) for column in parts]
+            column.append(tensor.detach().to("cpu", _exact(like)))
+    whole = [
+        torch.cat([torch.empty((0, *like.shape[1:]), dtype=_exact(like)), *column]).contiguous()
+        for column, like in zip(parts, likes, strict=True)
+    ]
     count = len(whole[0])
     if any(len(tensor) != count for tensor in whole):
         raise ValueError(
@@ -111,22 +164,13 @@ def calibration_inputs(
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor.flatten(1))).any(1).sum())
             raise ValueError(f"calibrate: {bad} of {count} inputs hold NaN or infinity")
-    if size is None:
-        elements = max(1, sum(tensor[0].numel() for tensor in whole))
-        most = _MOST_IMAGES if all(tensor.dim() >= 4 for tensor in whole) else _MOST
-        size = min(most, max(2, _MOST_ELEMENTS // elements))  # one alone has no variance
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    held_back = torch.arange(count) % _HELD_BACK == _HELD_BACK - 1
-    if count < _FEWEST:
-        held_back[:] = False
-    fit, unseen = (
-        tuple(
-            fill(example, [tensor.to(device) for tensor in batch])
-            for batch in zip(*(_split(tensor[part], size) for tensor in whole), strict=True)
-        )
-        for part in (~held_back, held_back)
-    )
-    return Calibration(fit, unseen)
+    return whole
+
+
+def _exact(like: Tensor) -> torch.dtype:
+    """Of inputs like this one: half precision becomes float32."""
+    wide = torch.promote_types(like.dtype, torch.float32)
+    return wide if like.is_floating_point() else like.dtype
 
 
 def with_example(model: nn.Module, calibrate: Any) -> tuple[Any, Any]:
@@ -163,13 +207,6 @@ def with_example(model: nn.Module, calibrate: Any) -> tuple[Any, Any]:
             f"them, got {type(first).__name__}"
         )
     return whole, tuple(value[:1] for value in first[: max(1, len(needed))])
-
-
-def _split(inputs: Tensor, size: int) -> Sequence[Tensor]:
-    """Batches of at most `size`: all of one size, if a few more are enough for that."""
-    fewest = -(-len(inputs) // size)
-    even = (n for n in range(fewest, 2 * fewest) if len(inputs) % n == 0)
-    return inputs.tensor_split(next(even, fewest)) if fewest else ()
 
 
 def slots(model: nn.Module, example: Arguments) -> tuple[list[str], list[Tensor]]:

@@ -20,6 +20,7 @@ from epruner.pruning.data.calibration import Calibration, calibration_inputs, sl
 from epruner.pruning.data.examples import made_up
 from epruner.pruning.data.synthesis import synthetic_inputs
 from epruner.pruning.errors import RepairWarning
+from epruner.pruning.network.batches import NONE, Ranks
 from epruner.pruning.network.copies import working_copy
 from epruner.pruning.network.inputs import Arguments, in_float32
 from epruner.pruning.network.statistics import estimate_statistics, trained_norms
@@ -47,7 +48,7 @@ class Evidence:
 
     kind: str
     model: nn.Module
-    calibration: Calibration = field(default=Calibration(()))
+    calibration: Calibration = field(default=Calibration(NONE))
     notes: tuple[str, ...] = ()
 
 
@@ -91,7 +92,14 @@ def _normalises(module: nn.Module) -> bool:
 
 
 def gather(
-    kind: str, model: nn.Module, calibrate: Any, example: Arguments, *, seed: int, stages: Stages
+    kind: str,
+    model: nn.Module,
+    calibrate: Any,
+    example: Arguments,
+    *,
+    seed: int,
+    stages: Stages,
+    ranks: Ranks,
 ) -> Evidence:
     """Inputs, and the network to show them to.
 
@@ -107,30 +115,37 @@ def gather(
     seed : int
         Of what is made up.
     stages : Stages
+    ranks : Ranks
+        Among whom the inputs are dealt out.
     """
     if kind == "none":
         return Evidence("none", model)
     with stages.run("inputs"):
         if kind == "inputs":
-            return Evidence(kind, model, calibration_inputs(model, calibrate, example))
+            return Evidence(kind, model, calibration_inputs(model, calibrate, example, ranks=ranks))
         if kind == "noise":
-            return _noise(model, example, seed=seed, asked=calibrate is not None)
-        drawn = synthetic_inputs(model, example, seed=seed, advance=stages.advance)
-        return Evidence(kind, model, calibration_inputs(model, [drawn], example))
+            return _noise(model, example, seed=seed, asked=calibrate is not None, ranks=ranks)
+        with ranks.agree():
+            drawn = synthetic_inputs(model, example, seed=seed, advance=stages.advance, ranks=ranks)
+        return Evidence(kind, model, calibration_inputs(model, [drawn], example, ranks=ranks))
 
 
-def _noise(model: nn.Module, example: Arguments, *, seed: int, asked: bool) -> Evidence:
+def _noise(
+    model: nn.Module, example: Arguments, *, seed: int, asked: bool, ranks: Ranks
+) -> Evidence:
     """Noise like the example, and a copy of the network at home with it."""
     try:
-        reference = working_copy(model)
-        exact: Any = tuple(in_float32(part) for part in example)
-        elements = sum(tensor[:1].numel() for tensor in slots(reference, exact)[1])
-        n = min(_MOST, max(_USUAL, math.ceil(_MANY / max(1, elements))))
-        n = min(n, max(_FEWEST, _TOO_MANY // max(1, elements)))
-        drawn = made_up(reference, exact, n, seed=seed)
-        calibration = calibration_inputs(reference, [drawn], exact)
-        batches = (*calibration.fit, *calibration.held_back)
-        estimate_statistics(reference, batches, trained_norms(reference))
+        with ranks.agree():
+            reference = working_copy(model)
+            exact: Any = tuple(in_float32(part) for part in example)
+            elements = sum(tensor[:1].numel() for tensor in slots(reference, exact)[1])
+            n = min(_MOST, max(_USUAL, math.ceil(_MANY / max(1, elements))))
+            n = min(n, max(_FEWEST, _TOO_MANY // max(1, elements)))
+            drawn = [made_up(reference, exact, n, seed=seed)] if ranks.rank == 0 else []
+        calibration = calibration_inputs(reference, drawn, exact, ranks=ranks)
+        estimate_statistics(reference, calibration.everything, trained_norms(reference))
+    except ranks.lost:
+        raise
     except Exception as error:
         if asked:
             raise

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from epruner.pruning.data.calibration import fill, slots
 from epruner.pruning.data.examples import channels_last, made_up
 from epruner.pruning.graph.costs import measure
+from epruner.pruning.network.batches import ALONE, Ranks, ranks_of, weights_of
 from epruner.pruning.network.copies import working_copy
 from epruner.pruning.network.inputs import Arguments, as_arguments, check_model, in_float32
 from epruner.pruning.network.statistics import trained_norms
+from epruner.pruning.network.tree import tensors_in
 from epruner.pruning.report.progress import Stages
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 MOST, FEWEST = 128, 32  # inputs
 STEPS, FEWEST_STEPS = 120, 60
@@ -46,6 +51,7 @@ def synthesise(
     inputs: Any,
     *,
     n: int | None = None,
+    group: ProcessGroup | None = None,
     random_state: int = 0,
     progress: bool = False,
 ) -> Tensor | tuple[Tensor, ...]:
@@ -63,6 +69,9 @@ def synthesise(
     n : int, optional
         How many. Default: 128, or fewer for networks that take more than a ResNet-56 on images of
         32 x 32, at least 32; these get fewer steps, too.
+    group : torch.distributed.ProcessGroup, optional
+        Whose ranks share the work: each makes its own part of the n inputs, at least 32 together,
+        for `calibrate` with the same group.
     random_state : int
         Seed.
     progress : bool
@@ -81,12 +90,27 @@ def synthesise(
     FloatingPointError
         The network gives NaN or infinity on noise.
     """
-    check_model(model)
-    if n is not None and (type(n) is not int or n < 2):
-        raise ValueError(f"n must be an integer of at least 2, got {n!r}")
-    example = as_arguments(model, inputs)
-    with closing(Stages(progress, (_STAGE,))) as stages, stages.run(_STAGE):
-        found = synthetic_inputs(model, example, n=n, seed=random_state, advance=stages.advance)
+    ranks = ranks_of(group)
+    with ranks.agree():
+        check_model(model)
+        if n is not None and (type(n) is not int or n < 2):
+            raise ValueError(f"n must be an integer of at least 2, got {n!r}")
+        example = as_arguments(model, inputs)
+    ranks.require_same(
+        {"model's weights": weights_of(model), "inputs": tensors_in(example)},
+        n=n,
+        random_state=random_state,
+    )
+    shown = progress and ranks.rank == 0
+    with (
+        ranks.together(),
+        closing(Stages(shown, (_STAGE,))) as stages,
+        stages.run(_STAGE),
+        ranks.agree(),
+    ):
+        found = synthetic_inputs(
+            model, example, n=n, seed=random_state, advance=stages.advance, ranks=ranks
+        )
     return found[0] if len(found) == 1 else found
 
 
@@ -97,6 +121,7 @@ def synthetic_inputs(
     n: int | None = None,
     seed: int,
     advance: Advance = lambda done, total: None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Tensor, ...]:
     """What `synthesise` returns, one tensor for each of the example's."""
     frozen = working_copy(model).requires_grad_(False)
@@ -115,7 +140,11 @@ def synthetic_inputs(
     elements = sum(x[0].numel() for x in drawn)
     size = max(2, min(n, _ELEMENTS // max(1, elements)))
     count = max(1, n // size)  # parts of at least `size` inputs: one alone has no variance
+    count = max(count, min(ranks.size, n // FEWEST))
     parts = list(zip(*(x.tensor_split(count) for x in drawn), strict=True))
+    parts = parts[count * ranks.rank // ranks.size : count * (ranks.rank + 1) // ranks.size]
+    if not parts:
+        return tuple(x[:0] for x in drawn)
     generator = torch.Generator().manual_seed(seed)
     last = channels_last(frozen, exact)
     done = []

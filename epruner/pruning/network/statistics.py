@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from epruner.pruning.network.inputs import Arguments
+from epruner.pruning.network.batches import Batches
 from epruner.pruning.network.tree import tensors_in
 
 
@@ -23,7 +23,7 @@ def trained_norms(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def estimate_statistics(
-    model: nn.Module, batches: Iterable[Arguments], norms: Mapping[str, _BatchNorm] | None = None
+    model: nn.Module, batches: Batches, norms: Mapping[str, _BatchNorm] | None = None
 ) -> None:
     """Set running statistics to those of some inputs, in place; every layer in eval mode.
 
@@ -33,7 +33,7 @@ def estimate_statistics(
     Parameters
     ----------
     model : torch.nn.Module
-    batches : iterable of (args, kwargs)
+    batches : Batches
     norms : mapping of str to BatchNorm, optional
         Layers of the model to estimate; the others stay as they are. Default: all that have
         statistics.
@@ -55,23 +55,18 @@ def estimate_statistics(
         )
         for name, norm in norms.items()
     }
-    used: set[str] = set()
+    found = {name: _Sums(norm) for name, norm in norms.items()}
     hooks = []
     for name, norm in norms.items():
-        mean, var = norm.running_mean, norm.running_var
-        assert mean is not None
-        assert var is not None
-        mean.zero_()
-        var.fill_(1)
-        norm.num_batches_tracked = torch.zeros((), dtype=torch.long, device=mean.device)
-        norm.momentum = None  # the plain average of all batches
+        norm.num_batches_tracked = None
+        norm.momentum = 1.0  # of this batch alone
         if isinstance(norm, nn.SyncBatchNorm):  # which would wait for other processes
             norm.__class__ = _Local  # type: ignore[assignment]
         norm.train()
-        hooks.append(norm.register_forward_pre_hook(lambda *_, name=name: used.add(name)))
+        hooks.append(norm.register_forward_hook(found[name].add))
     finite = True
     try:
-        with torch.no_grad():
+        with batches.ranks.agree(), torch.no_grad():
             for args, kwargs in batches:
                 answers = [x for x in tensors_in(model(*args, **kwargs)) if x.is_floating_point()]
                 finite = finite and all(bool(torch.isfinite(x).all()) for x in answers)
@@ -81,15 +76,38 @@ def estimate_statistics(
         for name, norm in norms.items():
             norm.__class__, norm.momentum, norm.num_batches_tracked, mean, var = before[name]
             norm.eval()
-            if name not in used:
-                norm.running_mean.copy_(mean)  # type: ignore[union-attr]
-                norm.running_var.copy_(var)  # type: ignore[union-attr]
-    for name, norm in norms.items():
-        for tensor in (norm.running_mean, norm.running_var):
-            if not torch.isfinite(tensor).all():  # type: ignore[arg-type]
+            norm.running_mean.copy_(mean)  # type: ignore[union-attr]
+            norm.running_var.copy_(var)  # type: ignore[union-attr]
+    sums = [x for each in found.values() for x in (each.mean, each.var, each.calls)]
+    *totals, astray = batches.total(*sums, torch.tensor(float(not finite)))
+    for (name, norm), mean, var, calls in zip(
+        norms.items(), *(totals[i::3] for i in range(3)), strict=True
+    ):
+        if not calls:
+            continue
+        for tensor, total in ((norm.running_mean, mean), (norm.running_var, var)):
+            if not torch.isfinite(total).all():
                 raise ValueError(not_finite(f"BatchNorm layer {name!r}"))
-    if not finite:
+            tensor.copy_(total / calls)
+    if astray:
         raise ValueError(not_finite("the last layer"))
+
+
+class _Sums:
+    """Of the statistics of a BatchNorm over its calls."""
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        self.mean, self.var = (
+            torch.zeros_like(x, dtype=torch.float64)  # type: ignore[arg-type]
+            for x in (norm.running_mean, norm.running_var)
+        )
+        self.calls = torch.zeros((), dtype=torch.float64)
+
+    def add(self, norm: Any, *_: object) -> None:
+        """Add those of the call that was just made."""
+        self.mean += norm.running_mean
+        self.var += norm.running_var
+        self.calls += 1
 
 
 class _Local(_BatchNorm):

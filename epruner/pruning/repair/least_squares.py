@@ -13,7 +13,7 @@ report says of them is decided on inputs that were held back from the fit.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +22,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from epruner.pruning.data.calibration import Calibration, inputs_in
 from epruner.pruning.errors import RepairWarning
+from epruner.pruning.network.batches import Batches
 from epruner.pruning.network.copies import deep_copy, with_weights_of, working_copy
-from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.network.layers import as_linear, scale_shift
 from epruner.pruning.network.outputs import output_error, outputs
 from epruner.pruning.network.statistics import estimate_statistics, not_finite
@@ -103,7 +103,8 @@ def refit(
     """
     reference = working_copy(counterpart(full, plan.modules))
     work = working_copy(small)
-    batches = (*calibration.fit, *calibration.held_back)
+    ranks = calibration.fit.ranks
+    batches = Batches((*calibration.fit, *calibration.held_back), ranks)
     both = aligned(*(record_all(m, batches, plan.passed) for m in (reference, work)))
     if both is None:
         note = "least squares left off: the pruned network takes another course than the original"
@@ -115,7 +116,8 @@ def refit(
     if anchored:
         parts = plan.modules
         sites = [s for s in sites if s.norm or (s.name in parts and parts[s.name].in_ is not None)]
-    sliced = outputs(work, calibration.unseen)
+    with ranks.agree():
+        sliced = outputs(work, calibration.unseen)
     keep: dict[Value, int] = {}  # what layers read
     wanted: dict[Value, int] = {}  # and what they should give
     for site in sites:  # in ascending order: of several that read one value the last counts
@@ -123,11 +125,12 @@ def refit(
             keep[traces[0].ops[call.op].reads[0]] = site.begin
             wanted[traces[0].ops[call.at].writes[0]] = site.end + 1
     replays = Replay(full_traces, batches, wanted), Replay(traces, batches, keep)
-    pair = _Pair(work, plan, *replays, len(calibration.fit))
+    pair = _Pair(work, plan, *replays, calibration)
     done = [(site, found) for site in sites if (found := pair.repair(site)) is not None]
     unseen = range(len(batches))[-len(calibration.unseen) :]
-    original, repaired = zip(*(pair.finish(batch) for batch in unseen), strict=True)
-    before, after = output_error(sliced, original), output_error(repaired, original)
+    with ranks.agree():
+        original, repaired = zip(*(pair.finish(batch) for batch in unseen), strict=True)
+    before, after = (output_error(x, original, calibration.unseen) for x in (sliced, repaired))
     if not after <= before:  # each layer gained, the network did not: rather leave it as it was
         notes.append(
             "least squares left off: the output's error would grow from "
@@ -148,7 +151,7 @@ def refit(
     return Refit(with_weights_of(small, work), record, tuple(notes), norms)
 
 
-def reestimate(small: nn.Module, batches: Sequence[Arguments]) -> nn.Module:
+def reestimate(small: nn.Module, batches: Batches) -> nn.Module:
     """A copy whose BatchNorm statistics are those of the calibration inputs."""
     work = working_copy(small)
     estimate_statistics(work, batches)
@@ -159,11 +162,11 @@ class _Pair:
     """The full and the small network on the same inputs, op by op."""
 
     def __init__(
-        self, work: nn.Module, plan: Plan, full: Replay, small: Replay, n_fit: int
+        self, work: nn.Module, plan: Plan, full: Replay, small: Replay, calibration: Calibration
     ) -> None:
         self._modules, self._plan = dict(work.named_modules()), plan
         self._full, self._small = full, small
-        self._n_fit = n_fit  # batches to fit to; those after them are held back
+        self._fit, self._held_back = calibration.fit, calibration.held_back
         self.poor: list[str] = []
 
     def finish(self, batch: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -179,28 +182,37 @@ class _Pair:
         norm = self._modules.get(site.norm or "")
         chosen = [
             fit_positions(
-                site, call, as_linear(self._modules[call.name]), self._small.traces[: self._n_fit]
+                site,
+                call,
+                as_linear(self._modules[call.name]),
+                self._small.traces,
+                self._fit,
             )
             for call in site.calls
         ]
         normal, held_back = Normal.empty(module), Normal.empty(module)
-        judge = held_back if self._n_fit < len(self._small.traces) else normal
+        judge = held_back if self._held_back else normal
         start = stacked(module)  # (groups, d + 1, o)
         total, square = torch.zeros_like(judge.square), torch.zeros_like(judge.square)
         # what the layer gives is of use with the repaired weights only
         branch = [i for call in site.calls for i in (call.op, call.norm_op) if 0 <= i < site.begin]
-        for batch, trace in enumerate(self._small.traces):
-            self._full.advance(batch, site.end + 1)
-            self._small.advance(batch, site.begin, branch)
-            part = normal if batch < self._n_fit else held_back
-            for call, places in zip(site.calls, chosen, strict=True):
-                read = self._small.value(batch, trace.ops[call.op].reads[0])
-                rows = input_rows(read, as_linear(self._modules[call.name]), places)
-                wanted = self._target(batch, call, norm, places)
-                part.add(rows, wanted - rows @ start.to(rows.dtype))
-                if part is judge:
-                    total += wanted.sum(1)
-                    square += wanted.square().sum(1)
+        with self._fit.ranks.agree():
+            for batch, trace in enumerate(self._small.traces):
+                self._full.advance(batch, site.end + 1)
+                self._small.advance(batch, site.begin, branch)
+                part = normal if batch < len(self._fit) else held_back
+                for call, places in zip(site.calls, chosen, strict=True):
+                    read = self._small.value(batch, trace.ops[call.op].reads[0])
+                    rows = input_rows(read, as_linear(self._modules[call.name]), places)
+                    wanted = self._target(batch, call, norm, places)
+                    part.add(rows, wanted - rows @ start.to(rows.dtype))
+                    if part is judge:
+                        total += wanted.sum(1)
+                        square += wanted.square().sum(1)
+        normal.add_up(self._fit)
+        if self._held_back:
+            held_back.add_up(self._held_back)
+        total, square = (self._held_back or self._fit).total(total, square)
         if not normal.finite() or not held_back.finite():
             raise ValueError(not_finite(f"layer {site.name!r}"))
         before = judge.square  # (groups, o)

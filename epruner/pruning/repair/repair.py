@@ -142,10 +142,12 @@ def _reestimated(model: nn.Module, small: nn.Module, evidence: Evidence) -> Repa
     """BatchNorm statistics anew, if that brings the outputs nearer to the original's."""
     calibration = evidence.calibration
     repaired = reestimate(small, calibration.fit)
-    expected, sliced, got = (
-        outputs(working_copy(network), calibration.unseen) for network in (model, small, repaired)
-    )
-    before, after = output_error(sliced, expected), output_error(got, expected)
+    unseen = calibration.unseen
+    with unseen.ranks.agree():
+        expected, sliced, got = (
+            outputs(working_copy(network), unseen) for network in (model, small, repaired)
+        )
+    before, after = (output_error(x, expected, unseen) for x in (sliced, got))
     if not after <= before:
         note = (
             "BatchNorm re-estimation left off: the output's error would grow from "

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from epruner.pruning.network.inputs import Arguments
+from epruner.pruning.network.batches import Batches
 from epruner.pruning.network.layers import channel_dim, layers_of
 from epruner.pruning.network.statistics import not_finite
 
@@ -48,9 +48,7 @@ class Block:
         return dict.fromkeys((self.name, *self.layers), 0)
 
 
-def block_losses(
-    model: nn.Module, names: Sequence[str], batches: Sequence[Arguments]
-) -> dict[str, float]:
+def block_losses(model: nn.Module, names: Sequence[str], batches: Batches) -> dict[str, float]:
     """The loss of every block; see `Block`.
 
     Parameters
@@ -58,7 +56,7 @@ def block_losses(
     model : torch.nn.Module
         In eval mode.
     names : sequence of str
-    batches : sequence of (args, kwargs)
+    batches : Batches
 
     Raises
     ------
@@ -78,7 +76,7 @@ def block_losses(
         written[name].add(output, dim)
         added[name].add(output - read.pop(name), dim)
 
-    with ExitStack() as hooks, torch.no_grad():
+    with batches.ranks.agree(), ExitStack() as hooks, torch.no_grad():
         for name in names:
             module = model.get_submodule(name)
             hooks.enter_context(module.register_forward_pre_hook(partial(enter, name)))
@@ -87,7 +85,7 @@ def block_losses(
             model(*args, **kwargs)
     found = {}
     for name in names:
-        loss = added[name].total() / max(written[name].total(), 1e-30)
+        loss = added[name].over(batches) / max(written[name].over(batches), 1e-30)
         if loss != loss:
             raise ValueError(not_finite(f"block {name!r}"))
         found[name] = loss
@@ -98,9 +96,8 @@ class _Deviation:
     """Sum of squares of all numbers, each about the mean of its channel."""
 
     def __init__(self) -> None:
-        self._count = 0
         self._sum: Tensor | float = 0.0
-        self._square = 0.0
+        self._square, self._count = torch.zeros(2, dtype=torch.float64)
 
     def add(self, x: Tensor, dim: int) -> None:
         rows = x.movedim(dim, -1).flatten(0, -2).double()
@@ -108,5 +105,7 @@ class _Deviation:
         self._sum = self._sum + rows.sum(0)
         self._square += float(rows.square().sum())
 
-    def total(self) -> float:
-        return self._square - float(torch.as_tensor(self._sum).square().sum()) / self._count
+    def over(self, batches: Batches) -> float:
+        """Of all batches, from what was added of those of this process."""
+        summed, square, count = batches.total(torch.as_tensor(self._sum), self._square, self._count)
+        return float(square - summed.square().sum() / count)

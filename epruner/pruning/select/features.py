@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from epruner.pruning.graph.groups import Group, Member
+from epruner.pruning.network.batches import Batches
 from epruner.pruning.network.filters import Matrix, filter_matrix
-from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.network.layers import scale_shift
 from epruner.pruning.trace.record import record_all
 from epruner.pruning.trace.replay import Replay
@@ -26,7 +26,7 @@ def features_of(
     features: str | Features,
     model: nn.Module,
     groups: Sequence[Group],
-    batches: Sequence[Arguments],
+    batches: Batches,
 ) -> dict[str, Matrix]:
     """Matrices to cluster the channels of each group by.
 
@@ -36,7 +36,7 @@ def features_of(
     model : torch.nn.Module
         Full-size, in eval mode.
     groups : sequence of Group
-    batches : sequence of (args, kwargs)
+    batches : Batches
         Inputs, for "activations".
 
     Returns
@@ -138,7 +138,7 @@ def _responses(
     model: nn.Module,
     modules: Mapping[str, nn.Module],
     groups: Sequence[Group],
-    batches: Sequence[Arguments],
+    batches: Batches,
 ) -> dict[str, Matrix]:
     """Responses of each filter at the same positions of the same inputs, after BatchNorm."""
     traces = record_all(model, batches)
@@ -149,25 +149,29 @@ def _responses(
         for member in norms or group.producers:
             homes.setdefault(member.module, []).append((group.name, member))
     parts: dict[str, list[Matrix]] = {}
-    for index, op in enumerate(traces[0].ops):
-        wanted = homes.get(op.module or "", [])
-        for batch, trace in enumerate(traces):
-            run.advance(batch, index)
-            if not wanted:
-                continue
-            run.rerun(batch, index)
-            y = run.value(batch, trace.ops[index].writes[0])
-            linear = isinstance(op.function, nn.Linear) or y.dim() == 2
-            rows = (y.movedim(-1, 0) if linear else y.movedim(1, 0)).flatten(1)  # (channels, ...)
-            generator = torch.Generator().manual_seed(index)
-            share = -(-_SAMPLES // len(traces))
-            picked = torch.randperm(rows.shape[1], generator=generator)[:share].sort().values
-            sample = rows[:, picked.to(rows.device)].double().cpu().numpy()
-            if not np.isfinite(sample).all():
-                raise ValueError(
-                    f"activations of layer {op.module!r} are NaN or infinite on the "
-                    "calibration inputs"
-                )
-            for name, member in wanted:
-                parts.setdefault(name, []).append(by_channel(sample, member))
-    return {name: np.concatenate(samples, axis=1) for name, samples in parts.items()}
+    share = -(-_SAMPLES // batches.count(len(batches)))
+    with batches.ranks.agree():
+        for index, op in enumerate(traces[0].ops):
+            wanted = homes.get(op.module or "", [])
+            for batch, trace in enumerate(traces):
+                run.advance(batch, index)
+                if not wanted:
+                    continue
+                run.rerun(batch, index)
+                y = run.value(batch, trace.ops[index].writes[0])
+                linear = isinstance(op.function, nn.Linear) or y.dim() == 2
+                rows = (y.movedim(-1, 0) if linear else y.movedim(1, 0)).flatten(1)  # by channel
+                generator = torch.Generator().manual_seed(index)
+                picked = torch.randperm(rows.shape[1], generator=generator)[:share].sort().values
+                sample = rows[:, picked.to(rows.device)].double().cpu().numpy()
+                if not np.isfinite(sample).all():
+                    raise ValueError(
+                        f"activations of layer {op.module!r} are NaN or infinite on the "
+                        "calibration inputs"
+                    )
+                for name, member in wanted:
+                    parts.setdefault(name, []).append(by_channel(sample, member))
+    return {
+        name: np.ascontiguousarray(batches.joined(np.concatenate(samples, axis=1).T).T)
+        for name, samples in parts.items()
+    }

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from epruner.pruning.graph.groups import Group, Member
-from epruner.pruning.network.inputs import Arguments
+from epruner.pruning.network.batches import Batches
 from epruner.pruning.network.layers import as_linear, scale_shift
 from epruner.pruning.network.statistics import not_finite
 from epruner.pruning.trace.normal import as_rows, at_positions, inner, input_rows
@@ -65,7 +65,7 @@ class Reader:
 def measured(
     model: nn.Module,
     groups: Sequence[Group],
-    batches: Sequence[Arguments],
+    batches: Batches,
     rank: Callable[[Sequence[Reader]], T],
 ) -> tuple[dict[str, T], list[str]]:
     """Measure what reads each group, and rank its channels by that.
@@ -75,7 +75,7 @@ def measured(
     model : torch.nn.Module
         Full-size, in eval mode.
     groups : sequence of Group
-    batches : sequence of (args, kwargs)
+    batches : Batches
     rank : callable
         From the readers of a group to what is wanted of them; called as soon as all are measured,
         since the matrices are large.
@@ -120,7 +120,7 @@ def measured(
         wanted = [pair for pair in readers[site.name] if pair[0].name in whole]
         if not wanted:
             continue
-        parts = _measure(run, site, modules, [member for _, member in wanted])
+        parts = _measure(run, site, modules, batches, [member for _, member in wanted])
         for (group, _), part in zip(wanted, parts, strict=True):
             found.setdefault(group.name, []).append(part)
             left[group.name] -= 1
@@ -144,11 +144,16 @@ def _end(call: Call) -> int:
 
 
 def _measure(
-    run: Replay, site: Site, modules: Mapping[str, Any], members: Sequence[Member]
+    run: Replay,
+    site: Site,
+    modules: Mapping[str, Any],
+    batches: Batches,
+    members: Sequence[Member],
 ) -> list[Reader]:
     module = as_linear(modules[site.name])
     chosen = [
-        fit_positions(site, call, as_linear(modules[call.name]), run.traces) for call in site.calls
+        fit_positions(site, call, as_linear(modules[call.name]), run.traces, batches)
+        for call in site.calls
     ]
     columns = [_columns(member, module) for member in members]  # (n, k) each
     averaged = [index.numel() > MAX_COLUMNS for index in columns]
@@ -156,37 +161,46 @@ def _measure(
     grams = [torch.zeros(size, size, dtype=torch.float64) for size in sizes]
     sums = [torch.zeros(size, dtype=torch.float64) for size in sizes]
     outputs = module.weight.shape[0]
-    total, total_square = torch.zeros(outputs, dtype=torch.float64), 0.0
-    level: Tensor | None = None
-    count = 0
-    for batch, trace in enumerate(run.traces):
+    total = torch.zeros(outputs, dtype=torch.float64)
+    total_square, count = torch.zeros(2, dtype=torch.float64)
+
+    def read(batch: int) -> list[Tensor]:
         run.advance(batch, site.begin)
-        read = [
+        ops = run.traces[batch].ops
+        return [
             input_rows(
-                run.value(batch, trace.ops[call.op].reads[0]), as_linear(modules[call.name]), places
+                run.value(batch, ops[call.op].reads[0]), as_linear(modules[call.name]), places
             )[0].cpu()
             for call, places in zip(site.calls, chosen, strict=True)
         ]
-        run.advance(batch, max(map(_end, site.calls)) + 1)
-        for call, places, rows in zip(site.calls, chosen, read, strict=True):
-            if level is None:
-                level = rows.mean(0)  # a large mean would drown the covariance in rounding
-            rows -= level
-            count += len(rows)
-            given = run.value(batch, trace.ops[_end(call)].writes[0])
-            target = as_rows(at_positions(given, module, places), module)[0].double().cpu()
-            total += target.sum(0)
-            total_square += float(target.square().sum())
-            for index, average, gram, mean in zip(columns, averaged, grams, sums, strict=True):
-                taps = index.T if average else index.reshape(1, -1)
-                for tap in taps:
-                    part = rows[:, tap]
-                    gram += inner(part[None])[0] / len(taps)
-                    mean += part.sum(0, dtype=torch.float64) / len(taps)
+
+    with batches.ranks.agree():
+        waiting = [read(0)]
+    # a large mean would drown the covariance in rounding
+    level = batches.ranks.first(lambda: waiting[0][0].mean(0))
+    with batches.ranks.agree():
+        for batch, trace in enumerate(run.traces):
+            several = waiting.pop() if waiting else read(batch)
+            run.advance(batch, max(map(_end, site.calls)) + 1)
+            for call, places, rows in zip(site.calls, chosen, several, strict=True):
+                rows -= level
+                count += len(rows)
+                given = run.value(batch, trace.ops[_end(call)].writes[0])
+                target = as_rows(at_positions(given, module, places), module)[0].double().cpu()
+                total += target.sum(0)
+                total_square += target.square().sum()
+                for index, average, gram, mean in zip(columns, averaged, grams, sums, strict=True):
+                    taps = index.T if average else index.reshape(1, -1)
+                    for tap in taps:
+                        part = rows[:, tap]
+                        gram += inner(part[None])[0] / len(taps)
+                        mean += part.sum(0, dtype=torch.float64) / len(taps)
+    *moments, total, total_square, count = batches.total(*grams, *sums, total, total_square, count)
+    grams, sums = moments[: len(grams)], moments[len(grams) :]
     if not all(bool(torch.isfinite(gram).all()) for gram in grams):
         raise ValueError(not_finite(f"layer {site.name!r}"))
     # of all outputs together, each about its own mean; less than rounding leaves of it is none
-    square = total_square / count
+    square = float(total_square / count)
     variance = max(square - float((total / count).square().sum()), 1e-12 * square, 1e-30)
     weight = module.weight.detach().double().flatten(1).T.cpu()  # (d, o)
     norm = modules.get(site.norm or "")
@@ -198,7 +212,7 @@ def _measure(
             gram / count - torch.outer(mean, mean) / count**2,  # the bias takes up the mean
             weight[index].reshape(len(index), -1) if average else weight[index.reshape(-1)],
             len(index),
-            count,
+            int(count),
         )
         for index, average, gram, mean in zip(columns, averaged, grams, sums, strict=True)
     ]

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
+from epruner.pruning.network.batches import Batches
+
 RIDGE = 1e-3
 MIN_ROWS = 16_000
 ROWS_PER_UNKNOWN = 16  # neighbouring positions say nearly the same: more of them add little
@@ -201,6 +203,13 @@ class Normal:
         self.cross += rows.transpose(1, 2) @ targets.to(rows.dtype)
         self.square += targets.double().square().sum(1)
         self.rows += rows.shape[1]
+
+    def add_up(self, batches: Batches) -> None:
+        """Make sums over all batches of those over the batches of this process."""
+        self.gram, self.cross, self.square, rows = batches.total(
+            self.gram, self.cross, self.square, torch.tensor(self.rows)
+        )
+        self.rows = int(rows)
 
     def finite(self) -> bool:
         """Whether no NaN and no infinity was added."""

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from epruner.pruning.errors import TraceError
-from epruner.pruning.network.inputs import Arguments
+from epruner.pruning.network.batches import Batches
 from epruner.pruning.network.layers import as_linear
 from epruner.pruning.network.tree import leaves, mapped, tensors_in
 from epruner.pruning.trace.trace import Op, Trace, Value, values_in
@@ -86,9 +86,7 @@ def record(
     return Trace(tuple(recorder.ops), inputs, outputs)
 
 
-def record_all(
-    model: nn.Module, batches: Sequence[Arguments], whole: Collection[str] = ()
-) -> list[Trace]:
+def record_all(model: nn.Module, batches: Batches, whole: Collection[str] = ()) -> list[Trace]:
     """A trace per batch, of the same ops on the same values.
 
     Batches of the same shapes share one, unless something is read off them: then each has its own.
@@ -97,7 +95,7 @@ def record_all(
     ----------
     model, whole
         See `record`.
-    batches : sequence of (args, kwargs)
+    batches : Batches
 
     Raises
     ------
@@ -106,16 +104,27 @@ def record_all(
     """
     by_size: dict[Any, Trace] = {}
     traces: list[Trace] = []
-    for args, kwargs in batches:
-        tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
-        key = tuple(t.shape for t in tensors)
-        trace = by_size.get(key)
-        if trace is None or any(op.reader for op in trace.ops):
-            by_size[key] = trace = record(model, args, kwargs, whole)
-            if traces and trace.course != traces[0].course:
-                raise TraceError(_parting(traces[0], trace))
-        traces.append(trace)
+    with batches.ranks.agree():
+        for args, kwargs in batches:
+            tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+            key = tuple(t.shape for t in tensors)
+            trace = by_size.get(key)
+            if trace is None or any(op.reader for op in trace.ops):
+                by_size[key] = trace = record(model, args, kwargs, whole)
+                if traces and trace.course != traces[0].course:
+                    raise TraceError(_parting(traces[0], trace))
+            traces.append(trace)
+    first = batches.ranks.first(lambda: traces[0].course)
+    with batches.ranks.agree():
+        if traces[0].course != first:
+            raise TraceError(f"{_COURSE}: those of rank 0 and of rank {batches.ranks.rank} differ")
     return traces
+
+
+_COURSE = (
+    "the forward pass takes another course for some inputs than for others, so that it cannot be "
+    "followed layer by layer"
+)
 
 
 def _parting(first: Trace, other: Trace) -> str:
@@ -132,10 +141,7 @@ def _parting(first: Trace, other: Trace) -> str:
     else:
         reason = "it depends on how many inputs a batch holds, or on what no input decides"
     then = (ops[parted].label if parted < len(ops) else "nothing" for ops in both)
-    return (
-        "the forward pass takes another course for some inputs than for others, so that it cannot "
-        f"be followed layer by layer: {reason} (then come {' and '.join(then)})"
-    )
+    return f"{_COURSE}: {reason} (then come {' and '.join(then)})"
 
 
 def _read(op: Op) -> str:

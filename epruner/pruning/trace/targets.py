@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from epruner.pruning.network.batches import Batches
 from epruner.pruning.network.copies import address_of, own_tensors, owners
 from epruner.pruning.trace.normal import positions, unknowns
 from epruner.pruning.trace.record import is_plain
@@ -143,15 +145,30 @@ def find_sites(model: nn.Module, trace: Trace) -> tuple[list[int], list[Site], l
 
 
 def fit_positions(
-    site: Site, call: Call, module: nn.Module, traces: Sequence[Trace]
+    site: Site, call: Call, module: nn.Module, traces: Sequence[Trace], batches: Batches
 ) -> Tensor | None:
-    """Output positions of a call of a layer to fit at over all batches; None is all of them."""
-    shapes = [trace.ops[call.op].shapes[0] for trace in traces]
+    """Output positions of a call of a layer to fit at over all batches; None is all of them.
+
+    Parameters
+    ----------
+    site : Site
+    call : Call
+        Of the site.
+    module : torch.nn.Module
+        Its layer.
+    traces : sequence of Trace
+        Of the batches first, which may be followed by others.
+    batches : Batches
+    """
+    shapes = [trace.ops[call.op].shapes[0] for trace in traces[: len(batches)]]
     linear = isinstance(module, nn.Linear)
     spatial = {shape[1:-1] if linear else shape[2:] for shape in shapes}
+    images = 0 if batches.stands_in else sum(shape[0] for shape in shapes)
+    found = batches.ranks.gather(torch.tensor([(images, *shape) for shape in spatial]))
+    images = sum(int(rows[0, 0]) for rows in found) * len(site.calls)
+    spatial = {tuple(row[1:]) for rows in found for row in rows.tolist()}
     if len(spatial) > 1:  # as values of each batch decide
         return None
-    images = sum(shape[0] for shape in shapes) * len(site.calls)
     return positions(spatial.pop(), images, unknowns(module))
 
 
