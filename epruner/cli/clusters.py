@@ -7,11 +7,12 @@ import io
 import math
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
@@ -22,6 +23,9 @@ from epruner._tables import Table, percent
 from epruner.cli.points import Points
 from epruner.cluster import AffinityPropagation
 from epruner.cluster.types import Indices
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 _SHOWN = 10  # clusters, and columns
 _SUFFIXES = (".csv", ".npy")
@@ -129,15 +133,74 @@ def fit(
         settings = {**settings, "affinity": "precomputed"}
     model = AffinityPropagation(copy=False, verbose=verbose, **settings)
     start = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # it names parameters, not options
+    with _unheeded_convergence():
         try:
             model.fit(points.values)
         except ValueError:
             if not similarities:
                 points.require_finite()  # says where
             raise
-    clusters = Clusters(points, model, time.perf_counter() - start)
+    return _told(Clusters(points, model, time.perf_counter() - start))
+
+
+def fit_over_ranks(
+    points: Points,
+    group: dist.ProcessGroup,
+    *,
+    similarities: bool,
+    settings: Mapping[str, Any],
+    verbose: bool,
+) -> Clusters | None:
+    """Do the same as one of several ranks, with a share of the rows; return all on rank 0 only.
+
+    Raises
+    ------
+    ValueError, TypeError
+        On all ranks, also for what needs all similarities in one process.
+    """
+    from epruner.distributed import AffinityPropagation as Shared
+    from epruner.distributed.group import Group
+
+    ranks = Group(group)
+    with ranks.agree():
+        if similarities and not sparse.issparse(points.values):
+            raise ValueError(
+                f"{points.source} holds a matrix, and over several processes --similarities takes "
+                "a sparse one (.npz, as scipy.sparse.save_npz writes it)"
+            )
+        for name in ("memory", "ties", "backend"):
+            if name in settings:
+                raise ValueError(f"--{name} is for one process: leave it out, or torchrun")
+        if settings.get("affinity") == "nearest_neighbors":
+            raise ValueError(
+                "--affinity nearest_neighbors is for one process; over several, give the links "
+                "between neighbours as --similarities"
+            )
+    settings = {**settings, **({"affinity": "precomputed"} if similarities else {})}
+    model = Shared(verbose=verbose, group=group, **settings)
+    n = points.values.shape[0]
+    first, last = (n * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1))
+    start = time.perf_counter()
+    with _unheeded_convergence():
+        model.fit(points.values[first:last])
+    for name in ("labels_", "preference_"):
+        setattr(model, name, np.concatenate(ranks.gather(getattr(model, name))))
+    if ranks.rank > 0:
+        return None
+    return _told(Clusters(points, model, time.perf_counter() - start))
+
+
+@contextmanager
+def _unheeded_convergence() -> Iterator[None]:
+    """Without the warning that names parameters, not options."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield
+
+
+def _told(clusters: Clusters) -> Clusters:
+    """The same, with a warning if they were not stable."""
+    model = clusters.model
     if not model.converged_:
         again = "--damping auto" if model.damping != "auto" else "--damping 0.98"
         warnings.warn(

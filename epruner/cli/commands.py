@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import wraps
@@ -27,53 +27,6 @@ if TYPE_CHECKING:
 
 Command = Callable[[argparse.Namespace], None]
 Cell = tuple[tuple[str, Any], str, str | None]  # how much to prune, method, repair
-
-
-def cluster(args: argparse.Namespace) -> None:
-    """Cluster points by affinity propagation; each cluster has an exemplar among them."""
-    from epruner._files import check_target
-    from epruner.cli import clusters
-    from epruner.cli.points import read
-
-    targets = {}
-    for path in filter(None, (args.out, args.exemplars)):  # before the minutes of work
-        clusters.check_format(path)
-        targets[path] = check_target(path, overwrite=args.force)
-    _check_pictures(args, args.plot)
-    _check_apart([args.out, args.exemplars, args.plot], [args.file])
-    points = read(
-        args.file, key=args.key, columns=args.column, id_column=args.id, header=args.header
-    )
-    if args.plot and (args.similarities or not points.drawable):
-        raise ValueError("--plot draws points by their features: two or more, and not sparse")
-    if args.n_neighbors is not None and args.affinity != "nearest_neighbors":
-        raise ValueError("--n-neighbors goes with --affinity nearest_neighbors")
-    table = {**options.SIMILARITY, **options.GRANULARITY, **options.ITERATION}
-    settings = _given(args, table) | {"random_state": args.seed, "n_threads": args.threads}
-    settings["preference_quantile"] = settings.pop("quantile", None)
-    found = clusters.fit(
-        points,
-        similarities=args.similarities,
-        settings=settings,
-        verbose=sys.stderr.isatty() and not args.json,
-    )
-    if args.out:
-        clusters.write_labels(found, targets[args.out])
-    if args.exemplars:
-        clusters.write_exemplars(found, targets[args.exemplars])
-    if args.plot:
-        from epruner import _pictures
-        from epruner.plots import plot_clusters
-
-        figure = _pictures.new_figure(6.4, 5.6)
-        plot_clusters(found.model, points.values, ax=figure.subplots())
-        _pictures.save(figure, args.plot)
-    if args.json:
-        _print_json(found.to_dict())
-        return
-    print(found)
-    for path in filter(None, (args.out, args.exemplars, args.plot)):
-        print(f"wrote {path} ({_bytes(Path(path).stat().st_size)})")
 
 
 def _on_torch(command: Command) -> Command:
@@ -105,6 +58,62 @@ def _over_ranks(
         return run
 
     return grouped
+
+
+@_over_ranks()
+def cluster(args: argparse.Namespace, group: dist.ProcessGroup | None) -> None:
+    """Cluster points by affinity propagation; each cluster has an exemplar among them."""
+    from epruner._files import check_target
+    from epruner.cli import clusters
+    from epruner.cli.points import read
+
+    targets = {}
+    for path in filter(None, (args.out, args.exemplars)):  # before the minutes of work
+        clusters.check_format(path)
+        targets[path] = check_target(path, overwrite=args.force)
+    _check_pictures(args, args.plot)
+    _check_apart([args.out, args.exemplars, args.plot], [args.file])
+    points = read(
+        args.file, key=args.key, columns=args.column, id_column=args.id, header=args.header
+    )
+    if args.plot and (args.similarities or not points.drawable):
+        raise ValueError("--plot draws points by their features: two or more, and not sparse")
+    if args.n_neighbors is not None and args.affinity != "nearest_neighbors":
+        raise ValueError("--n-neighbors goes with --affinity nearest_neighbors")
+    table = {**options.SIMILARITY, **options.GRANULARITY, **options.ITERATION}
+    settings = _given(args, table) | {"random_state": args.seed, "n_threads": args.threads}
+    settings["preference_quantile"] = settings.pop("quantile", None)
+    kept = _given(args, ("checkpoint", "checkpoint_every"))
+    if kept and group is None:
+        raise ValueError("--checkpoint is for several processes: start epruner with torchrun")
+    how: dict[str, Any] = {
+        "similarities": args.similarities,
+        "verbose": sys.stderr.isatty() and not args.json,
+    }
+    if group is None:
+        found = clusters.fit(points, settings=settings, **how)
+    else:
+        of_all = clusters.fit_over_ranks(points, group, settings=settings | kept, **how)
+        if of_all is None:
+            return
+        found = of_all
+    if args.out:
+        clusters.write_labels(found, targets[args.out])
+    if args.exemplars:
+        clusters.write_exemplars(found, targets[args.exemplars])
+    if args.plot:
+        from epruner import _pictures
+        from epruner.plots import plot_clusters
+
+        figure = _pictures.new_figure(6.4, 5.6)
+        plot_clusters(found.model, points.values, ax=figure.subplots())
+        _pictures.save(figure, args.plot)
+    if args.json:
+        _print_json(found.to_dict())
+        return
+    print(found)
+    for path in filter(None, (args.out, args.exemplars, args.plot)):
+        print(f"wrote {path} ({_bytes(Path(path).stat().st_size)})")
 
 
 @_on_torch
@@ -505,9 +514,9 @@ def _prune(
         raise ValueError(str(error)) from error
 
 
-def _given(args: argparse.Namespace, table: Mapping[str, object]) -> dict[str, Any]:
-    """Of a table's options those that were given."""
-    return {name: value for name in table if (value := getattr(args, name)) is not None}
+def _given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Of these options those that were given."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
 def _images(args: argparse.Namespace, source: str) -> Images:

@@ -247,6 +247,22 @@ def clusters(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def processes(sub: argparse.ArgumentParser) -> None:
+    """What goes with several processes."""
+    group = sub.add_argument_group("over several processes, which torchrun starts")
+    group.add_argument(
+        "--checkpoint",
+        metavar="FOLDER",
+        help="keep the messages here, which all processes reach; a run that finds them goes on",
+    )
+    group.add_argument(
+        "--checkpoint-every",
+        type=positive,
+        metavar="N",
+        help="iterations between two checkpoints (default: 50)",
+    )
+
+
 def network(sub: argparse.ArgumentParser) -> None:
     """Where the network, its weights and its inputs come from."""
     group = sub.add_argument_group("network")
@@ -481,7 +497,7 @@ def _add(group: argparse._ActionsContainer, table: Mapping[str, Mapping[str, Any
 
 
 GROUPS: Mapping[str, Sequence[Callable[[argparse.ArgumentParser], None]]] = {
-    "cluster": (points, clustering, clusters, run, force, machine),
+    "cluster": (points, clustering, clusters, processes, run, force, machine),
     "prune": (
         network,
         weights,
