@@ -18,9 +18,8 @@
 
 namespace epruner {
 
-//
-// A set holds the rows of all n points or of those in a range, whole blocks of them. Then others,
-// in processes of their own, hold the rest, and callers carry between them what an iteration sums.
+// The rows of all n points, or of those in a range of whole blocks. Then other sets, in processes
+// of their own, hold the rest, and callers carry between them what an iteration sums.
 class ActiveSet {
  public:
   // Everything between two iterations, by name: first numbers of the set and of all columns, then
@@ -48,7 +47,6 @@ class ActiveSet {
   void fill_from_nearest(const Nearest<T>& nearest, const Refinement<T>& refinement) {
     candidates_.fill_from_nearest(nearest, refinement, abar_.data());
   }
-
   void fill_from_lists(const Index* offsets, const Column* columns, const double* similarities,
                        const double* bounds) {
     candidates_.fill_from_lists(offsets, columns, similarities, bounds, abar_.data());
@@ -79,13 +77,14 @@ class ActiveSet {
   Status iterate(const Features<T>& features, const Poll& poll,
                  Index iterations = std::numeric_limits<Index>::max());
 
-  // One iteration of a set that does not hold all rows, or that needs no other: first all rows, as
-  // far as they get with the pairs that are at hand. Returns `running` when they are done.
+  // An iteration of sets that share the rows: first each runs its own, as far as they get with the
+  // pairs that are at hand. Returns `running` when they are done.
   Status run_rows(const Poll& poll);
   template <class T>
   Status run_rows(const KnownPairs<T>& pairs, const Poll& poll);
-  // Where rows need candidates: what that costs, for all sets together to make columns prominent
-  // by. Returns how many were before; the bounds of the new ones come from the pairs at hand.
+  // Where rows need candidates, what columns must meet to do without; the same demands, those of
+  // all sets, make columns prominent. Returns how many were before; bounds of the new ones come
+  // from the pairs at hand.
   std::vector<ProminentColumns::Demand> demands() const;
   Index add_prominent(std::vector<ProminentColumns::Demand> demands) {
     return prominent_.add(abar_.data(), std::move(demands));
@@ -93,8 +92,8 @@ class ActiveSet {
   template <class T>
   void bound_prominent(Index known, const KnownPairs<T>& pairs);
   const std::vector<Column>& prominent() const { return prominent_.columns(); }
-  // refill() in two steps: which pairs it takes, and what they are.
-  // Medians take `own` for the similarity of a point to itself.
+  // refill() in two steps: which pairs it takes, and what they are. Medians take `own` for the
+  // similarity of a point to itself.
   template <class T>
   void plan_refill(const Indices& rows, const RowSource<T>& source, const Refinement<T>& refinement,
                    T own, T* medians);

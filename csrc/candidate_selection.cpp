@@ -169,7 +169,7 @@ void CandidateLists::fill_from_nearest(const Nearest<T>& nearest, const Refineme
   const TopLists<T>& lists = nearest.lists().lists();
   std::vector<NewCandidates> scratch(arenas_.size(), NewCandidates(lists.room()));
   std::vector<std::exception_ptr> errors(arenas_.size());
-#pragma omp parallel for schedule(dynamic, 64) num_threads(static_cast <int>(arenas_.size()))
+#pragma omp parallel for schedule(dynamic, 64) num_threads(static_cast<int>(arenas_.size()))
   for (Index q = 0; q < n_; ++q) {
     const auto own = thread_number();
     NewCandidates& found = scratch[own];

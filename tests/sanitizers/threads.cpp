@@ -73,7 +73,7 @@ template <class T>
 Outcome solve_active_set(Index n, const T* S, const double* preference, const Settings& settings,
                          Indices& labels) {
   const Jitter jitter(0, sizeof(T) == 4);
-  ActiveSet active_set(n, preference, jitter, settings);
+  ActiveSet active_set(n, {0, n}, preference, jitter, settings);
   const Outcome outcome = solve_matrix(active_set, S, kNever);
   Indices exemplars;
   for (std::size_t k = 0; k < outcome.is_exemplar.size(); ++k)
