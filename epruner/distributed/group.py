@@ -37,9 +37,12 @@ class RankError(RuntimeError):
     """
 
     def __init__(self, rank: int, reason: str) -> None:
-        super().__init__(f"rank {rank} {reason}")
+        super().__init__(rank, reason)  # all that pickle keeps
         self.rank = rank
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} {self.reason}"
 
 
 class Group:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
 import pytest
 from ranks import MOST, ranks
 
-from epruner.distributed.group import Array, Group
+from epruner.distributed.group import Array, Group, RankError
 
 SIZES = list(range(1, MOST + 1))
 
@@ -60,3 +61,8 @@ def test_parameters_that_differ_are_named() -> None:
             "ValueError",
             "damping is 0.5 on rank 0 and 0.7 on rank 2: all ranks must be given the same",
         )
+
+
+def test_the_loss_of_a_rank_goes_through_pickle_to_whoever_started_it() -> None:
+    error = pickle.loads(pickle.dumps(RankError(2, "is gone")))
+    assert (str(error), error.rank, error.reason) == ("rank 2 is gone", 2, "is gone")
