@@ -85,14 +85,14 @@ EPRUNER_INLINE Lanes<Out, n> lane_by_lane(const Lanes<T, n>& x, const Lanes<T, n
 template <int size>
 using Word = std::conditional_t<size == 4, std::int32_t, std::int64_t>;
 
-#define EPRUNER_ARITHMETIC(op)                                                         \
-  template <class T, int n>                                                            \
-  EPRUNER_INLINE Lanes<T, n> operator op(const Lanes<T, n>& x, const Lanes<T, n>& y) { \
-    return lane_by_lane<T>(x, y, [](T a, T b) { return a op b; });                     \
-  }                                                                                    \
-  template <class T, int n>                                                            \
-  EPRUNER_INLINE Lanes<T, n>& operator op##=(Lanes<T, n>& x, const Lanes<T, n>& y) {   \
-    return x = x op y;                                                                 \
+#define EPRUNER_ARITHMETIC(op)                                                          \
+  template <class T, int n>                                                             \
+  EPRUNER_INLINE Lanes<T, n> operator op(const Lanes<T, n>& x, const Lanes<T, n>& y) {  \
+    return lane_by_lane<T>(x, y, [](T a, T b) { return a op b; });                      \
+  }                                                                                     \
+  template <class T, int n>                                                             \
+  EPRUNER_INLINE Lanes<T, n>& operator op## = (Lanes<T, n> & x, const Lanes<T, n>& y) { \
+    return x = x op y;                                                                  \
   }
 EPRUNER_ARITHMETIC(+)
 EPRUNER_ARITHMETIC(-)
