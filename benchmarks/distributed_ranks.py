@@ -92,7 +92,7 @@ def metered(d: int) -> Iterator[dict[str, Measured]]:
     from epruner.distributed.graph import SharedGraph
     from epruner.distributed.group import Group
     from epruner.distributed.messages import SharedActiveSet
-    from epruner.distributed.source import SharedFeatures
+    from epruner.distributed.features import SharedFeatures
     from epruner.distributed.sweep import RingSweep
 
     phases: list[tuple[type, str, str]] = [

@@ -8,10 +8,10 @@ process group: when they lose each other in turn, all of them name the same one.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ Array = NDArray[Any]
 
 _KINDS = (TypeError, ValueError, MemoryError, RuntimeError)
 _LARGE = 1 << 12  # numbers whose sending takes longer than a few more messages
-_CALLS = count()  # the same on all ranks, which enter calls in the same order
+_CALLS: Counter[str] = Counter()  # of each process group, whose ranks enter calls in one order
 
 
 class RankError(RuntimeError):
@@ -79,9 +79,11 @@ class Group:
         if self.rank < 0:
             raise ValueError("this process is no rank of the process group")
         self.bytes_sent = 0
-        self._key = f"epruner/{next(_CALLS)}"
         everyone = process_group or dist.group.WORLD
         assert everyone is not None
+        name = everyone.group_name
+        _CALLS[name] += 1
+        self._key = f"epruner/{name}/{_CALLS[name]}"
         self._global = [dist.get_global_rank(everyone, rank) for rank in range(self.size)]
         self._require_cpu()
 
