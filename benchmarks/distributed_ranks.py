@@ -89,10 +89,10 @@ def metered(d: int) -> Iterator[dict[str, Measured]]:
 
     Bytes of rows of features, of `d` columns, are counted apart, too.
     """
+    from epruner.distributed.features import SharedFeatures
     from epruner.distributed.graph import SharedGraph
     from epruner.distributed.group import Group
     from epruner.distributed.messages import SharedActiveSet
-    from epruner.distributed.features import SharedFeatures
     from epruner.distributed.sweep import RingSweep
 
     phases: list[tuple[type, str, str]] = [

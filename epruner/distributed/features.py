@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from epruner.cluster import _native
+from epruner.cluster import _native, resources
 from epruner.cluster.candidates import first_candidates, relative_error
 from epruner.cluster.decode import sorted_by_index
 from epruner.cluster.order_statistic import OrderStatistic
@@ -23,6 +23,9 @@ from epruner.distributed.sweep import RingSweep
 
 _STRIP_ENTRIES, _STRIP_ROWS = 1 << 24, 128  # similarities held at once, rows multiplied at once
 _LEAST_STRIP = 32
+# What memory is needed for: a list from the sweep, blocks of features at a time, numbers for each
+# of all points.
+_BYTES_PER_LISTED, _SPARE_PLACES, _BLOCKS, _COLUMN_NUMBERS = 36, 24, 6, 6
 
 
 class SharedFeatures(SharedSource):
@@ -76,6 +79,7 @@ class SharedFeatures(SharedSource):
         `position` is as for `OrderStatistic`; None asks for nothing.
         """
         want = first_candidates(self.n)
+        self._require_memory(want)
         sweep = RingSweep(self.group, self.X, self.starts, self._mean, want, self._unit, options)
         value = float("nan")
         if position is None:
@@ -92,6 +96,17 @@ class SharedFeatures(SharedSource):
         active_set = self.begin(options)
         active_set.own.fill_from_lists(lists.offsets, lists.columns, lists.values, bounds)
         return active_set, value
+
+    def _require_memory(self, want: int) -> None:
+        """Raise if lists of so many candidates, blocks of features and sums do not fit."""
+        m, n = len(self.X), self.n
+        lists = m * (want + want // 2 + _SPARE_PLACES) * _BYTES_PER_LISTED
+        sums = n * 8 * (-(-m // self._block) + _COLUMN_NUMBERS)
+        resources.require_memory(
+            lists + sums + _BLOCKS * self.X.nbytes,
+            f"rank {self.group.rank}'s share of affinity propagation of {n} points",
+            "start more ranks on more machines, or cluster a sample and use predict for the rest",
+        )
 
     def start_with_medians(self, options: Options) -> tuple[SharedActiveSet, Floats]:
         """Start an active set from whole rows, and find the own rows' medians."""
