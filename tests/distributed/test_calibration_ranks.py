@@ -18,8 +18,10 @@ from epruner.pruning.data import synthesis
 from epruner.pruning.data.calibration import calibration_inputs
 from epruner.pruning.data.dealing import deal, split
 from epruner.pruning.latency import stopwatch
-from epruner.pruning.network.batches import ranks_of
+from epruner.pruning.network.ranks import ranks_of
 from epruner.pruning.network.tree import tensors_in
+from epruner.pruning.report.records import Repair
+from epruner.pruning.training import distill
 
 SHAPE = (1, 3, 8, 8)
 Answer = tuple[str, Tensor, tuple[str, ...]]
@@ -188,6 +190,32 @@ def test_the_same_in_steps() -> None:
         torch.testing.assert_close(theirs[1], outputs, rtol=0, atol=1e-5)
 
 
+def distilled(group: Any, mine: Tensor) -> tuple[Answer, Repair]:
+    few: Any = {"STEPS": 20, "STEPS_PER_ROOT": 0}
+    with patch.multiple(distill, **few):
+        result = epruner.prune(
+            network(), SHAPE, macs=0.6, calibrate=mine, repair="distill", group=group
+        )
+    assert result.report.repair is not None
+    return answer(result), result.report.repair
+
+
+def test_ranks_distil_what_they_have_repaired() -> None:
+    x = images()
+    (plan, outputs, _), alone = distilled(None, x)
+    first, *others = ranks().run(3, distilled, each=parts(x, 3))
+    assert alone.steps
+    for theirs in others:
+        assert torch.equal(theirs[0][1], first[0][1])
+        assert theirs[1] == first[1]
+    (their_plan, theirs, _), done = first
+    assert their_plan == plan
+    torch.testing.assert_close(theirs, outputs, rtol=0, atol=0.1)
+    assert (done.fit, done.held_back, done.steps) == (alone.fit, alone.held_back, alone.steps)
+    assert done.before == pytest.approx(alone.before, rel=1e-4)
+    assert done.after == pytest.approx(alone.after, rel=0.1)
+
+
 def made(group: Any) -> tuple[Tensor, Answer]:
     few: Any = {"STEPS": 2, "MOST": 64}
     with patch.multiple(synthesis, **few):
@@ -251,8 +279,6 @@ def faulty(group: Any, what: str) -> Answer:
         mine = wrong.get(what, mine)
     if what == "empty":
         mine = []
-    if what == "distill":
-        options["repair"] = "distill"
     return answer(epruner.prune(model, SHAPE, calibrate=mine, group=group, **options))
 
 
@@ -267,7 +293,6 @@ def faulty(group: Any, what: str) -> Answer:
         ("goal", "ValueError", "macs is 0.6 on rank 0 and None on rank 1"),
         ("nothing", "ValueError", "calibrate is 'inputs' on rank 0 and 'noise' on rank 1"),
         ("empty", "ValueError", "calibrate is empty"),
-        ("distill", "ValueError", "repair='distill' is not shared"),
     ],
 )
 def test_what_is_wrong_on_one_rank_is_said_on_all(what: str, kind: str, said: str) -> None:
