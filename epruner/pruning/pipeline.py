@@ -116,7 +116,7 @@ def prune(
         Whose ranks share the work on the inputs: each calls this with the same arguments but for
         `calibrate`, its own part of the inputs, of any length (an empty list, too). All return what
         one process returns that is given all parts, to rounding; what is timed is timed on rank 0,
-        which alone shows progress. Not with ``repair="distill"``.
+        which alone shows progress. Synthetic inputs and distillation draw other random numbers.
     method : str or Method
         "auto" (the best known), "reconstruction", "exemplar" (exemplars of what the readers of a
         filter lose), "paper" (exemplars of weights, without repair), "l1", "l2", "fpgm", "random",
@@ -371,7 +371,7 @@ def distill(
         The original and a smaller one with the same inputs and outputs; neither is modified. On
         the device to train on.
     calibrate : Tensor, iterable of tensors, tuples or dicts, or "synthetic"
-        Inputs without labels, the more the better. Over ranks every rank's own, at least one.
+        Inputs without labels, the more the better.
     inputs : as for `prune`, optional
         Example inputs, as for `repair`.
     steps : int, optional
@@ -384,11 +384,10 @@ def distill(
         Default: images are mirrored, shifted and mixed in pairs, other inputs are left as they are.
     random_state : int
     progress : bool
-        Show a progress bar on standard error; over ranks rank 0 does.
+        Show a progress bar on standard error.
     group : torch.distributed.ProcessGroup, optional
-        Every rank calls this function with the same networks and options. Steps are of 64 inputs of
-        all ranks together, as many from each, and the same network comes back on all. Default:
-        this process alone.
+        As for `prune`. Steps are of 64 inputs of all ranks together, as many from each, and the
+        same network comes back on all.
 
     Returns
     -------
