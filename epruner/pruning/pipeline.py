@@ -153,6 +153,8 @@ def prune(
         match nothing, a model in which nothing can be pruned.
     TraceError
         The forward pass fails on `inputs`, or the model cannot be analysed.
+    RankError
+        A rank was lost.
 
     Warns
     -----
