@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 MOST = 4
+# Imported once for all processes; the last by torch's optimisers. Not epruner, whose extension runs
+# on one thread in processes that are forked after it was imported.
+_SLOW = ["torch", "sklearn.cluster", "torch._dynamo"]
 
 T = TypeVar("T")
 
@@ -30,7 +33,8 @@ class Ranks:
     """Processes on this machine; the first of them make groups of any smaller size, too."""
 
     def __init__(self, size: int = MOST) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_SLOW)
         self._folder = tempfile.TemporaryDirectory()
         meeting = Path(self._folder.name) / "meeting"
         self._ends, self.processes = [], []

@@ -160,7 +160,7 @@ def prune(args: argparse.Namespace) -> None:
 def compare(args: argparse.Namespace, group: dist.ProcessGroup | None) -> None:
     """Prune by several budgets and methods and print them side by side."""
     from epruner._tables import Table, amount, change, percent
-    from epruner.pruning.ranks import ranks_of
+    from epruner.pruning.network.ranks import ranks_of
     from epruner.pruning.report.report import Report
 
     ranks = ranks_of(group)
@@ -291,7 +291,7 @@ def finetune(args: argparse.Namespace, group: dist.ProcessGroup | None) -> None:
     from epruner.cli.network import build_model, fresh_model
     from epruner.pruning.io.checkpoint import load, save
     from epruner.pruning.io.checkpoint import read as read_file
-    from epruner.pruning.ranks import ranks_of
+    from epruner.pruning.network.ranks import ranks_of
     from epruner.pruning.training.finetune import evaluate
     from epruner.pruning.training.finetune import finetune as train
 

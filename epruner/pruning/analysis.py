@@ -33,7 +33,7 @@ from epruner.pruning.graph.trial import sound_groups
 from epruner.pruning.latency.layers import LayerTimes, measure_layers
 from epruner.pruning.latency.stopwatch import compared
 from epruner.pruning.latency.target import meet_measured
-from epruner.pruning.network.batches import Batches, Ranks, ranks_of, weights_of
+from epruner.pruning.network.batches import Batches
 from epruner.pruning.network.copies import tracing_copy
 from epruner.pruning.network.inputs import (
     Arguments,
@@ -43,6 +43,7 @@ from epruner.pruning.network.inputs import (
     matches,
 )
 from epruner.pruning.network.layers import layers_of
+from epruner.pruning.network.ranks import Ranks, ranks_of, weights_of
 from epruner.pruning.network.tree import tensors_in
 from epruner.pruning.options import (
     Budget,
@@ -398,7 +399,7 @@ class Analysis:
                     )
                 )
         sums = [crc32(selection.plan.to_json().encode()) for selection in found]
-        ranks.require_same({}, **{"the checksum of the plan": sums})
+        ranks.require_same(**{"the checksum of the plan": sums})
         return found
 
     def _allocate(

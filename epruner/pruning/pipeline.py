@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from epruner.pruning import ranks as training_ranks
 from epruner.pruning.analysis import Analysis
 from epruner.pruning.data.calibration import with_example
 from epruner.pruning.data.evidence import Evidence, gather, kind_of
 from epruner.pruning.errors import BudgetWarning, RepairWarning, TraceError
 from epruner.pruning.graph.costs import eval_mode
 from epruner.pruning.graph.groups import Group
-from epruner.pruning.network.batches import ALONE, Ranks, ranks_of, weights_of
 from epruner.pruning.network.copies import (
     compiled_parts,
     deep_copy,
@@ -28,6 +26,7 @@ from epruner.pruning.network.copies import (
 )
 from epruner.pruning.network.inputs import Arguments, as_arguments, check_model, in_float32
 from epruner.pruning.network.outputs import output_error, outputs
+from epruner.pruning.network.ranks import ranks_of, weights_of
 from epruner.pruning.network.tree import tensors_in
 from epruner.pruning.options import (
     REPAIRS,
@@ -117,7 +116,7 @@ def prune(
         Whose ranks share the work on the inputs: each calls this with the same arguments but for
         `calibrate`, its own part of the inputs, of any length (an empty list, too). All return what
         one process returns that is given all parts, to rounding; what is timed is timed on rank 0,
-        which alone shows progress. Not with ``repair="distill"``.
+        which alone shows progress. Synthetic inputs and distillation draw other random numbers.
     method : str or Method
         "auto" (the best known), "reconstruction", "exemplar" (exemplars of what the readers of a
         filter lose), "paper" (exemplars of weights, without repair), "l1", "l2", "fpgm", "random",
@@ -154,6 +153,8 @@ def prune(
         match nothing, a model in which nothing can be pruned.
     TraceError
         The forward pass fails on `inputs`, or the model cannot be analysed.
+    RankError
+        A rank was lost.
 
     Warns
     -----
@@ -191,7 +192,6 @@ def prune(
                 f"{request.method.repair!r}: what a block adds has to be made good"
             )
         arguments = _arguments(model, inputs)
-        _check_repair(request.method.repair, ranks)
     ranks.require_same(
         {"model's weights": weights_of(model), "inputs": tensors_in(arguments)},
         calibrate=kind,
@@ -315,7 +315,6 @@ def repair(
         elif repair != "none" and inputs is None:
             raise ValueError("without calibration inputs repair needs inputs=, as given to analyse")
         asked, _ = resolve("l1", repair, evidence=kind, exemplars=False)
-        _check_repair(asked.repair, ranks)
         arguments = ((), {}) if inputs is None else _arguments(model, inputs)
     ranks.require_same(
         {"model's weights": weights_of(model), "small's weights": weights_of(small)},
@@ -374,7 +373,7 @@ def distill(
         The original and a smaller one with the same inputs and outputs; neither is modified. On
         the device to train on.
     calibrate : Tensor, iterable of tensors, tuples or dicts, or "synthetic"
-        Inputs without labels, the more the better. Over ranks every rank's own, at least one.
+        Inputs without labels, the more the better.
     inputs : as for `prune`, optional
         Example inputs, as for `repair`.
     steps : int, optional
@@ -387,11 +386,10 @@ def distill(
         Default: images are mirrored, shifted and mixed in pairs, other inputs are left as they are.
     random_state : int
     progress : bool
-        Show a progress bar on standard error; over ranks rank 0 does.
+        Show a progress bar on standard error.
     group : torch.distributed.ProcessGroup, optional
-        Every rank calls this function with the same networks and options. Steps are of 64 inputs of
-        all ranks together, as many from each, and the same network comes back on all. Default:
-        this process alone.
+        As for `prune`. Steps are of 64 inputs of all ranks together, as many from each, and the
+        same network comes back on all.
 
     Returns
     -------
@@ -412,7 +410,7 @@ def distill(
     RepairWarning
         No step brought the outputs nearer, and `small` was returned as it was.
     """
-    ranks = training_ranks.ranks_of(group)
+    ranks = ranks_of(group)
     with ranks.agree():
         check_model(model)
         if not isinstance(small, nn.Module):
@@ -427,24 +425,23 @@ def distill(
             if kind != "inputs":
                 raise ValueError("without calibration inputs distill needs inputs=, as for prune")
             calibrate, inputs = with_example(model, calibrate)
+        arguments = _arguments(model, inputs)
     ranks.require_same(
-        model=training_ranks.outline(model), small=training_ranks.outline(small), evidence=kind, steps=steps, lr=lr,
+        {"model's weights": weights_of(model), "small's weights": weights_of(small)},
+        calibrate=kind,
+        steps=steps,
+        lr=lr,
         random_state=random_state,
-    )  # fmt: skip
-    with (
-        closing(Stages(progress and ranks.rank == 0, ("inputs", "repair"))) as stages,
-        ranks.together(),
-    ):
-        with ranks.agree():
-            arguments = _arguments(model, inputs)
-            seed = random_state + ranks.rank
-            evidence = gather(
-                kind, model, calibrate, arguments, seed=seed, stages=stages, ranks=ALONE
-            )
+    )
+    shown = progress and ranks.rank == 0
+    with ranks.together(), closing(Stages(shown, ("inputs", "repair"))) as stages:
+        evidence = gather(
+            kind, model, calibrate, arguments, seed=random_state, stages=stages, ranks=ranks
+        )
         with stages.run("repair"):
             trained, done, _ = distilled(
                 model, small, None, [], evidence, random_state, stages,
-                group=group, steps=steps, lr=lr, augment=augment,
+                steps=steps, lr=lr, augment=augment,
             )  # fmt: skip
     return trained, done
 
@@ -458,14 +455,6 @@ def _analysed(model: nn.Module, inputs: Any, stages: Stages) -> Analysis:
         return Analysis(model, inputs, stages)
     inputs.check(model)
     return inputs
-
-
-def _check_repair(kind: str, ranks: Ranks) -> None:
-    if kind == "distill" and ranks.size > 1:
-        raise ValueError(
-            "repair='distill' is not shared by the ranks of a group: prune without it, then "
-            "distill in one process"
-        )
 
 
 def _check_station(model: nn.Module, small: nn.Module, plan: Plan) -> None:

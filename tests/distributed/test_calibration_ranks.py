@@ -18,8 +18,10 @@ from epruner.pruning.data import synthesis
 from epruner.pruning.data.calibration import calibration_inputs
 from epruner.pruning.data.dealing import deal, split
 from epruner.pruning.latency import stopwatch
-from epruner.pruning.network.batches import ranks_of
+from epruner.pruning.network.ranks import ranks_of
 from epruner.pruning.network.tree import tensors_in
+from epruner.pruning.report.records import Repair
+from epruner.pruning.training import distill
 
 SHAPE = (1, 3, 8, 8)
 Answer = tuple[str, Tensor, tuple[str, ...]]
@@ -156,13 +158,14 @@ def with_budget(group: Any, mine: Tensor) -> Answer:
         assert group.rank() == 0
         return sum(parameter.numel() for parameter in model.parameters())
 
-    return pruned(group, {"budget": epruner.Budget(measure, 0.6)}, mine)
+    options = {"budget": epruner.Budget(measure, 0.6), "method": "l1", "repair": "none"}
+    return pruned(group, options, mine)
 
 
 def with_latency(group: Any, mine: Tensor) -> Answer:
     hasty: Any = {"MOST": 7, "TURN": 0.0}
     with patch.multiple(stopwatch, **hasty):
-        return pruned(group, {"latency": 0.9}, mine)
+        return pruned(group, {"latency": 0.9, "method": "l1", "repair": "none"}, mine)
 
 
 def test_latency_is_measured_on_rank_0() -> None:
@@ -186,6 +189,35 @@ def test_the_same_in_steps() -> None:
     for theirs in ranks().run(2, in_steps, each=parts(x, 2)):
         assert theirs[0] == plan
         torch.testing.assert_close(theirs[1], outputs, rtol=0, atol=1e-5)
+
+
+def distilled(group: Any, mine: Tensor) -> tuple[str, nn.Module, Repair]:
+    few: Any = {"STEPS": 40, "STEPS_PER_ROOT": 0}
+    with patch.multiple(distill, **few):
+        result = epruner.prune(
+            network(), SHAPE, macs=0.6, calibrate=mine, repair="distill", group=group
+        )
+    assert result.report.repair is not None
+    return result.plan.to_json(), result.model, result.report.repair
+
+
+@pytest.mark.filterwarnings("ignore::epruner.BudgetWarning")
+def test_ranks_distil_what_they_have_repaired() -> None:
+    x = images()  # two batches to fit to
+    alone = epruner.prune(network(), SHAPE, macs=0.6, calibrate=x)
+    refit = alone.report.repair
+    assert refit is not None
+    held_back = x[4::5]
+    with torch.no_grad():
+        expected = network()(held_back)
+    variance = (expected - expected.mean(0)).square().sum()
+    for plan, model, done in ranks().run(3, distilled, each=parts(x, 3)):
+        assert plan == alone.plan.to_json()
+        with torch.no_grad():
+            error = (model.eval()(held_back) - expected).square().sum() / variance
+        assert done.after == pytest.approx(float(error), rel=1e-4)
+        assert done.after < refit.after
+        assert (done.fit, done.held_back) == (240, 60)
 
 
 def made(group: Any) -> tuple[Tensor, Answer]:
@@ -251,8 +283,6 @@ def faulty(group: Any, what: str) -> Answer:
         mine = wrong.get(what, mine)
     if what == "empty":
         mine = []
-    if what == "distill":
-        options["repair"] = "distill"
     return answer(epruner.prune(model, SHAPE, calibrate=mine, group=group, **options))
 
 
@@ -267,7 +297,6 @@ def faulty(group: Any, what: str) -> Answer:
         ("goal", "ValueError", "macs is 0.6 on rank 0 and None on rank 1"),
         ("nothing", "ValueError", "calibrate is 'inputs' on rank 0 and 'noise' on rank 1"),
         ("empty", "ValueError", "calibrate is empty"),
-        ("distill", "ValueError", "repair='distill' is not shared"),
     ],
 )
 def test_what_is_wrong_on_one_rank_is_said_on_all(what: str, kind: str, said: str) -> None:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from epruner.pruning.data.dealing import deal, handed_over, split
-from epruner.pruning.network.batches import ALONE, NONE, Batches, Ranks
+from epruner.pruning.network.batches import NONE, Batches
 from epruner.pruning.network.inputs import Arguments
+from epruner.pruning.network.ranks import ALONE, Ranks
 from epruner.pruning.network.tree import tensors_in
 
 # Inputs of a batch. What the first layers of a network pass on is some twenty times an image, but
@@ -103,7 +104,7 @@ def calibration_inputs(
     with ranks.agree():
         whole = _columns(model, calibrate, example)
     shapes = [list(tensor.shape[1:]) for tensor in whole]
-    ranks.require_same({}, **{"the shape of an input": shapes})
+    ranks.require_same(**{"the shape of an input": shapes})
     counts = torch.cat(ranks.gather(torch.tensor([len(whole[0])]))).tolist()
     if not sum(counts):
         raise ValueError("calibrate is empty: it must give at least one batch of inputs")

@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from epruner.pruning.network.batches import Ranks
+from epruner.pruning.network.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def handed_over(
     Parameters
     ----------
     inputs : Tensor of shape (n, ...)
-        That this rank was given, on the CPU.
+        That this rank was given.
     counts : sequence of int
         n of every rank.
     shares : sequence of Share

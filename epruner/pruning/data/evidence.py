@@ -20,9 +20,10 @@ from epruner.pruning.data.calibration import Calibration, calibration_inputs, sl
 from epruner.pruning.data.examples import made_up
 from epruner.pruning.data.synthesis import synthetic_inputs
 from epruner.pruning.errors import RepairWarning
-from epruner.pruning.network.batches import NONE, Ranks
+from epruner.pruning.network.batches import NONE
 from epruner.pruning.network.copies import working_copy
 from epruner.pruning.network.inputs import Arguments, in_float32
+from epruner.pruning.network.ranks import Ranks
 from epruner.pruning.network.statistics import estimate_statistics, trained_norms
 from epruner.pruning.report.progress import Stages
 

@@ -24,9 +24,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from epruner.pruning.data.calibration import fill, slots
 from epruner.pruning.data.examples import channels_last, made_up
 from epruner.pruning.graph.costs import measure
-from epruner.pruning.network.batches import ALONE, Ranks, ranks_of, weights_of
 from epruner.pruning.network.copies import working_copy
 from epruner.pruning.network.inputs import Arguments, as_arguments, check_model, in_float32
+from epruner.pruning.network.ranks import ALONE, Ranks, ranks_of, weights_of
 from epruner.pruning.network.statistics import trained_norms
 from epruner.pruning.network.tree import tensors_in
 from epruner.pruning.report.progress import Stages

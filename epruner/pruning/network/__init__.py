@@ -1,2 +1,2 @@
 """What does the user bring? Inputs, private copies of the model, what each layer type is, its
-filters."""
+filters; and the ranks that share the work on inputs."""

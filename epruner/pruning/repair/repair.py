@@ -5,9 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -18,16 +17,12 @@ from epruner.pruning.graph.groups import Group
 from epruner.pruning.network.copies import working_copy
 from epruner.pruning.network.outputs import output_error, outputs
 from epruner.pruning.plan.plan import Plan
-from epruner.pruning.ranks import ranks_of
 from epruner.pruning.repair.carry import refit_carried
 from epruner.pruning.repair.least_squares import reestimate, refit
 from epruner.pruning.repair.merge import merge
 from epruner.pruning.report.progress import Stages
 from epruner.pruning.report.records import Repair
 from epruner.pruning.training.distill import learn_answers
-
-if TYPE_CHECKING:
-    import torch.distributed as dist
 
 Repaired = tuple[nn.Module, Repair | None, list[str]]
 
@@ -89,22 +84,20 @@ def distilled(
     evidence: Evidence,
     seed: int,
     stages: Stages,
-    group: dist.ProcessGroup | None = None,
     **options: Any,
 ) -> Repaired:
     """A network trained on from where least squares led, with a record of both."""
     calibration = evidence.calibration
     trained, steps, before, after = learn_answers(
-        model, small, calibration, seed=seed, advance=stages.advance, group=group, **options
+        model, small, calibration, seed=seed, advance=stages.advance, **options
     )
     if not steps:
         notes = [*notes, "distillation left off: no step brought the outputs nearer"]
         warnings.warn(RepairWarning(notes[-1]), stacklevel=4)
         return small, record, notes
     if record is None:
-        own = np.array([inputs_in(calibration.fit), inputs_in(calibration.held_back)])
-        fit, held_back = map(int, ranks_of(group).sum(own))
-        record = Repair((), before, after, fit, held_back, inputs=evidence.kind)
+        numbers = inputs_in(calibration.fit), inputs_in(calibration.held_back)
+        record = Repair((), before, after, *numbers, inputs=evidence.kind)
     return trained, replace(record, after=after, steps=steps), notes
 
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from epruner.pruning.ranks import Alone
+from epruner.pruning.network.ranks import ALONE, Ranks
 
-if TYPE_CHECKING:
-    from epruner.pruning.ranks import Ranks
-
-_ALONE = Alone()
 RATES = {"sgd": 0.02, "adamw": 1e-3}
 
 
@@ -34,7 +30,7 @@ class Descent:
     schedule : {"cosine", "step", "one-cycle"}
         Down to zero over all steps; a tenth after half and after three quarters of them; or up for
         three tenths of them and down to zero.
-    ranks : Group, optional
+    ranks : Ranks
         Those that take each step together.
 
     Raises
@@ -53,7 +49,7 @@ class Descent:
         weight_decay: float,
         schedule: str,
         amp: bool | None = None,
-        ranks: Ranks = _ALONE,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._ranks = ranks
         self.lr = RATES[optimizer] if lr is None else lr
@@ -99,9 +95,8 @@ class Descent:
         with self._ranks.naming():
             with torch.autocast(self.device.type, enabled=self._mixed):
                 loss = loss_of()
-            values, counts = np.concatenate(
-                self._ranks.gather(np.array([[float(loss.detach()), count]]))
-            ).T
+            own = torch.tensor([[float(loss.detach()), count]], dtype=torch.float64)
+            values, counts = torch.cat(self._ranks.gather(own)).numpy().T
             bad = np.flatnonzero(~np.isfinite(values))
             if bad.size:
                 where = f" on rank {bad[0]}" if bad.size < len(values) else ""

@@ -13,23 +13,20 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epruner.pruning.data.calibration import Calibration, fill, inputs_in
+from epruner.pruning.data.calibration import Calibration, fill
+from epruner.pruning.data.dealing import deal, handed_over, split
+from epruner.pruning.network.batches import Batches
 from epruner.pruning.network.copies import with_weights_of, working_copy
 from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.network.outputs import output_error, outputs
 from epruner.pruning.network.tree import tensors_in
-from epruner.pruning.ranks import ranks_of, replica
 from epruner.pruning.training.descent import Descent
-
-if TYPE_CHECKING:
-    import torch.distributed as dist
 
 BATCH = 64
 STEPS, STEPS_PER_ROOT = 150, 5  # by default: 200 for 100 inputs, 550 for 6,000
@@ -84,7 +81,6 @@ def learn_answers(
     lr: float = RATE,
     seed: int = 0,
     advance: Callable[[int, int], None] = lambda done, total: None,
-    group: dist.ProcessGroup | None = None,
 ) -> tuple[nn.Module, int, float, float]:
     """Train a small network on what the original answers.
 
@@ -93,6 +89,7 @@ def learn_answers(
     teacher, student : torch.nn.Module
         Neither is modified.
     calibration : Calibration
+        Its ranks learn together, each from as many inputs, and get the same network.
     steps : int, optional
         Of `BATCH` inputs. Default: 150, and 5 times the root of the number of inputs.
     augment : callable
@@ -102,8 +99,6 @@ def learn_answers(
     seed : int
     advance : callable
         Called with the number of steps done and the number of all.
-    group : torch.distributed.ProcessGroup, optional
-        Each rank has its own inputs, and of every batch a share of the same size.
 
     Returns
     -------
@@ -113,40 +108,34 @@ def learn_answers(
         That it took to get there; 0 is the student as it was.
     before, after : float
         Squared error of the outputs over their variance, of the student and of what is returned,
-        on the inputs held back; over ranks the mean by their numbers.
+        on the inputs held back.
     """
-    ranks = ranks_of(group)
+    ranks, unseen = calibration.fit.ranks, calibration.unseen
     full, small = working_copy(teacher), working_copy(student)
     for parameter in small.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
     with ranks.agree():
         example = calibration.fit[0]
-        columns = [torch.cat(part) for part in zip(*map(tensors_in, calibration.fit), strict=True)]
         points = feature_points(full, small, example)
-        expected = outputs(full, calibration.unseen)
-    n, unseen = len(columns[0]), inputs_in(calibration.unseen)
-    everywhere = float(ranks.sum(np.array([n]))[0])
-    total = STEPS + math.ceil(STEPS_PER_ROOT * math.sqrt(everywhere)) if steps is None else steps
+        expected = outputs(full, unseen)
+    columns, n = _dealt_out(calibration.fit)
+    total = STEPS + math.ceil(STEPS_PER_ROOT * math.sqrt(n)) if steps is None else steps
     generator = torch.Generator().manual_seed(seed + ranks.rank)
     descent = Descent(
         small, total, optimizer="adamw", lr=lr, weight_decay=0.0, schedule="one-cycle", ranks=ranks
     )
 
     def error_of_small() -> float:
-        error = output_error(outputs(small, calibration.unseen), expected)
-        if ranks.size == 1:
-            return error
-        errors, counts = np.stack(ranks.gather(np.array([error, unseen]))).T
-        return float(np.average(errors, weights=counts))
+        return output_error(outputs(small, unseen), expected, unseen)
 
     looks = {math.ceil(total * (look + 1) / _LOOKS) for look in range(_LOOKS)}
     with _listening(full, points) as wanted, _listening(small, points) as given:
-        forward = replica(small, group)
+        forward = ranks.replica(small)
         before = lowest = error_of_small()
         best, best_steps = copy.deepcopy(small.state_dict()), 0
-        share = -(-BATCH // ranks.size)
-        for step, rows in zip(range(1, total + 1), _rows(n, share, generator), strict=False):
+        batches = _rows(len(columns[0]), -(-BATCH // ranks.size), generator)
+        for step, rows in zip(range(1, total + 1), batches, strict=False):
             tensors = augment([column[rows.to(column.device)] for column in columns], generator)
             batch = fill(example, tensors)
             try:
@@ -162,6 +151,16 @@ def learn_answers(
                     break
     small.load_state_dict(best)
     return with_weights_of(student, small), best_steps, before, lowest
+
+
+def _dealt_out(batches: Batches) -> tuple[list[Tensor], int]:
+    """Of each tensor argument as many inputs for every rank, and how many all have."""
+    ranks = batches.ranks
+    columns = [torch.cat(part) for part in zip(*map(tensors_in, batches), strict=True)]
+    own = 0 if batches.stands_in else len(columns[0])
+    counts = torch.cat(ranks.gather(torch.tensor([own]))).tolist()
+    shares = deal(split(torch.arange(sum(counts)), 1), ranks.size)
+    return [handed_over(column[:own], counts, shares, ranks) for column in columns], sum(counts)
 
 
 def feature_points(full: nn.Module, small: nn.Module, batch: Arguments) -> list[str]:

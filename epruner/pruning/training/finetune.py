@@ -11,26 +11,23 @@ from itertools import count
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
+from zlib import crc32
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epruner._files import check_target
 from epruner._progress import Row, open_display
-from epruner.pruning.ranks import Alone, outline, ranks_of, replica
+from epruner.pruning.network.ranks import ALONE, Ranks, ranks_of
 from epruner.pruning.training.descent import Descent
 from epruner.pruning.training.distill import divergence
 
 if TYPE_CHECKING:
     import torch.distributed as dist
 
-    from epruner.pruning.ranks import Ranks
-
 _FORMAT = 2
 _END = object()
-_ALONE = Alone()
 
 
 @dataclass(frozen=True)
@@ -166,8 +163,8 @@ def finetune(
         "temperature": None if teacher is None else temperature,
         "number of ranks": ranks.size,
     }
-    same = {"model": outline(model), "len(train_loader)": length, **recipe, "amp": amp}
-    same["teacher"] = None if teacher is None else outline(teacher)
+    same = {"model": _outline(model), "len(train_loader)": length, **recipe, "amp": amp}
+    same["teacher"] = None if teacher is None else _outline(teacher)
     same["eval_loader"] = None if eval_loader is None else "given"
     same["checkpoint"] = path and ("found" if found else "not found")
     ranks.require_same(**same)
@@ -178,7 +175,7 @@ def finetune(
             history = _resume(path, parts, recipe, ranks)
     if teacher is not None:
         teacher = teacher.to(device).eval()
-    forward = replica(model, group)
+    forward = ranks.replica(model)
 
     def loss_of(inputs: Tensor, labels: Tensor) -> Tensor:
         scores = forward(inputs)
@@ -194,7 +191,7 @@ def finetune(
     with closing(open_display(progress and ranks.rank == 0)) as display, ranks.together():
         for epoch in range(len(history) + 1, epochs + 1):
             model.train()
-            total, seen = 0.0, 0
+            total = seen = 0.0
             _set_epoch(train_loader, epoch - 1)
             for inputs, labels in _batches(train_loader, length, device, ranks):
                 try:
@@ -205,9 +202,9 @@ def finetune(
                 done += 1
                 facts = (f"epoch {epoch}", f"loss {value:.3f}")
                 display.show([Row("fine-tuning", done, left, facts=facts, begun=begun)])
-            total, seen = ranks.sum(np.array([total, seen]))
+            total, seen = _summed(ranks, total, seen)
             accuracy = None if eval_loader is None else evaluate(model, eval_loader, ranks)
-            history.append(Epoch(epoch, float(total / max(seen, 1)), accuracy))
+            history.append(Epoch(epoch, total / max(seen, 1), accuracy))
             if path is not None:
                 _write(path, parts, recipe, history, ranks)
     model.train(was_training)
@@ -242,7 +239,7 @@ def _batches(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Iterable[Any], ranks: Ranks = _ALONE) -> float:
+def evaluate(model: nn.Module, loader: Iterable[Any], ranks: Ranks = ALONE) -> float:
     """Share of labelled inputs that a classifier gets right.
 
     Parameters
@@ -250,7 +247,7 @@ def evaluate(model: nn.Module, loader: Iterable[Any], ranks: Ranks = _ALONE) -> 
     model : torch.nn.Module
         Run in eval mode, left in the mode it was in.
     loader : iterable of (inputs, labels)
-    ranks : Group, optional
+    ranks : Ranks
         Those that have a part of the inputs each.
 
     Raises
@@ -270,7 +267,7 @@ def evaluate(model: nn.Module, loader: Iterable[Any], ranks: Ranks = _ALONE) -> 
                 seen += len(labels)
     finally:
         model.train(was_training)
-    right, seen = map(int, ranks.sum(np.array([right, seen])))
+    right, seen = map(int, _summed(ranks, right, seen))
     if not seen:
         raise ValueError("the labelled set is empty")
     return right / seen
@@ -297,6 +294,22 @@ def labelled(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
     return inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
+def _summed(ranks: Ranks, *numbers: float) -> list[float]:
+    """Numbers added up over ranks."""
+    found: list[float] = ranks.total(torch.tensor(numbers, dtype=torch.float64))[0].tolist()
+    return found
+
+
+def _outline(model: nn.Module) -> str:
+    """What must be the same of the models of all ranks, in short."""
+    tensors = [
+        f"{name} {tuple(p.shape)} {p.dtype} {p.requires_grad}"
+        for name, p in model.named_parameters()
+    ]
+    count = sum(p.numel() for p in model.parameters())
+    return f"{type(model).__name__}, {count:,} parameters, {crc32('; '.join(tensors).encode()):08x}"
+
+
 def _write(
     path: Path,
     parts: dict[str, Any],
@@ -305,7 +318,7 @@ def _write(
     ranks: Ranks,
 ) -> None:
     device = next(parts["model"].parameters()).device
-    random = [torch.from_numpy(state) for state in ranks.gather(_random_state(device).numpy())]
+    random = ranks.gather(_random_state(device))
     with ranks.agree():
         if ranks.rank:
             return
