@@ -284,11 +284,13 @@ def ranks_rows() -> list[str]:
 
 def checked_rows() -> list[str]:
     """docs/distributed.md: predictions beside runs over slow networks."""
+    checks = results("distributed_plan")["checks"]
+    assert all(row["sent_mb"] == pytest.approx(row["sent_predicted_mb"], rel=0.05) for row in checks)
     return [
         f"| {row['ranks']} | {row['network']} | {row['sweep_s']:.1f} | "
         f"{row['sweep_predicted_s']:.1f} | {1e3 * row['iteration_s']:.0f} | "
         f"{1e3 * row['iteration_predicted_s']:.0f} |"
-        for row in results("distributed_plan")["checks"]
+        for row in checks
     ]
 
 
