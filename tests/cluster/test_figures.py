@@ -37,6 +37,11 @@ DEFINED = {
         "a few dozen of 50,000 points",
         "Beside the exact clustering with the same preferences, 50,000 points",
     ],
+    "docs/distributed.md": [
+        "50,000 points of 64 features on one machine",
+        "20,000 points between network namespaces",
+        "200,000 points of a graph",
+    ],
     "docs/drop-in.md": ["at most 10,000 points", "more than 10,000"],
     "docs/hierarchy-and-pictures.md": ["More than 800 points are averaged"],
     "docs/gpu.md": ["under eight minutes", "may have 227 KB"],
@@ -285,7 +290,9 @@ def ranks_rows() -> list[str]:
 def checked_rows() -> list[str]:
     """docs/distributed.md: predictions beside runs over slow networks."""
     checks = results("distributed_plan")["checks"]
-    assert all(row["sent_mb"] == pytest.approx(row["sent_predicted_mb"], rel=0.05) for row in checks)
+    assert all(
+        row["sent_mb"] == pytest.approx(row["sent_predicted_mb"], rel=0.05) for row in checks
+    )
     return [
         f"| {row['ranks']} | {row['network']} | {row['sweep_s']:.1f} | "
         f"{row['sweep_predicted_s']:.1f} | {1e3 * row['iteration_s']:.0f} | "
