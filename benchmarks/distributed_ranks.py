@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import cKDTree
 
+from benchmarks.from_features import points
 from benchmarks.measuring import reset_peak, resident
 from epruner import AffinityPropagation
 
@@ -55,11 +56,10 @@ class Place:
 
 def write_inputs(case: Case, folder: Path) -> None:
     """Files that ranks map, each its rows."""
-    rng = np.random.default_rng(0)
     if case.d:
-        np.save(folder / "points.npy", rng.standard_normal((case.n, case.d), np.float32))
+        np.save(folder / "points.npy", points(case.n, case.d))
         return
-    X = rng.uniform(size=(case.n, 3))
+    X = np.random.default_rng(0).uniform(size=(case.n, 3))
     distances, columns = cKDTree(X).query(X, NEIGHBORS + 1)
     np.save(folder / "columns.npy", columns[:, 1:].astype(np.int32))
     np.save(folder / "similarities.npy", (-(distances[:, 1:] ** 2)).astype(np.float32))
@@ -219,22 +219,25 @@ def over_ranks(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = []
-    for rank, place in enumerate(places):
-        environment = {
-            **os.environ,
-            **dict(place.environment),
-            "RANK": str(rank),
-            "WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": place.meeting,
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": str(threads),
-        }
-        command = [*place.command, sys.executable, "-m", "benchmarks.distributed_ranks", spec]
-        processes.append(
-            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-        )
-    told = [process.communicate()[0] for process in processes]
+    with ExitStack() as stack:
+        processes = []
+        for rank, place in enumerate(places):
+            environment = {
+                **os.environ,
+                **dict(place.environment),
+                "RANK": str(rank),
+                "WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": place.meeting,
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": str(threads),
+            }
+            command = [*place.command, sys.executable, "-m", "benchmarks.distributed_ranks", spec]
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+            )
+            processes.append(stack.enter_context(process))
+            stack.callback(process.kill)  # where this one is interrupted
+        told = [process.communicate()[0] for process in processes]
     for rank, process in enumerate(processes):
         if process.returncode:
             raise RuntimeError(f"rank {rank} ended with {process.returncode}")

@@ -86,7 +86,7 @@ def machines(count: int, bits_per_second: float, seconds: float) -> Iterator[lis
             places.append(
                 Place(
                     ("ip", "netns", "exec", name),
-                    (("GLOO_SOCKET_IFNAME", _DEVICE), ("TP_SOCKET_IFNAME", _DEVICE)),
+                    (("GLOO_SOCKET_IFNAME", _DEVICE),),
                     _ADDRESS.format(1),
                 )
             )

@@ -137,6 +137,7 @@ class SharedActiveSet:
         before, after, last = group.rank - 1, group.rank + 1, group.size - 1
         chunks = [slice(k, min(k + _CHUNK, sums.size)) for k in range(0, sums.size, _CHUNK)]
         coming = [group.receive(sums[chunk], before) for chunk in chunks if before >= 0]
+        own = [] if group.rank == last else [self._share(chunk, group.rank) for chunk in chunks]
         going = []
         for q, chunk in enumerate(chunks):
             if coming:
@@ -144,12 +145,16 @@ class SharedActiveSet:
             self.own.add_support(chunk.start, sums[chunk])
             if after <= last:
                 going.append(group.send(sums[chunk], after))
+            else:
+                shares = ((rank, self._share(chunk, rank)) for rank in range(last))
+                going += [group.send(sums[share], rank) for rank, share in shares]
         group.wait(going)
-        if group.rank < last:
-            group.wait([group.receive(sums[self.rows], last)])
-        else:
-            shares = zip(self.starts[:-2], self.starts[1:-1], strict=True)
-            group.wait([group.send(sums[a:b], q) for q, (a, b) in enumerate(shares)])
+        group.wait([group.receive(sums[share], last) for share in own])
+
+    def _share(self, chunk: slice, rank: int) -> slice:
+        """What of a chunk is a rank's, perhaps nothing."""
+        first, end = (int(start) for start in self.starts[rank : rank + 2])
+        return slice(max(first, chunk.start), max(first, chunk.start, min(end, chunk.stop)))
 
     def _tell_totals(self, shortest: int) -> int:
         """Have all ranks know total support and roles; return the shortest streak of any point."""

@@ -37,6 +37,11 @@ DEFINED = {
         "a few dozen of 50,000 points",
         "Beside the exact clustering with the same preferences, 50,000 points",
     ],
+    "docs/distributed.md": [
+        "50,000 points of 64 features on one machine",
+        "20,000 points between network namespaces",
+        "200,000 points of a graph",
+    ],
     "docs/drop-in.md": ["at most 10,000 points", "more than 10,000"],
     "docs/hierarchy-and-pictures.md": ["More than 800 points are averaged"],
     "docs/gpu.md": ["under eight minutes", "may have 227 KB"],
@@ -266,6 +271,49 @@ def million_line() -> str:
     )
 
 
+def ranks_rows() -> list[str]:
+    """docs/distributed.md: what a rank works, sends and holds."""
+    (case,) = (rows for rows in results("distributed")["cases"] if rows[0]["d"])
+    assert all(row["same_labels"] for row in case)
+    return [
+        f"| {row['ranks'] or 'alone'} x {row['threads']} | {row['seconds']:.1f} | "
+        f"{row['cpu_s']:.1f} | {row['peak_mb']:.0f} | "
+        + (
+            f"{row['feature_sends']:.1f} times | {row['reduction_per_8n']:.1f} · 8n |"
+            if row["ranks"] > 1
+            else "– | – |"
+        )
+        for row in case
+    ]
+
+
+def checked_rows() -> list[str]:
+    """docs/distributed.md: predictions beside runs over slow networks."""
+    checks = results("distributed_plan")["checks"]
+    assert all(
+        row["sent_mb"] == pytest.approx(row["sent_predicted_mb"], rel=0.05) for row in checks
+    )
+    return [
+        f"| {row['ranks']} | {row['network']} | {row['sweep_s']:.1f} | "
+        f"{row['sweep_predicted_s']:.1f} | {1e3 * row['iteration_s']:.0f} | "
+        f"{1e3 * row['iteration_predicted_s']:.0f} |"
+        for row in checks
+    ]
+
+
+def planned_rows() -> list[str]:
+    """docs/distributed.md: minutes in all and seconds an iteration, by network."""
+    plan = results("distributed_plan")["plan"]
+    lines = []
+    for kind, ranks in dict.fromkeys((row["kind"], row["ranks"]) for row in plan):
+        row, *_ = some = [row for row in plan if (row["kind"], row["ranks"]) == (kind, ranks)]
+        times = " | ".join(f"{r['total_s'] / 60:.0f} ({r['iteration_s']:.2f})" for r in some)
+        lines.append(
+            f"| {kind} | {ranks} | {row['memory_gb']:.0f} GB | {row['sent_gb']:.2f} GB | {times} |"
+        )
+    return lines
+
+
 def merging_lines() -> list[str]:
     """docs/hierarchy-and-pictures.md: times of merging, beside R's."""
     few, many = results("clustering_hierarchy")["rows"]
@@ -414,6 +462,7 @@ def claims() -> dict[str, list[str]]:
             *neighbor_rows(),
             million_line(),
         ],
+        "docs/distributed.md": [*ranks_rows(), *checked_rows(), *planned_rows()],
         "docs/drop-in.md": drop_in_rows(),
         "docs/pitch-tracker.md": example_rows("pitch_tracker"),
         "docs/sentence-encoder.md": example_rows("sentence_encoder"),
@@ -492,11 +541,13 @@ def test_tables_of_results_are_what_the_benchmark_writes() -> None:
     clustering = pytest.importorskip("benchmarks.clustering", reason="needs the checkout")
     text = (RESULTS / "clustering.md").read_text()
     assert text.startswith(clustering.comparison_table(results("clustering")["rows"]))
-    from benchmarks import from_features, hierarchy, storage_rule
+    from benchmarks import distributed, from_features, hierarchy, storage_rule
 
     scale = from_features.scale_table(results("clustering_scale")["rows"])
     assert (RESULTS / "clustering_scale.md").read_text().startswith(scale)
     merging = hierarchy.comparison_table(results("clustering_hierarchy")["rows"])
     assert (RESULTS / "clustering_hierarchy.md").read_text().startswith(merging)
+    shared = distributed.ranks_table(results("distributed")["cases"])
+    assert (RESULTS / "distributed.md").read_text().strip() == shared
     rule = storage_rule.rule_table(results("storage_rule")["rows"])
     assert (RESULTS / "storage_rule.md").read_text().strip() == rule
