@@ -603,7 +603,7 @@ void ActiveSet::activate_prominent(Index i, double second, const Source& source,
 // All rows that have not finished this iteration, as far as they get.
 Status ActiveSet::run_all(const Source& source, bool extend, const Poll& poll) {
   if (!mid_iteration_) {
-    if (t_ == settings_.max_iter) return Status::exhausted;
+    if (t_ >= settings_.max_iter) return Status::exhausted;
     begin_iteration();
   }
   workers_.share(static_cast<Index>(blocks_.size()), [&](Index piece, std::size_t thread) {

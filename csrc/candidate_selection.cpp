@@ -86,7 +86,8 @@ Addition CandidateLists::propose(Index i, const T* x, T low, const Refinement<T>
   }
   mark(0);
   const auto below = static_cast<double>(low);
-  return {below, bound(i, below, low == lowest_finite<T>(), refinement), count};
+  const double rest = bound(i, below, low == lowest_finite<T>(), refinement);
+  return {below, std::min(rest, row.unlisted), count};
 }
 
 void CandidateLists::accept(Index i, const Addition& addition, const Column* columns,

@@ -51,6 +51,13 @@ class ExactLists {
     lists_.start_at(position, threshold);
     lower(position);
   }
+  void prefetch(Index position, Index other) const {
+    lists_.prefetch(position);
+    const auto* bytes =
+        reinterpret_cast<const char*>(features(position < own_.size ? other : position));
+    for (Index at = 0; at < d_ * static_cast<Index>(sizeof(T)); at += 64)
+      prefetch_line<false>(bytes + at);
+  }
   void push(Index position, Index other, T) {
     const double s = similarity(position, other);
     if (s >= lists_.threshold(position)) add(position, point(other), s);

@@ -41,15 +41,20 @@ struct Nearest<T, Lists>::RowHits {
   explicit RowHits(std::size_t n)
       : columns(n), picked(n), similarities(n), found{0, columns.data(), similarities.data()} {}
 
-  // visit(column, similarity) those that wanted(column, similarity) picks.
-  template <class Wanted, class Visit>
-  void each(const Wanted& wanted, const Visit& visit) {
+  // visit(column, similarity) those that wanted(column, similarity) picks; soon(column) comes some
+  // visits before.
+  template <class Wanted, class Soon, class Visit>
+  void each(const Wanted& wanted, const Soon& soon, const Visit& visit) {
     Index chosen = 0;
     for (std::size_t e = 0; e < as_size(found.size); ++e) {
       picked[as_size(chosen)] = static_cast<Column>(e);
       chosen += wanted(start + columns[e], similarities[e]);
     }
+    constexpr Index kAhead = 4;
+    for (Index p = 0; p < std::min(kAhead, chosen); ++p)
+      soon(start + columns[as_size(picked[as_size(p)])]);
     for (Index p = 0; p < chosen; ++p) {
+      if (p + kAhead < chosen) soon(start + columns[as_size(picked[as_size(p + kAhead)])]);
       const auto e = as_size(picked[as_size(p)]);
       visit(start + columns[e], similarities[e]);
     }
@@ -84,10 +89,12 @@ void Nearest<T, Lists>::offer(const Tile<T>& tile, const Look& look, const Watch
     watch(hits);
     const T threshold = lists_.threshold(i);
     hits.each([&](Index, T s) { return s >= threshold; },
+              [&](Index k) { lists_.prefetch(i, tile.first_column + k); },
               [&](Index k, T s) {
                 if (s >= lists_.threshold(i)) lists_.push(i, tile.first_column + k, s);
               });
     hits.each([&](Index k, T s) { return s >= thresholds[as_size(k)]; },
+              [&](Index k) { lists_.prefetch(tile.first_column + k, i); },
               [&](Index k, T s) {
                 lists_.push(tile.first_column + k, i, s);
                 thresholds[as_size(k)] = lists_.threshold(tile.first_column + k);

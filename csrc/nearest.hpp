@@ -29,6 +29,8 @@ class ProductLists {
 
   T threshold(Index position) const { return lists_.threshold(position); }
   void start_at(Index position, T threshold) { lists_.start_at(position, threshold); }
+  // What push() of these will need.
+  void prefetch(Index position, Index) const { lists_.prefetch(position); }
   // A similarity that is at least threshold(position).
   void push(Index position, Index other, T similarity) {
     lists_.push(position, points_[other], similarity);

@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "compiler.hpp"
 #include "row_kernels.hpp"
 
 namespace epruner {
@@ -32,6 +33,13 @@ class TopLists {
     values_[as_size(at)] = similarity;
     columns_[as_size(at)] = column;
     row.most = similarity > row.most ? similarity : row.most;
+  }
+
+  // Bring the place near where the next similarity of list r goes.
+  void prefetch(Index r) const {
+    const Index at = r * room_ + rows_[as_size(r)].size;
+    prefetch_line<true>(values_.get() + at);
+    prefetch_line<true>(columns_.get() + at);
   }
 
   // Leave out from the start what is below a threshold; the list may then stay shorter.

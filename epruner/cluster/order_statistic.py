@@ -59,9 +59,12 @@ class OrderStatistic:
 
     def window(self, sample: Floats) -> tuple[float, float]:
         """Return numbers between which it almost surely lies, from a sorted sample (m,)."""
-        middle, slack = self.ranks[0] / self.n_pairs * sample.size, self._share / 2 * sample.size
-        low = sample[int(middle - slack)] if middle > slack else -np.inf
-        high = sample[int(middle + slack)] if middle + slack < sample.size else np.inf
+        first, last = (rank / self.n_pairs * sample.size for rank in self.ranks)
+        slack = self._share / 2 * sample.size
+        # A value takes up its share of the sample: of few pairs that is more than the slack.
+        end = last + slack + sample.size / self.n_pairs
+        low = sample[int(first - slack)] if first > slack else -np.inf
+        high = sample[int(end)] if end < sample.size else np.inf
         rounding = 1e-5 if sample.dtype == np.float32 else 1e-12  # of products, not the sample
         return float(low - rounding * abs(low)), float(high + rounding * abs(high))
 

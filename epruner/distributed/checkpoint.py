@@ -9,6 +9,7 @@ another when it is read.
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -89,23 +90,25 @@ class Checkpoint:
         ValueError
             On all ranks, if what there is is damaged or another run's.
         """
-        found: tuple[Saved, Array] | None = None
+        path, text = self.folder / _LIST, ""
         with self.group.agree():
-            path = self.folder / _LIST
             if path.exists():
-                found = self._read(path)
-        if len(set(self.group.gather_text(str(found is None)))) > 1:
-            raise ValueError(f"{self.folder} is not the same folder on all ranks")
-        return found
+                text = path.read_text()
+        if len(set(self.group.gather_text(text))) > 1:
+            raise ValueError(f"{path} is not the same on all ranks: name a folder that all reach")
+        if not text:
+            return None
+        with self.group.agree():
+            return self._read(path, text)
 
     @property
     def _rows(self) -> tuple[int, int]:
         first, last = self.starts[self.group.rank : self.group.rank + 2]
         return int(first), int(last)
 
-    def _read(self, path: Path) -> tuple[Saved, Array]:
+    def _read(self, path: Path, text: str) -> tuple[Saved, Array]:
         try:
-            facts = json.loads(path.read_text())
+            facts = json.loads(text)
             known, starts, files = facts["run"], facts["starts"], facts["files"]
             whole = facts["format"] == _FORMAT and len(starts) == len(files) + 1
         except (ValueError, KeyError, TypeError) as error:
@@ -125,7 +128,7 @@ class Checkpoint:
                 with np.load(self.folder / file, allow_pickle=False) as archive:
                     begin, end = np.clip([first - a, last - a], 0, b - a)
                     parts.append(_part(archive, int(begin), int(end), b - a))
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
                 raise ValueError(
                     f"{self.folder / file} is missing or damaged: {error}; remove the folder to "
                     "begin anew"

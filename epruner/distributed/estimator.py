@@ -20,7 +20,7 @@ from epruner.cluster.affinities import FLOATS
 from epruner.cluster.preference import PreferenceRule
 from epruner.cluster.similarity import normalised
 from epruner.cluster.types import Clustering, Floats, Indices, Options
-from epruner.distributed.checkpoint import Checkpoint
+from epruner.distributed.checkpoint import Checkpoint, digest
 from epruner.distributed.features import SharedFeatures
 from epruner.distributed.graph import SharedGraph
 from epruner.distributed.group import Group
@@ -204,21 +204,21 @@ class AffinityPropagation(epruner.cluster.AffinityPropagation):
             options, rule = self._options(group), self._rule()
             self._check_checkpoint()
             X, preference = self._validated(X)
-        group.require_same(
-            affinity=self.affinity,
-            columns=X.shape[1],
-            dtype=str(X.dtype),
-            damping=self.damping,
-            max_iter=self.max_iter,
-            convergence_iter=self.convergence_iter,
-            seed=options.seed,
-            preference=_kind(self.preference),
-            preference_quantile=self.preference_quantile,
-            beta=self.beta,
-            n_clusters=self.n_clusters,
-            checkpoint_every=self.checkpoint_every if self.checkpoint is not None else None,
-        )
         with group.together(), options.progress as progress:
+            group.require_same(
+                affinity=self.affinity,
+                columns=X.shape[1],
+                dtype=str(X.dtype),
+                damping=self.damping,
+                max_iter=self.max_iter,
+                convergence_iter=self.convergence_iter,
+                seed=options.seed,
+                preference=_kind(self.preference),
+                preference_quantile=self.preference_quantile,
+                beta=self.beta,
+                n_clusters=self.n_clusters,
+                checkpoint_every=self.checkpoint_every if self.checkpoint is not None else None,
+            )
             rows = np.concatenate([[0], np.cumsum(group.gather(np.array([X.shape[0]])))])
             with group.agree():
                 rule.check(int(rows[-1]))
@@ -302,16 +302,21 @@ class AffinityPropagation(epruner.cluster.AffinityPropagation):
                     f"the ranks hold {n} rows of similarities to {X.shape[1]} points: each must "
                     "have a column for every row of all ranks"
                 )
-            lists = move.lists(Lists(X.indptr.astype(np.int64), X.indices, X.data))
+            columns = X.indices.astype(np.int32, copy=False)  # on some ranks SciPy has others
+            lists = move.lists(Lists(X.indptr.astype(np.int64), columns, X.data))
             S = sparse.csr_matrix(
                 (lists.values, lists.columns, lists.offsets), shape=(lists.offsets.size - 1, n)
             )
             graph = SharedGraph(group, S)
-            problem = SharedGraphProblem(graph, preference, self._checkpoint(graph, options))
+            problem = SharedGraphProblem(
+                graph, preference, self._checkpoint(graph, preference, options)
+            )
         else:
             _require_distances(group, X)
             source = SharedFeatures(group, move(X), n, self.affinity == "cosine", options.n_threads)
-            problem = SharedFeatureProblem(source, preference, self._checkpoint(source, options))
+            problem = SharedFeatureProblem(
+                source, preference, self._checkpoint(source, preference, options)
+            )
         clustering, self.damping_, own = problem.solve(rule, options)
         self.cluster_centers_indices_ = clustering.exemplars
         self.labels_ = back(clustering.labels)
@@ -323,15 +328,20 @@ class AffinityPropagation(epruner.cluster.AffinityPropagation):
             self.cluster_centers_ = source.features_of(clustering.exemplars)
         return clustering
 
-    def _checkpoint(self, source: SharedSource, options: Options) -> Checkpoint | None:
+    def _checkpoint(
+        self, source: SharedSource, preference: Floats | None, options: Options
+    ) -> Checkpoint | None:
         if self.checkpoint is None:
             return None
+        given = _kind(self.preference)
+        if preference is not None and isinstance(given, str):
+            given = digest(source.group, source.n, preference)
         run = {
             "points": source.n,
             "data": source.digest(),
             "affinity": self.affinity,
             "dtype": str(source.dtype),
-            "preference": _kind(self.preference),
+            "preference": given,
             "preference_quantile": self.preference_quantile,
             "beta": self.beta,
             "damping": options.damping,

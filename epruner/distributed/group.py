@@ -229,7 +229,7 @@ class Group:
 
     def require_same(self, **values: Any) -> None:
         """Raise a ValueError on all ranks if JSON values differ from those of rank 0."""
-        first, *others = map(json.loads, self.gather_text(json.dumps(values)))
+        first, *others = map(json.loads, self.gather_text(json.dumps(values, default=_plain)))
         for rank, theirs in enumerate(others, 1):
             for name, value in first.items():
                 if (other := theirs.get(name)) != value:
@@ -324,6 +324,11 @@ def _bytes(array: Array) -> torch.Tensor:
     if not array.flags.writeable:  # which torch warns about, though nothing is written
         array = array.copy()
     return torch.from_numpy(array.reshape(-1).view(np.uint8))
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know: a number of NumPy's, or anything else by what it says of itself."""
+    return value.item() if isinstance(value, np.generic) else repr(value)
 
 
 def _nothing() -> None:

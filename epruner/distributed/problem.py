@@ -107,9 +107,9 @@ class SharedFeatureProblem(SharedProblem):
         if rule.beta is not None:
             active_set, medians = source.start_with_medians(options)
             preference = rule.beta * medians
-        elif self._given is not None or n == 1:
+        elif self._given is not None or n <= 2:
             active_set, _ = source.start(options, None)
-            preference = 0.0 if self._given is None else self._given
+            preference = self._of_few(q, options) if self._given is None else self._given
         else:
             # The median counts the diagonal, whose n entries are the largest; a quantile does not.
             position = (n * n - 1) / 2 if q is None else q * (n * (n - 1) - 1)
@@ -117,6 +117,15 @@ class SharedFeatureProblem(SharedProblem):
             if q is not None:  # of products, whose rounding may exceed it
                 preference = min(preference, self.top(options))
         return active_set, preference
+
+    def _of_few(self, q: float | None, options: Options) -> float:
+        """The median or quantile of the similarities of one point or two, counted by hand."""
+        if self.n == 1:
+            return 0.0
+        one, other = of_all(self._group, self._source.X).astype(np.float64)
+        distance = float(np.square(one - other).sum())
+        link = 1 - distance / 2 if self._source.cosine else -distance
+        return link if q is not None else (link + self.top(options)) / 2
 
     def top(self, options: Options) -> float:
         return 1.0 if self._source.cosine else 0.0

@@ -39,6 +39,11 @@ def test_what_was_cut_off_goes_on_to_the_bit(
     assert len(files(folder)) == 3
     same(undisturbed, over_ranks(3, data, **kept))
     same(undisturbed, over_ranks(1, data, **kept))
+    assert over_ranks(2, data, max_iter=3, **kept).facts[:2] == (last_of(folder), False)
+
+
+def last_of(folder: Path) -> int:
+    return int(json.loads((folder / "checkpoint.json").read_text())["iteration"])
 
 
 @pytest.mark.filterwarnings("ignore:Affinity propagation did not converge")
@@ -58,6 +63,7 @@ def test_messages_of_another_run_are_refused(tmp_path: Path) -> None:
     assert "whose data is" in refused(X + 1)
     assert "and n_clusters and damping='auto' take several" in refused(X, n_clusters=3)
     assert "checkpoint_every=0 must be at least 1" in refused(X, checkpoint_every=0)
+    assert "whose preference is" in refused(X, preference=-1000.0)
     assert files(tmp_path) == before
     (tmp_path / before[1]).write_bytes(b"PK")
     assert "is missing or damaged" in refused(X)

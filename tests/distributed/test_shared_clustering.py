@@ -86,6 +86,8 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "rising damping": (BLOBS[:200], {"damping": "auto"}),
     "a number of clusters": (BLOBS[:300], {"n_clusters": 7}),
     "one point": (BLOBS[:1], {}),
+    "two points": (BLOBS[:2], {}),
+    "few points": (BLOBS[:4], {"damping": 0.7}),
     "points that are all alike": (np.ones((70, 3)), {"preference": -2.0}),
 }
 
@@ -112,6 +114,15 @@ def graph(n: int, links: int) -> Any:
     S = kneighbors_graph(X, links, mode="distance")
     S.data = -np.square(S.data)
     return S.tocsr()
+
+
+def test_numbers_of_numpy_and_indices_of_any_width_will_do() -> None:
+    S = graph(100, 5)
+    wide = S[50:].copy()
+    wide.indices = wide.indices.astype(np.int64)
+    settings = {"affinity": "precomputed", "damping": np.float32(0.75), "max_iter": np.int64(40)}
+    one, other = ranks().run(2, fitted, settings, each=[S[:50], wide])
+    assert one.facts == other.facts
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
