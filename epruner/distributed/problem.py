@@ -122,16 +122,18 @@ class SharedFeatureProblem(SharedProblem):
         """The median or quantile of the similarities of one point or two, counted by hand."""
         if self.n == 1:
             return 0.0
-        one, other = of_all(self._group, self._source.X).astype(np.float64)
-        distance = float(np.square(one - other).sum())
-        link = 1 - distance / 2 if self._source.cosine else -distance
-        return link if q is not None else (link + self.top(options)) / 2
+        link, own = self.top(options), 1.0 if self._source.cosine else 0.0
+        return link if q is not None else (link + own) / 2
 
     def top(self, options: Options) -> float:
-        return 1.0 if self._source.cosine else 0.0
+        own = 1.0 if self._source.cosine else 0.0
+        if self.n != 2:
+            return own
+        one, other = of_all(self._group, self._source.X).astype(np.float64)
+        return own - float(np.square(one - other).sum()) / (2 if self._source.cosine else 1)
 
     def alike(self) -> bool:
-        return self._identical
+        return self._identical or self.n == 2
 
 
 class SharedGraphProblem(SharedProblem):
