@@ -163,7 +163,7 @@ def fit(case: Case, folder: Path, threads: int, ranks: int) -> Measured:
             dist.init_process_group("gloo")
             rank = dist.get_rank()
             model = epruner.distributed.AffinityPropagation(**settings)
-        small = np.random.default_rng(rank).normal(size=(300, 2))
+        small = np.random.default_rng(rank).normal(size=(300, case.d or 2))
         type(model)(n_threads=threads).fit(small)  # loads what a first call loads
         if ranks:
             phases = stack.enter_context(metered(case.d))

@@ -591,9 +591,9 @@ void bind(py::module_& m, py::class_<ActiveSet>& active_set, const std::string& 
           "low"_a, "high"_a, "expected"_a)
       .def("rank_window_counts",
            [](PyBlockNearest<T>& self) {
-             const RankWindow<T>& window = *self.nearest.rank_window();
+             RankWindow<T>& window = *self.nearest.rank_window();
              return py::make_tuple(window.below(), to_array<Index>(window.bins()),
-                                   to_array<T>(window.kept()));
+                                   to_array<T>(window.take_kept()));
            })
       .def("add_rank_window_counts",
            [](PyBlockNearest<T>& self, Index below, const Array<Index>& bins) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "float_bits.hpp"
@@ -56,11 +57,11 @@ class RankWindow {
   // Count values below the window, and those in it. Several threads may.
   void add(Index below, const std::vector<T>& inside);
 
-  // What has been counted: how many values below the window, in its bins, or those kept. Counts of
-  // others can be added.
+  // What has been counted: how many values below the window, in its bins, or those kept, which are
+  // given away. Counts of others can be added.
   Index below() const { return below_; }
   const std::vector<Index>& bins() const { return bins_; }
-  const std::vector<T>& kept() const { return kept_; }
+  std::vector<T> take_kept() { return std::exchange(kept_, {}); }
   void add_counts(Index below, const Index* bins) {
     below_ += below;
     for (Index& bin : bins_) bin += *bins++;

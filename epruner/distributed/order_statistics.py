@@ -17,20 +17,19 @@ def values_at(group: Group, values: Floats, ranks: Sequence[int]) -> list[float]
     The first and the last for what lies beyond; none if there are no values at all. Exact: the
     numbers between which a value lies are halved until one is left.
     """
-    keys = _keys(values)
-    total = int(group.sum(np.array([keys.size]))[0])
+    total = int(group.sum(np.array([values.size]))[0])
     if total == 0:
         return []
     wanted = np.clip(np.asarray(ranks), 0, total - 1)
-    info = np.iinfo(keys.dtype)
-    low, high = (np.full(wanted.size, bound, dtype=object) for bound in (info.min, info.max))
+    ends = _keys(np.array([-np.inf, np.inf], dtype=values.dtype)).tolist()
+    low, high = (np.full(wanted.size, end, dtype=object) for end in ends)
     while (low < high).any():
         middle = (low + high) // 2
-        counts = np.searchsorted(keys, middle.astype(keys.dtype), side="right")
+        counts = np.searchsorted(values, _from_keys(middle, values.dtype), side="right")
         reached = group.sum(counts) > wanted
         high = np.where(reached, middle, high)
         low = np.where(reached, low, middle + 1)
-    found: list[float] = _from_keys(low.astype(keys.dtype), values.dtype).tolist()
+    found: list[float] = _from_keys(low, values.dtype).tolist()
     return found
 
 
@@ -45,14 +44,18 @@ def quantile(group: Group, values: Floats, fraction: float) -> float:
 
 def _keys(values: Floats) -> Array:
     """Integers in the same order."""
-    kind: Any = np.int32 if values.dtype == np.float32 else np.int64
+    kind = _integers(values.dtype)
     bits: Array = (values + 0.0).view(kind)  # one number of both zeros
     return np.where(bits < 0, np.iinfo(kind).min - bits - 1, bits)
 
 
 def _from_keys(keys: Array, dtype: np.dtype[np.floating]) -> Floats:
-    kind: Any = keys.dtype
-    least = np.iinfo(kind).min
-    bits = np.where(keys < 0, least - keys - 1, keys)
-    floats: Floats = bits.astype(keys.dtype).view(dtype)
+    kind = _integers(dtype)
+    whole = keys.astype(kind)
+    bits: Array = np.where(whole < 0, np.iinfo(kind).min - whole - 1, whole)
+    floats: Floats = bits.astype(kind).view(dtype)
     return floats
+
+
+def _integers(dtype: np.dtype[np.floating]) -> Any:
+    return np.int32 if dtype == np.float32 else np.int64
