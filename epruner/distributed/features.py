@@ -52,8 +52,7 @@ class SharedFeatures(SharedSource):
         self._unit = relative_error(X.shape[1], X.dtype)
         self._block = _native.ActiveSet.block_rows(n)
         self._mean = None if cosine else self._mean_of_all()
-        self._factor, own_norms = self._multiplied(X)
-        self._norms = None if own_norms is None else of_all(group, own_norms)
+        self._norms = None if cosine else of_all(group, self._own_norms())
         self._between: Any = _native.similarities_between
 
     def _mean_of_all(self) -> Floats:
@@ -65,7 +64,16 @@ class SharedFeatures(SharedSource):
         mean: Floats = (np.add.accumulate(sums, axis=0)[-1] / self.n).astype(self.dtype)
         return mean
 
+    def _own_norms(self) -> Floats:
+        parts = [np.empty(0, self.dtype)]
+        for first in range(0, len(self.X), self._block):
+            _, norms = self._multiplied(self.X[first : first + self._block])
+            assert norms is not None
+            parts.append(norms)
+        return np.concatenate(parts)
+
     def _multiplied(self, X: Floats) -> tuple[Floats, Floats | None]:
+        """What is multiplied for features `X` (m, d), and its squared norms."""
         if self._mean is None:
             return X, None
         factor = X - self._mean
@@ -201,7 +209,7 @@ class SharedFeatures(SharedSource):
         group, first = self.group, self.rows.start
         dots = np.empty((sum(rows.size for rows in strip), self.n), dtype=self.dtype)
         tops = np.cumsum([0, *(rows.size for rows in strip)])
-        factors = [self._factor[rows - first] for rows in strip]
+        factors = [self._multiplied(self.X[rows - first])[0] for rows in strip]
 
         def multiply(place: tuple[int, Floats]) -> None:
             column, factor = place
@@ -216,7 +224,7 @@ class SharedFeatures(SharedSource):
             ]
 
         with one_thread_blas(), pool(self._n_threads) as threads:
-            list(threads.map(multiply, blocks(group.rank, self._factor)))
+            list(threads.map(multiply, blocks(group.rank, self._multiplied(self.X)[0])))
             for owner, (X,) in visits(group, [self.X], self.starts, group.size - 1):
                 list(threads.map(multiply, blocks(owner, self._multiplied(X)[0])))
         return dots

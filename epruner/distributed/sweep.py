@@ -20,7 +20,7 @@ from epruner.distributed.group import Array, Group
 from epruner.distributed.layout import Lists, Move, shares, visits
 from epruner.distributed.order_statistics import values_at
 
-_VISITORS = 4  # tiles of another rank's points that are met at a time: lists of all take memory
+_VISITORS = 2  # tiles of another rank's points that are met at a time: lists of all take memory
 
 
 class RingSweep:
