@@ -5,7 +5,10 @@ own part of the data. Nothing of this is imported before it is asked for, torch 
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+
+from epruner._install import command
 
 if TYPE_CHECKING:
     from epruner.distributed.estimator import AffinityPropagation, affinity_propagation
@@ -25,6 +28,8 @@ __all__ = ["AffinityPropagation", "RankError", "affinity_propagation", "launched
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name != "launched" and find_spec("torch") is None:  # which stands alone without
+        raise ImportError(f"epruner.distributed.{name} needs torch: {command('prune')}")
     return getattr(import_module(_HOME[name]), name)
 
 
