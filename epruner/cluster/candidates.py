@@ -18,6 +18,7 @@ from epruner.cluster.neighbors import negative_squared_distances_of
 from epruner.cluster.order_statistic import OrderStatistic
 from epruner.cluster.products import products
 from epruner.cluster.progress import SILENT, Progress
+from epruner.cluster.similarity import factors
 from epruner.cluster.sweep import Sweep
 from epruner.cluster.types import Floats, Indices, Options
 
@@ -206,11 +207,8 @@ class FeatureSource(CandidateSource):
         self.X = X
         self.cosine = cosine
         self._n_threads = n_threads
-        if cosine:
-            self._factor, self._norms = X, None
-        else:
-            self._factor = X - X.mean(axis=0, dtype=np.float64).astype(X.dtype)
-            self._norms = np.einsum("ij,ij->i", self._factor, self._factor)
+        mean = None if cosine else X.mean(axis=0, dtype=np.float64).astype(X.dtype)
+        self._factor, self._norms = factors(X, mean)
         single = X.dtype == np.float32
         unit = relative_error(d, X.dtype)
         features = _native.Features32 if single else _native.Features64

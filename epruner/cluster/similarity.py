@@ -54,6 +54,18 @@ def scikit_learns_similarities(X: Any) -> Floats:
     return S
 
 
+def factors(X: Floats, mean: Floats | None) -> tuple[Floats, Floats | None]:
+    """Return what is multiplied for the similarities of features `X` (m, d), and its squared norms.
+
+    That is `X` less the `mean` (d,) of all features; None where inner products of `X` itself are
+    the similarities.
+    """
+    if mean is None:
+        return X, None
+    factor = X - mean
+    return factor, np.einsum("ij,ij->i", factor, factor)
+
+
 def cosine(X: Floats, n_threads: int | None = None) -> Floats:
     """Return the cosine similarity of the rows of `X` (n, d) in X's dtype, ones on the diagonal."""
     S = gram(normalised(X), effective_n_threads(n_threads))

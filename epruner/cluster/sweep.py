@@ -51,23 +51,16 @@ class Sweep:
 
     def run(self, options: Options) -> None:
         """Meet all pairs."""
-        scratch = local()
+        dots = TileProducts()
         n = self._X.shape[0]
         size = min(n // SAMPLED, TILE)
-
-        def dots(left: Floats, right: Floats) -> Floats:
-            if not hasattr(scratch, "room"):
-                scratch.room = np.empty(TILE_ROWS * TILE, dtype=self._X.dtype)
-            shape = left.shape[0], right.shape[0]
-            room: Floats = scratch.room[: shape[0] * shape[1]].reshape(shape)
-            return np.matmul(left, right.T, out=room)
 
         def sample(row: int) -> None:
             rows = self._X[row : row + TILE_ROWS]
             self.nearest.start_from_sample(dots(rows, self._X[:size]), row, SAMPLE_RANK)
 
         def offer(pair: tuple[int, int]) -> None:
-            for row, column, left, right in self._parts(pair[0] * TILE, pair[1] * TILE):
+            for row, column, left, right in tile_parts(self._X, *pair):
                 self.nearest.offer(dots(left, right), row, column)
 
         rounds = list(tournament(-(-n // TILE)))
@@ -83,13 +76,31 @@ class Sweep:
                 threads.shutdown(cancel_futures=True)
                 raise
 
-    def _parts(self, first: int, second: int) -> Iterator[tuple[int, int, Floats, Floats]]:
-        """The tile of the points from `first` and those from `second` on, some rows at a time."""
-        X = self._X
-        last = min(first + TILE, X.shape[0])
-        for row in range(first, last, TILE_ROWS):
-            column = row if first == second else second
-            yield row, column, X[row : min(row + TILE_ROWS, last)], X[column : second + TILE]
+
+class TileProducts:
+    """Inner products of the rows of tiles, in memory that each thread uses again."""
+
+    def __init__(self) -> None:
+        self._scratch = local()
+
+    def __call__(self, left: Floats, right: Floats) -> Floats:
+        """Return those of at most `TILE_ROWS` rows with at most `TILE`."""
+        if not hasattr(self._scratch, "room"):
+            self._scratch.room = np.empty(TILE_ROWS * TILE, dtype=left.dtype)
+        shape = left.shape[0], right.shape[0]
+        room: Floats = self._scratch.room[: shape[0] * shape[1]].reshape(shape)
+        return np.matmul(left, right.T, out=room)
+
+
+def tile_parts(
+    X: Floats, first_tile: int, second_tile: int
+) -> Iterator[tuple[int, int, Floats, Floats]]:
+    """The pairs of two tiles of `X` (n, d), some rows at a time: where they begin, and the rows."""
+    first, second = first_tile * TILE, second_tile * TILE
+    last = min(first + TILE, X.shape[0])
+    for row in range(first, last, TILE_ROWS):
+        column = row if first == second else second
+        yield row, column, X[row : min(row + TILE_ROWS, last)], X[column : second + TILE]
 
 
 def tournament(players: int) -> Iterator[list[tuple[int, int]]]:

@@ -12,6 +12,7 @@ from epruner.cluster.decode import sorted_by_index
 from epruner.cluster.order_statistic import OrderStatistic
 from epruner.cluster.products import one_thread_blas, pool
 from epruner.cluster.progress import SILENT, Progress
+from epruner.cluster.similarity import factors
 from epruner.cluster.types import Doubles, Floats, Indices, Options
 from epruner.distributed.checkpoint import Saved, digest
 from epruner.distributed.group import Array, Group
@@ -67,17 +68,10 @@ class SharedFeatures(SharedSource):
     def _own_norms(self) -> Floats:
         parts = [np.empty(0, self.dtype)]
         for first in range(0, len(self.X), self._block):
-            _, norms = self._multiplied(self.X[first : first + self._block])
+            _, norms = factors(self.X[first : first + self._block], self._mean)
             assert norms is not None
             parts.append(norms)
         return np.concatenate(parts)
-
-    def _multiplied(self, X: Floats) -> tuple[Floats, Floats | None]:
-        """What is multiplied for features `X` (m, d), and its squared norms."""
-        if self._mean is None:
-            return X, None
-        factor = X - self._mean
-        return factor, np.einsum("ij,ij->i", factor, factor)
 
     # ---- First candidates -----------------------------------------------------------------------
 
@@ -142,13 +136,6 @@ class SharedFeatures(SharedSource):
 
     # ---- Iterations -----------------------------------------------------------------------------
 
-    def iterate(self, active_set: SharedActiveSet, iterations: int) -> str:
-        status = "running"
-        while iterations > 0 and status == "running":
-            status = self._iterate_once(active_set)
-            iterations -= 1
-        return status
-
     def _iterate_once(self, active_set: SharedActiveSet) -> str:
         own, pairs = active_set.own, active_set.pairs
         while True:
@@ -209,11 +196,11 @@ class SharedFeatures(SharedSource):
         group, first = self.group, self.rows.start
         dots = np.empty((sum(rows.size for rows in strip), self.n), dtype=self.dtype)
         tops = np.cumsum([0, *(rows.size for rows in strip)])
-        factors = [self._multiplied(self.X[rows - first])[0] for rows in strip]
+        own_rows = [factors(self.X[rows - first], self._mean)[0] for rows in strip]
 
         def multiply(place: tuple[int, Floats]) -> None:
             column, factor = place
-            for top, rows in zip(tops, factors, strict=False):
+            for top, rows in zip(tops, own_rows, strict=False):
                 out = dots[top : top + len(rows), column : column + len(factor)]
                 np.matmul(rows, factor.T, out=out)
 
@@ -224,9 +211,9 @@ class SharedFeatures(SharedSource):
             ]
 
         with one_thread_blas(), pool(self._n_threads) as threads:
-            list(threads.map(multiply, blocks(group.rank, self._multiplied(self.X)[0])))
+            list(threads.map(multiply, blocks(group.rank, factors(self.X, self._mean)[0])))
             for owner, (X,) in visits(group, [self.X], self.starts, group.size - 1):
-                list(threads.map(multiply, blocks(owner, self._multiplied(X)[0])))
+                list(threads.map(multiply, blocks(owner, factors(X, self._mean)[0])))
         return dots
 
     def _similarities(self, i: Indices, k: Array) -> Doubles:

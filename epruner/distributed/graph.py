@@ -48,14 +48,9 @@ class SharedGraph(SharedSource):
         ]
         return digest(self.group, self.n, np.array(rows, dtype="V32"))
 
-    def iterate(self, active_set: SharedActiveSet, iterations: int) -> str:
-        status = "running"
-        while iterations > 0 and status == "running":
-            status = active_set.own.run_rows()
-            if status == "running":
-                status = active_set.finish()
-            iterations -= 1
-        return status
+    def _iterate_once(self, active_set: SharedActiveSet) -> str:
+        status = active_set.own.run_rows()
+        return active_set.finish() if status == "running" else status
 
     def refill(self, active_set: SharedActiveSet, progress: Progress = SILENT) -> None:
         raise AssertionError("a sparse matrix lists everything from the start")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from epruner.cluster import _native
+from epruner.cluster.backends.native import new_active_set
 from epruner.cluster.types import Doubles, Indices, Options
 from epruner.distributed.checkpoint import Checkpoint, Saved
 from epruner.distributed.group import Array, Group
@@ -56,17 +57,7 @@ class SharedActiveSet:
         self._options = options
         first, last = (int(start) for start in self.starts[group.rank : group.rank + 2])
         self.rows = slice(first, last)
-        self.own = _native.ActiveSet(
-            np.zeros(last - first),
-            options.damping,
-            options.max_iter,
-            options.convergence_iter,
-            options.seed,
-            dtype == np.float32,
-            options.n_threads,
-            first,
-            n,
-        )
+        self.own = new_active_set(np.zeros(last - first), dtype, options, first, n)
         self.is_exemplar = np.zeros(n, dtype=bool)
         self.checkpoint: Checkpoint | None = None
         self._resumed: Saved | None = None

@@ -63,8 +63,7 @@ class SharedProblem(Solvable):
         return self.n  # which would take all points in one place
 
     def _common(self, preference: float) -> Floats:
-        rows = self._source.rows
-        return np.full(rows.stop - rows.start, preference, dtype=self.dtype)
+        return self._source.common(preference)
 
     def _mean(self, preference: Floats) -> float:
         return float(of_all(self._group, preference).mean(dtype=np.float64))
@@ -183,8 +182,7 @@ class SharedTrials(StepwiseTrials[SharedActiveSet]):
         super().__init__(source, active_set, options)
 
     def common(self, preference: float) -> Floats:
-        rows = self._source.rows
-        return np.full(rows.stop - rows.start, preference, dtype=self._dtype)
+        return self._source.common(preference)
 
     def _decoded(self, messages: Messages) -> Clustering:
         return decoded(self._source, self._active_set, self._preference, messages, self._options)

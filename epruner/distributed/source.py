@@ -45,9 +45,21 @@ class SharedSource(ABC):
     def digest(self) -> str:
         """What tells these similarities from others, whatever the number of ranks."""
 
-    @abstractmethod
+    def common(self, preference: float) -> Floats:
+        """Return this preference for each of the own rows."""
+        return np.full(self.rows.stop - self.rows.start, preference, dtype=self.dtype)
+
     def iterate(self, active_set: SharedActiveSet, iterations: int) -> str:
         """Go on for at most so many iterations; return how that ended, the same on all ranks."""
+        status = "running"
+        while iterations > 0 and status == "running":
+            status = self._iterate_once(active_set)
+            iterations -= 1
+        return status
+
+    @abstractmethod
+    def _iterate_once(self, active_set: SharedActiveSet) -> str:
+        """Do the same for one iteration."""
 
     @abstractmethod
     def refill(self, active_set: SharedActiveSet, progress: Progress = SILENT) -> None:

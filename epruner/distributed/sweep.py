@@ -7,14 +7,23 @@ ring: each pair of blocks meets once, on one rank, which tells the visitor's own
 from __future__ import annotations
 
 from collections.abc import Iterator
-from threading import local
 from typing import Any
 
 import numpy as np
 
 from epruner.cluster import _native
 from epruner.cluster.products import one_thread_blas, pool
-from epruner.cluster.sweep import LEAST_SAMPLE, SAMPLE_RANK, SAMPLED, TILE, TILE_ROWS, tournament
+from epruner.cluster.similarity import factors
+from epruner.cluster.sweep import (
+    LEAST_SAMPLE,
+    SAMPLE_RANK,
+    SAMPLED,
+    TILE,
+    TILE_ROWS,
+    TileProducts,
+    tile_parts,
+    tournament,
+)
 from epruner.cluster.types import Doubles, Floats, Indices, Options
 from epruner.distributed.group import Array, Group
 from epruner.distributed.layout import Lists, Move, shares, visits
@@ -65,19 +74,12 @@ class RingSweep:
         first, last = self._starts[group.rank : group.rank + 2]
         self._points = order[first:last].copy()
         del order
-        self._factor, norms = self._multiplied(self._X)
+        self._factor, norms = factors(self._X, mean)
         kind: Any = _native.BlockNearest32 if X.dtype == np.float32 else _native.BlockNearest64
         self._size = min(n // SAMPLED, TILE)
         most = min(n, _VISITORS * TILE)
         self._nearest = kind(self._X, norms, self._points, most, n, want + 1, unit, options.seed)
-        self._scratch = local()
-
-    def _multiplied(self, X: Floats) -> tuple[Floats, Floats | None]:
-        """What is multiplied for features `X` (m, d), and its squared norms."""
-        if self._mean is None:
-            return X, None
-        factor = X - self._mean
-        return factor, np.einsum("ij,ij->i", factor, factor)
+        self._dots = TileProducts()
 
     def sampled_similarities(self, size: int) -> Floats:
         """Similarities of random pairs, about so many of all ranks.
@@ -145,7 +147,7 @@ class RingSweep:
         mine = slice(0, max(0, self._size - int(first)))
         X = np.concatenate(self._group.gather(self._X[mine]))
         points = np.concatenate(self._group.gather(self._points[mine]))
-        sample, norms = self._multiplied(X)
+        sample, norms = factors(X, self._mean)
         self._nearest.receive(X, norms, points, np.full(self._size, np.inf))
 
         def start(row: int) -> None:
@@ -158,12 +160,8 @@ class RingSweep:
         own = self._factor
 
         def offer(pair: tuple[int, int]) -> None:
-            first, second = (TILE * place for place in pair)
-            for row in range(first, min(first + TILE, len(own)), TILE_ROWS):
-                column = row if first == second else second
-                left = own[row : min(row + TILE_ROWS, first + TILE)]
-                dots = self._dots(left, own[column : second + TILE])
-                self._nearest.offer(dots, row, column)
+            for row, column, left, right in tile_parts(own, *pair):
+                self._nearest.offer(self._dots(left, right), row, column)
 
         for pairs in tournament(-(-len(own) // TILE)):
             list(threads.map(offer, pairs))
@@ -179,7 +177,7 @@ class RingSweep:
         # taken in such parts, too.
         for q in range(-(-int(np.diff(self._starts).max()) // (_VISITORS * TILE))):
             some = slice(q * _VISITORS * TILE, (q + 1) * _VISITORS * TILE)
-            factor, norms = self._multiplied(X[some])
+            factor, norms = factors(X[some], self._mean)
             self._nearest.receive(X[some], norms, points[some], thresholds[some])
             self._meet_some(threads, owner, factor, q * _VISITORS, twice=twice)
             counts, columns, similarities = group.swap(self._nearest.found(), owner, source)
@@ -208,13 +206,6 @@ class RingSweep:
 
         for pairs in _rounds(-(-mine // TILE), -(-len(factor) // TILE)):
             list(threads.map(offer, filter(ours, pairs)))
-
-    def _dots(self, left: Floats, right: Floats) -> Floats:
-        if not hasattr(self._scratch, "room"):
-            self._scratch.room = np.empty(TILE_ROWS * TILE, dtype=left.dtype)
-        shape = left.shape[0], right.shape[0]
-        room: Floats = self._scratch.room[: shape[0] * shape[1]].reshape(shape)
-        return np.matmul(left, right.T, out=room)
 
 
 def _rounds(one: int, other: int) -> Iterator[list[tuple[int, int]]]:

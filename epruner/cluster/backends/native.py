@@ -17,8 +17,17 @@ def solve(S: Floats, preference: Floats, options: Options) -> Messages:
     return Messages(*_native.solve(S, active_set), active_set)
 
 
-def new_active_set(preference: Floats, dtype: np.dtype[Any], options: Options) -> _native.ActiveSet:
-    """Return an active set without candidates, for similarities of `dtype`."""
+def new_active_set(
+    preference: Floats,
+    dtype: np.dtype[Any],
+    options: Options,
+    first: int = 0,
+    n: int | None = None,
+) -> _native.ActiveSet:
+    """Return an active set without candidates, for similarities of `dtype`.
+
+    It holds the rows of the points from `first` on, of `n`, that have a preference: all by default.
+    """
     return _native.ActiveSet(
         preference.astype(np.float64),
         options.damping,
@@ -27,6 +36,8 @@ def new_active_set(preference: Floats, dtype: np.dtype[Any], options: Options) -
         options.seed,
         dtype == np.float32,
         options.n_threads,
+        first,
+        n,
     )
 
 
