@@ -51,6 +51,31 @@ def test_learns_from_a_teacher_alone() -> None:
     assert evaluate(student, task()) > 0.8
 
 
+def test_a_regularizer_of_squares_is_weight_decay() -> None:
+    class Squares:
+        def __init__(self) -> None:
+            self.epochs: list[int] = []
+
+        def set_epoch(self, done: int) -> None:
+            self.epochs.append(done)
+
+        def __call__(self, model: nn.Module, scores: Tensor, labels: Tensor) -> Tensor:
+            assert scores.shape == (len(labels), 3)
+            squares = [p.square().sum() for p in model.parameters() if p.dim() > 1]
+            return 0.05 * torch.stack(squares).sum()
+
+    decayed, regularized = network().double(), network().double()
+    in_doubles = [(x.double(), y) for x, y in task()]
+    epruner.finetune(decayed, in_doubles, epochs=3, weight_decay=0.1)
+    squares = Squares()
+    epruner.finetune(
+        regularized, in_doubles, epochs=3, weight_decay=0.0, regularizer=squares
+    )
+    for one, other in zip(decayed.parameters(), regularized.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    assert squares.epochs == [0, 1, 2]
+
+
 def test_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     whole = network()
     epruner.finetune(whole, task(), epochs=4)

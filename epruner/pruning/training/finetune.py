@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,6 +26,8 @@ from epruner.pruning.training.distill import divergence
 if TYPE_CHECKING:
     import torch.distributed as dist
 
+# What is added to the loss, from the model, and the scores and labels of a batch.
+Regularizer = Callable[[nn.Module, Tensor, Tensor], Tensor]
 _FORMAT = 2
 _END = object()
 
@@ -62,6 +64,7 @@ def finetune(
     teacher: nn.Module | None = None,
     distill: float = 0.5,
     temperature: float = 4.0,
+    regularizer: Regularizer | None = None,
     eval_loader: Iterable[Any] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     amp: bool | None = None,
@@ -95,6 +98,10 @@ def finetune(
         Weight of the teacher's scores against the labels.
     temperature : float
         Of the softening.
+    regularizer : callable, optional
+        From the model, the scores (n, classes) and the labels (n,) of a batch to a scalar that is
+        added to the loss. Before each epoch it is told the number of those done, where it has
+        `set_epoch`.
     eval_loader : iterable of (inputs, labels), optional
         Accuracy is measured on it after each epoch. Over ranks every rank's own part.
     checkpoint : path-like, optional
@@ -161,6 +168,7 @@ def finetune(
         "label_smoothing": label_smoothing,
         "distill": None if teacher is None else distill,
         "temperature": None if teacher is None else temperature,
+        "regularizer": None if regularizer is None else _name_of(regularizer),
         "number of ranks": ranks.size,
     }
     same = {"model": _outline(model), "len(train_loader)": length, **recipe, "amp": amp}
@@ -180,11 +188,11 @@ def finetune(
     def loss_of(inputs: Tensor, labels: Tensor) -> Tensor:
         scores = forward(inputs)
         loss = F.cross_entropy(scores, labels, label_smoothing=label_smoothing)
-        if teacher is None:
-            return loss
-        with torch.no_grad():
-            wanted = teacher(inputs)
-        return (1 - distill) * loss + distill * divergence(scores, wanted, temperature)
+        if teacher is not None:
+            with torch.no_grad():
+                wanted = teacher(inputs)
+            loss = (1 - distill) * loss + distill * divergence(scores, wanted, temperature)
+        return loss if regularizer is None else loss + regularizer(model, scores, labels)
 
     was_training = model.training
     done, left, begun = 0, steps - len(history) * length, monotonic()
@@ -192,7 +200,8 @@ def finetune(
         for epoch in range(len(history) + 1, epochs + 1):
             model.train()
             total = seen = 0.0
-            _set_epoch(train_loader, epoch - 1)
+            samplers = (getattr(train_loader, x, None) for x in ("sampler", "batch_sampler"))
+            _set_epoch(epoch - 1, train_loader, *samplers, regularizer)
             for inputs, labels in _batches(train_loader, length, device, ranks):
                 try:
                     value = descent.step(partial(loss_of, inputs, labels), len(labels))
@@ -211,10 +220,14 @@ def finetune(
     return history
 
 
-def _set_epoch(loader: Any, epoch: int) -> None:
-    for part in (loader, *(getattr(loader, name, None) for name in ("sampler", "batch_sampler"))):
+def _set_epoch(done: int, *parts: Any) -> None:
+    for part in parts:
         if hasattr(part, "set_epoch"):
-            part.set_epoch(epoch)
+            part.set_epoch(done)
+
+
+def _name_of(regularizer: Regularizer) -> str:
+    return str(getattr(regularizer, "__qualname__", type(regularizer).__qualname__))
 
 
 def _batches(
