@@ -146,9 +146,10 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
         "help": "instead of the method's: which filters stay, once their number is set",
     },
     "features": {
-        "choices": ("weights", "losses", "folded", "activations"),
+        "choices": ("weights", "losses", "folded", "activations", "visual"),
         "help": "what filters are compared by: weights, what their readers lose when one stands in "
-        "for another, weights with BatchNorm folded in, or responses to inputs",
+        "for another, weights with BatchNorm folded in, responses to inputs, or to what each of "
+        "them responds to most",
     },
 }
 

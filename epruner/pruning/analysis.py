@@ -332,6 +332,8 @@ class Analysis:
                     shown if method.features == "activations" else self._model,
                     groups,
                     batches,
+                    example=in_float32(self.arguments),
+                    seed=request.random_state,
                 ),
                 losses=losses or None,
                 n_threads=request.n_threads,

@@ -89,10 +89,11 @@ class Method:
         reading them can least do without. A callable gets a layer's
         `epruner.pruning.select.importance.Candidates` and the number that stays, and returns
         their indices, ascending, shape (count,); once for each group of a grouped convolution.
-    features : {"weights", "losses", "folded", "activations"} or callable
+    features : {"weights", "losses", "folded", "activations", "visual"} or callable
         What filters are compared by: their weights, what the layers that read them lose when one
-        stands in for another, weights and bias with BatchNorm folded in, responses to inputs, or
-        a function from a layer to a matrix with one row a filter.
+        stands in for another, weights and bias with BatchNorm folded in, responses to inputs, how
+        the layer answers what each responds to most (`epruner.pruning.select.visual`), or a
+        function from a layer to a matrix with one row a filter.
     repair : {"auto", "none", "merge", "batchnorm", "least_squares", "distill"}
         Add the outgoing weights of filters that go to those of the most similar that stays;
         estimate BatchNorm statistics anew; refit every layer by least squares; and after that

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _KEPT, _GONE = BLUE, ORANGE
 _ROW = 0.22  # inches a layer
 _SMALL = 7.5
+_TILE, _ACROSS = 0.45, 16  # inches of a small picture; the most in a line
 
 
 def draw_layers(layers: Sequence[LayerReport], before: Totals, after: Totals) -> Figure:
@@ -175,6 +176,89 @@ def draw_similarity(
     title = f"{name}: {n} filters, {len(starts) - 1} clusters, {stays.sum()} filters stay"
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def draw_filters(
+    inputs: npt.NDArray[Any],
+    labels: npt.NDArray[Any],
+    kept: Sequence[int] | npt.NDArray[Any],
+    *,
+    name: str,
+) -> Figure:
+    """What each filter responds to most, those of a cluster side by side, large clusters first.
+
+    Parameters
+    ----------
+    inputs : ndarray, shape (n, c, ...)
+        V(F) of every filter: images (n, c, h, w), in colour if c is 3, else the mean over
+        channels; of volumes the middle slice; series (n, c, t) as they are.
+    labels : ndarray of int, shape (n,)
+        Cluster of every filter.
+    kept : sequence of int
+        The filters that stay; the others are crossed out.
+    name : str
+        Of the layer, for the title.
+
+    Raises
+    ------
+    ImportError
+        When matplotlib is absent.
+    """
+    n = len(labels)
+    stays = np.zeros(n, bool)
+    stays[np.asarray(kept, int)] = True
+    clusters = sorted(
+        (np.flatnonzero(labels == label) for label in np.unique(labels)),
+        key=lambda members: (-len(members), members[0]),
+    )
+    # a cluster fills lines of its own, those of one filter share them
+    lines: list[npt.NDArray[np.intp]] = []
+    starts = []
+    alone = [members for members in clusters if len(members) == 1]
+    groups = [members for members in clusters if len(members) > 1]
+    for members in [*groups, *([np.concatenate(alone)] if alone else [])]:
+        members = members[np.argsort(~stays[members], kind="stable")]
+        starts.append((len(lines), len(members)))
+        lines += [members[first : first + _ACROSS] for first in range(0, n, _ACROSS)]
+        lines = [line for line in lines if len(line)]
+    across = max(len(line) for line in lines)
+    figure = new_figure(1.2 + _TILE * max(across, 6), 0.9 + (_TILE + 0.12) * len(lines))
+    axes = figure.subplots(len(lines), across, squeeze=False)
+    for row, line in zip(axes, lines, strict=True):
+        for each in row:
+            each.set_axis_off()
+        for each, index in zip(row, line, strict=False):
+            _draw_input(each, inputs[index])
+            colour = GREY if stays[index] else VERMILLION
+            each.set_title(str(index), fontsize=6, color=colour, pad=1.5)
+            if not stays[index]:
+                style = {"transform": each.transAxes, "color": VERMILLION, "linewidth": 0.9}
+                each.plot([0, 1], [0, 1], **style)
+                each.plot([0, 1], [1, 0], **style)
+    for row_number, size in starts:
+        words = f"{size} alike" if row_number < starts[-1][0] or not alone else f"{size} alone"
+        axes[row_number, 0].text(
+            -0.2, 0.5, words, transform=axes[row_number, 0].transAxes,
+            **(_text() | {"ha": "right"}),
+        )  # fmt: skip
+    gone = f", {n - stays.sum()} go (crossed out)" if not stays.all() else ""
+    figure.suptitle(
+        f"{name}: what its {n} filters respond to, {len(clusters)} clusters{gone}", fontsize=9
+    )
+    return figure
+
+
+def _draw_input(axes: Any, signal: npt.NDArray[Any]) -> None:
+    """One input (c, ...), grey where it is zero."""
+    while signal.ndim > 3:
+        signal = signal[:, signal.shape[1] // 2]
+    reach = 3 * float(np.sqrt(np.square(signal).mean())) or 1.0
+    if signal.ndim == 2:
+        axes.imshow(signal, cmap="gray", vmin=-reach, vmax=reach, aspect="auto")
+    elif len(signal) == 3:
+        axes.imshow(np.clip(0.5 + signal.transpose(1, 2, 0) / (2 * reach), 0, 1))
+    else:
+        axes.imshow(signal.mean(0), cmap="gray", vmin=-reach, vmax=reach)
 
 
 def _figure(
