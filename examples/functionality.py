@@ -32,7 +32,7 @@ from epruner.companions.functionality import functional_importance, plot_filters
 
 SHARE = 0.875  # of the filters of every layer stay
 WIDTHS = (1, 32, 32, 64, 64)
-LAST = "10"  # name of the last convolution
+LAST = "conv4"
 CALIBRATION, TEST = 300, 500
 
 
@@ -63,13 +63,18 @@ class Comparison:
 
 def network() -> nn.Sequential:
     """Four 3x3 convolutions with BatchNorm and a linear head: (n, 1, 8, 8) -> (n, 10)."""
-    layers: list[nn.Module] = []
-    for number, (inputs, outputs) in enumerate(pairwise(WIDTHS)):
+    model = nn.Sequential()
+    for number, (inputs, outputs) in enumerate(pairwise(WIDTHS), 1):
         convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
-        if number == 1:
-            layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], 10))
+        model.add_module(f"conv{number}", convolution)
+        model.add_module(f"norm{number}", nn.BatchNorm2d(outputs))
+        model.add_module(f"relu{number}", nn.ReLU())
+        if number == 2:
+            model.add_module("halve", nn.MaxPool2d(2))
+    model.add_module("mean", nn.AdaptiveAvgPool2d(1))
+    model.add_module("flatten", nn.Flatten())
+    model.add_module("head", nn.Linear(WIDTHS[-1], 10))
+    return model
 
 
 def trained(images: Tensor, labels: Tensor, epochs: int = 12) -> nn.Sequential:

@@ -5,9 +5,9 @@ For each filter F of a layer, V(F) is the input that F answers to most, found by
 function and are one cluster, found by affinity propagation. Within a cluster filters are ranked by
 their contribution
 
-    c(F) = mean over inputs and positions of |d ‖y‖ / d A_F|,
+    c(F) = mean over inputs and positions of |d y / d A_F|,
 
-A_F the activation of F after its BatchNorm and y what the network returns for an input, and of each
+A_F the activation of F after its BatchNorm and y the largest output of an input, and of each
 cluster filters go in proportion to its size, the least first. A filter that is alone in its cluster
 stays as long as there are others. No label is used.
 
@@ -98,7 +98,7 @@ def functional_importance(model: nn.Module, calibrate: Any, *, inputs: Any = Non
 def contributions(
     model: nn.Module, groups: Sequence[Group], calibrate: Any, example: Arguments
 ) -> dict[str, Scores]:
-    """c(F) of every filter: mean over inputs and positions of |d ‖y‖ / d A_F|.
+    """c(F) of every filter: mean over inputs and positions of |d y / d A_F|.
 
     Parameters
     ----------
@@ -171,9 +171,9 @@ def _activations(
 
 
 def _answer(returned: Any) -> Tensor:
-    """The sum over inputs of the norm of all that is returned for an input."""
+    """The sum over inputs of the largest of all that is returned for an input."""
     parts = [y.flatten(1) for y in tensors_in(returned) if y.is_floating_point()]
-    return torch.cat(parts, 1).norm(dim=1).sum()
+    return torch.cat(parts, 1).amax(1).sum()
 
 
 def _labels(candidates: Candidates) -> Indices:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 _KEPT, _GONE = BLUE, ORANGE
 _ROW = 0.22  # inches a layer
 _SMALL = 7.5
-_TILE, _ACROSS = 0.45, 16  # inches of a small picture; the most in a line
+_TILE = 0.5  # inches of a small picture
+_FEWEST, _ACROSS = 9, 16  # places of them in a line
 
 
 def draw_layers(layers: Sequence[LayerReport], before: Totals, after: Totals) -> Figure:
@@ -211,36 +212,30 @@ def draw_filters(
         (np.flatnonzero(labels == label) for label in np.unique(labels)),
         key=lambda members: (-len(members), members[0]),
     )
-    # a cluster fills lines of its own, those of one filter share them
-    lines: list[npt.NDArray[np.intp]] = []
-    starts = []
-    alone = [members for members in clusters if len(members) == 1]
-    groups = [members for members in clusters if len(members) > 1]
-    for members in [*groups, *([np.concatenate(alone)] if alone else [])]:
+    # each cluster starts a line; those of one filter share theirs
+    parts = [(f"{len(members)} alike", members) for members in clusters if len(members) > 1]
+    if alone := [members for members in clusters if len(members) == 1]:
+        parts.append((f"{len(alone)} alone", np.concatenate(alone)))
+    lines = []
+    for words, members in parts:
         members = members[np.argsort(~stays[members], kind="stable")]
-        starts.append((len(lines), len(members)))
-        lines += [members[first : first + _ACROSS] for first in range(0, n, _ACROSS)]
-        lines = [line for line in lines if len(line)]
-    across = max(len(line) for line in lines)
-    figure = new_figure(1.2 + _TILE * max(across, 6), 0.9 + (_TILE + 0.12) * len(lines))
+        cuts = range(_ACROSS, len(members), _ACROSS)
+        lines += [(words * (not k), x) for k, x in enumerate(np.split(members, cuts))]
+    across = max(_FEWEST, *(len(line) for _, line in lines))
+    figure = new_figure(1 + _TILE * across, 0.5 + (_TILE + 0.15) * len(lines))
     axes = figure.subplots(len(lines), across, squeeze=False)
-    for row, line in zip(axes, lines, strict=True):
-        for each in row:
-            each.set_axis_off()
+    for each in axes.flat:
+        each.set_axis_off()
+    for row, (words, line) in zip(axes, lines, strict=True):
+        place = {"transform": row[0].transAxes} | _text() | {"ha": "right"}
+        row[0].text(-0.2, 0.5, words, **place)
         for each, index in zip(row, line, strict=False):
             _draw_input(each, inputs[index])
             colour = GREY if stays[index] else VERMILLION
             each.set_title(str(index), fontsize=6, color=colour, pad=1.5)
             if not stays[index]:
-                style = {"transform": each.transAxes, "color": VERMILLION, "linewidth": 0.9}
-                each.plot([0, 1], [0, 1], **style)
-                each.plot([0, 1], [1, 0], **style)
-    for row_number, size in starts:
-        words = f"{size} alike" if row_number < starts[-1][0] or not alone else f"{size} alone"
-        axes[row_number, 0].text(
-            -0.2, 0.5, words, transform=axes[row_number, 0].transAxes,
-            **(_text() | {"ha": "right"}),
-        )  # fmt: skip
+                for rise in ([0, 1], [1, 0]):
+                    each.plot([0, 1], rise, transform=each.transAxes, color=colour, linewidth=0.9)
     gone = f", {n - stays.sum()} go (crossed out)" if not stays.all() else ""
     figure.suptitle(
         f"{name}: what its {n} filters respond to, {len(clusters)} clusters{gone}", fontsize=9

@@ -1,4 +1,4 @@
-"""What filters are compared by: their weights, what BatchNorm makes of them, their responses, what they respond to."""
+"""What filters are compared by: weights, also as BatchNorm makes them, or responses."""
 
 from __future__ import annotations
 

@@ -4,10 +4,11 @@ For each filter F of a layer
 
     V(F) = argmax over X with mean(X^2) <= 1 of the mean of F's activation over X,
 
-taken after the BatchNorm that follows the filter. All filters of a layer start from the same faint
-noise and go the same number of steps. A step goes along the gradient, smoothed, and is as long for
-every filter; before each the input is shifted by up to an eighth of its size, so that what is found
-is not bound to places. No data are needed.
+taken after the BatchNorm that follows the filter and rectified, with a tenth of what is negative,
+so that there is a gradient where a filter is silent. All filters of a layer start from the same
+faint noise and go the same number of steps. A step goes along the gradient, smoothed, and is as
+long for every filter; before each the input is shifted by up to an eighth of its size, so that what
+is found is not bound to places. No data are needed.
 
 Two filters have the same function if they answer alike whatever any filter of their layer responds
 to. With R[i, j] the mean activation of filter j on V(F_i), filters are compared by the columns of
@@ -19,11 +20,12 @@ convolutional filter pruning" (arXiv 1810.07322), who compare the images V(F) th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from epruner.pruning.data.calibration import fill, slots
@@ -36,6 +38,7 @@ from epruner.pruning.network.layers import channel_dim
 
 STEPS, RATE = 8, 0.5  # the rate in units of an input's root mean square
 _START = 0.3  # root mean square of the noise
+_NEGATIVE = 0.1  # share of a negative activation that counts
 _SHIFT = 8  # an input is shifted by up to its size over this
 _AT_ONCE = 2**18  # elements of the inputs that are changed together
 _SPACE = 3  # an input with a place in it: (n, channels, places)
@@ -57,7 +60,7 @@ class Visual:
     responses: Tensor
 
     def features(self) -> Matrix:
-        """Rows to compare the filters by, (n, n): centred and of length one, zero for a dead one."""
+        """Rows to compare filters by, (n, n): centred, of length one; zero for a dead one."""
         rows = self.responses.T - self.responses.T.mean(1, keepdim=True)
         length = rows.norm(dim=1, keepdim=True)
         found: Matrix = (rows / torch.where(length > 0, length, 1)).cpu().numpy()
@@ -215,7 +218,7 @@ def _responding(
         def hear(module: nn.Module, _: object, output: Tensor | tuple[Tensor, ...]) -> None:
             y = output[0] if isinstance(output, tuple) else output  # of a recurrent layer
             rows = y.movedim(channel_dim(module, y), 1)
-            means = rows.reshape(*rows.shape[:2], -1).mean(2)
+            means = F.leaky_relu(rows.reshape(*rows.shape[:2], -1), _NEGATIVE).mean(2)
             heard.setdefault(member.module, means[:, entries.to(means.device)].mean(2))
             if len(heard) == len(members):
                 raise _Heard
@@ -227,10 +230,8 @@ def _responding(
         tensors = [like[:1].expand(len(x), *like.shape[1:]) for like in likes]
         tensors[place] = x
         args, kwargs = fill(example, tensors)
-        try:
+        with suppress(_Heard):
             model(*args, **kwargs)
-        except _Heard:
-            pass
         found = torch.stack(list(heard.values())).sum(0)
         if len(found) != len(x):
             raise ValueError(
