@@ -22,14 +22,15 @@ from epruner.pruning.graph.costs import Totals
 from epruner.pruning.report.records import LayerReport
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 _KEPT, _GONE = BLUE, ORANGE
 _ROW = 0.22  # inches a layer
 _SMALL = 7.5
-_TILE = 0.5  # inches of a small picture
-_FEWEST, _ACROSS = 9, 16  # places of them in a line
+_FEWEST, _ACROSS = 9, 16  # small pictures in a line
+_PITCH = 1.2  # from line to line, in units of their distance within one
 
 
 def draw_layers(layers: Sequence[LayerReport], before: Totals, after: Totals) -> Figure:
@@ -222,20 +223,20 @@ def draw_filters(
         cuts = range(_ACROSS, len(members), _ACROSS)
         lines += [(words * (not k), x) for k, x in enumerate(np.split(members, cuts))]
     across = max(_FEWEST, *(len(line) for _, line in lines))
-    figure = new_figure(1 + _TILE * across, 0.5 + (_TILE + 0.15) * len(lines))
-    axes = figure.subplots(len(lines), across, squeeze=False)
-    for each in axes.flat:
-        each.set_axis_off()
-    for row, (words, line) in zip(axes, lines, strict=True):
-        place = {"transform": row[0].transAxes} | _text() | {"ha": "right"}
-        row[0].text(-0.2, 0.5, words, **place)
-        for each, index in zip(row, line, strict=False):
-            _draw_input(each, inputs[index])
+    down = [_PITCH * row for row in range(len(lines))]
+    figure = new_figure(0.8 + 0.5 * across, 0.4 + 0.5 * _PITCH * len(lines))
+    axes = figure.subplots()
+    for top, (words, line) in zip(down, lines, strict=True):
+        axes.text(-0.3, top + 0.4, words, ha="right", **_text())
+        for left, index in enumerate(line):
+            _draw_input(axes, inputs[index], left, top)
             colour = GREY if stays[index] else VERMILLION
-            each.set_title(str(index), fontsize=6, color=colour, pad=1.5)
+            axes.text(left + 0.4, top - 0.05, str(index), ha="center", fontsize=6, color=colour)
             if not stays[index]:
-                for rise in ([0, 1], [1, 0]):
-                    each.plot([0, 1], rise, transform=each.transAxes, color=colour, linewidth=0.9)
+                rows = [top, top + 0.8, np.nan, top + 0.8, top]
+                axes.plot([left, left + 0.8, np.nan, left, left + 0.8], rows, color=colour, lw=0.9)
+    axes.set(xlim=(-1.5, across), ylim=(down[-1] + 0.9, -0.4), aspect="equal")
+    axes.set_axis_off()
     gone = f", {n - stays.sum()} go (crossed out)" if not stays.all() else ""
     figure.suptitle(
         f"{name}: what its {n} filters respond to, {len(clusters)} clusters{gone}", fontsize=9
@@ -243,17 +244,17 @@ def draw_filters(
     return figure
 
 
-def _draw_input(axes: Any, signal: npt.NDArray[Any]) -> None:
+def _draw_input(axes: Axes, signal: npt.NDArray[Any], left: float, top: float) -> None:
     """One input (c, ...), grey where it is zero."""
     while signal.ndim > 3:
         signal = signal[:, signal.shape[1] // 2]
     reach = 3 * float(np.sqrt(np.square(signal).mean())) or 1.0
-    if signal.ndim == 2:
-        axes.imshow(signal, cmap="gray", vmin=-reach, vmax=reach, aspect="auto")
-    elif len(signal) == 3:
-        axes.imshow(np.clip(0.5 + signal.transpose(1, 2, 0) / (2 * reach), 0, 1))
+    if signal.ndim == 3 and len(signal) == 3:
+        pixels = signal.transpose(1, 2, 0)
     else:
-        axes.imshow(signal.mean(0), cmap="gray", vmin=-reach, vmax=reach)
+        pixels = np.repeat((signal if signal.ndim == 2 else signal.mean(0))[..., None], 3, axis=2)
+    colours = np.clip(0.5 + pixels / (2 * reach), 0, 1)
+    axes.imshow(colours, extent=(left, left + 0.8, top + 0.8, top))
 
 
 def _figure(
