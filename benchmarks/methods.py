@@ -269,11 +269,11 @@ def smaller(
         return
     model, data, example = case.model, case.calibration, case.calibration[:1]
     needs_data = "reconstruction" in label or label == "fisher"
-    repairs = ("least_squares",) if needs_data else ("none", "merge", "least_squares")
+    repairs = ["least_squares"] if needs_data else ["none", "merge", "least_squares"]
     shown: Any = data if needs_data else None
     if label == "fisher":
-        expect(case.labels is not None, "fisher needs labels")
-        shown, repairs = [(data, case.labels[: len(data)])], ("none", "least_squares")  # type: ignore[index]
+        assert case.labels is not None
+        shown, repairs = [(data, case.labels[: len(data)])], ["none", "least_squares"]
     start = clock()
     plan = case.analysis.select(macs=macs, method=METHODS[label], calibrate=shown)
     sliced = plan.apply(model)

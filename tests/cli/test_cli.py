@@ -82,9 +82,9 @@ def test_trained_weights_are_pruned_repaired_and_reloaded(run: Run, digits: Digi
 @torch.no_grad()
 def test_fisher_reads_the_labels_of_images(run: Run, digits: Digits) -> None:
     pixels = (255 * digits.train_images[:300]).round().byte()
-    arrays = {"images": pixels.movedim(1, -1).numpy()}
-    np.savez("unlabelled.npz", **arrays)
-    np.savez("train.npz", labels=digits.train_labels[:300].numpy(), **arrays)
+    images = pixels.movedim(1, -1).numpy()
+    np.savez("unlabelled.npz", images=images)
+    np.savez("train.npz", images=images, labels=digits.train_labels[:300].numpy())
     words = [
         "prune", "--model", "digits:DigitsResNet", "--weights", str(digits.weights),
         "--input-shape", "1,1,8,8", "--macs", "0.5", "--method", "fisher",

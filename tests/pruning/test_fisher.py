@@ -51,7 +51,7 @@ def test_scores_are_the_derivative_by_a_gate_on_each_filter() -> None:
     y = torch.cat(calibration.labels)
     assert len(x) == 32  # the others are held back
     for name, scaled in {"first": "first", "second": "norm"}.items():
-        weights = dict(model.named_parameters())
+        weights: dict[str, Tensor] = dict(model.named_parameters())
         gate = torch.ones(len(weights[f"{name}.weight"]), requires_grad=True)
         for part in ("weight", "bias"):
             whole = weights[f"{scaled}.{part}"].detach()
@@ -70,12 +70,11 @@ def test_one_ranking_of_the_whole_network(digits: Digits) -> None:
     calibration = calibration_inputs(model, pairs, analysis.arguments, labelled=True)
     groups = [g for g in analysis.groups if not g.stream]
     scores = fisher_scores(model, groups, calibration, cross_entropy)
-    stays = {
-        g.name: np.isin(np.arange(g.channels), plan.modules[g.name].out)
-        if g.name in plan.modules
-        else np.ones(g.channels, bool)
-        for g in groups
-    }
+    stays = {}
+    for group in groups:
+        out = plan.modules[group.name].out if group.name in plan.modules else None
+        every = np.arange(group.channels)
+        stays[group.name] = np.isin(every, every if out is None else out)
     for name, kept in stays.items():  # within a layer by score
         assert kept.sum() >= np.ceil(0.05 * len(kept))
         if not kept.all():

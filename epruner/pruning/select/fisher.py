@@ -106,20 +106,20 @@ def fisher_scores(
 
 
 def _scores(products: nn.Module, group: Group) -> Scores:
-    found = [(member, products.get_submodule(member.module)) for member in group.producers]
-    parts = [joint_rows([(module, member.entries)]).sum(1) for member, module in found]
-    named = [
-        member for member in group.followers if member.module in dict(products.named_modules())
-    ]
-    norms = [(member, products.get_submodule(member.module)) for member in named]
+    modules = dict(products.named_modules())
+    made_by = [(member, modules[member.module]) for member in group.producers]
+    parts = [joint_rows([(module, member.entries)]).sum(1) for member, module in made_by]
     norms = [
-        (member, norm) for member, norm in norms if isinstance(norm, _BatchNorm) and norm.affine
+        (member, norm)
+        for member in group.followers
+        if isinstance(norm := modules.get(member.module), _BatchNorm) and norm.affine
     ]
     if norms:
-        found, parts = norms, [norm.weight[m.entries].sum(1) for m, norm in norms]
+        made_by = norms
+        parts = [norm.weight.detach()[member.entries].sum(1) for member, norm in norms]
     parts += [
         module.bias[member.entries].sum(1)
-        for member, module in found
+        for member, module in made_by
         if isinstance(module.bias, Tensor)
     ]
     scores: Scores = torch.stack([part.double() for part in parts]).sum(0).square().cpu().numpy()
