@@ -1,15 +1,15 @@
 """Functionality-oriented pruning: of filters that do the same, those that matter least go.
 
-For each filter F of a layer, V(F) is the input that F answers to most, found by gradient ascent
-(`epruner.pruning.select.visual`). Filters of which the layer answers V(F) alike have the same
-function and are one cluster, found by affinity propagation. Within a cluster filters are ranked by
-their contribution
+For each filter F of a layer, V(F) is the input that F answers to most, found by gradient ascent.
+Filters that answer alike whatever any filter of their layer responds to have the same function
+(`epruner.pruning.select.visual`) and are one cluster, found by affinity propagation. Within a
+cluster filters are ranked by their contribution
 
     c(F) = mean over inputs and positions of |d y / d A_F|,
 
-A_F the activation of F after its BatchNorm and y the largest output of an input, and of each
-cluster filters go in proportion to its size, the least first. A filter that is alone in its cluster
-stays as long as there are others. No label is used.
+A_F the activation of F after its BatchNorm and y the largest output of an input (of each tensor, if
+several are returned). Of each cluster filters go in proportion to its size, the least first. A
+filter that is alone in its cluster stays as long as there are others. No label is used.
 
 After Qin et al., "Functionality-oriented convolutional filter pruning" (arXiv 1810.07322) and
 "Interpretable convolutional filter pruning" (arXiv 1811.02639), who cluster the images V(F) by
@@ -128,8 +128,8 @@ def contributions(
     found: dict[str, Tensor] = {}
     with _activations(modules, {m.module for each in places.values() for m in each}) as heard:
         for args, kwargs in batches:
-            for calls in heard.values():
-                calls.clear()
+            for earlier in heard.values():
+                earlier.clear()
             with torch.enable_grad():
                 answer = _answer(shown(*args, **kwargs))
             calls = [(name, call) for name, calls in heard.items() for call in calls]
@@ -171,9 +171,9 @@ def _activations(
 
 
 def _answer(returned: Any) -> Tensor:
-    """The sum over inputs of the largest of all that is returned for an input."""
-    parts = [y.flatten(1) for y in tensors_in(returned) if y.is_floating_point()]
-    return torch.cat(parts, 1).amax(1).sum()
+    """The sum over inputs of the largest output, of each tensor that is returned."""
+    parts = [y for y in tensors_in(returned) if y.is_floating_point()]
+    return sum(((y.flatten(1).amax(1) if y.dim() > 1 else y).sum() for y in parts), torch.zeros(()))
 
 
 def _labels(candidates: Candidates) -> Indices:
@@ -181,7 +181,7 @@ def _labels(candidates: Candidates) -> Indices:
     similarities = candidates.similarities
     if not len(candidates.exemplars):
         return _clustered(similarities, candidates.seed)
-    labels = similarities[:, candidates.exemplars].argmax(1)
+    labels: Indices = similarities[:, candidates.exemplars].argmax(1)
     labels[candidates.exemplars] = np.arange(len(candidates.exemplars))
     return labels
 
@@ -245,7 +245,7 @@ def plot_filters(
     path : path-like
         The suffix chooses the format: png, svg, pdf and what else matplotlib writes.
     result : PruningResult, optional
-        Of pruning `model`: filters that went are framed.
+        Of pruning `model`: filters that went are crossed out.
     random_state : int
         Seed of the noise and of the clustering.
 

@@ -127,7 +127,7 @@ def test_batches_of_any_size_count_as_their_inputs() -> None:
     model, inputs = small_network(), images(150)  # of which two batches are made, of 128 at most
     net = epruner.analyse(model, SHAPE)
     whole = contributions(model, net.groups, inputs, net.arguments)
-    parts = [contributions(model, net.groups, x, net.arguments) for x in inputs.split([50, 100])]
+    parts = [contributions(model, net.groups, x, net.arguments) for x in (inputs[:50], inputs[50:])]
     for name, scores in whole.items():
         assert np.allclose(scores, (parts[0][name] + 2 * parts[1][name]) / 3, rtol=1e-4)
 
@@ -159,7 +159,7 @@ def test_groups_of_a_grouped_convolution_have_scores_of_their_own() -> None:
     def chosen(first: int) -> list[int]:
         apart = -1.0 + np.eye(6)  # all are equally unlike, so that scores decide
         candidates = Candidates(np.eye(6), np.empty(0, np.intp), 0, "3", lambda: apart, first)
-        return importance(candidates, 3).tolist()
+        return list(importance(candidates, 3))
 
     for first in (0, 6):
         assert chosen(first) == sorted(np.argsort(scores[first : first + 6])[3:].tolist())
@@ -190,7 +190,7 @@ def test_tokens_have_contributions_but_nothing_to_look_at(tmp_path: Path) -> Non
     importance = functional_importance(model, ids)
     half = Constraints(n_filters={"inner": 6})
     small = epruner.prune(model, ids[:1], constraints=half, method=Method("uniform", importance))
-    assert small.model.inner.out_features == 6
+    assert len(small.kept["inner"]) == 6
     with pytest.raises(ValueError, match=r"reads no signal but 'ids' of torch.int64"):
         epruner.prune(
             model, ids[:1], constraints=half, method=Method("uniform", importance, "visual")

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 import epruner
 from epruner.pruning import Constraints, Method
 from epruner.pruning.analysis import Analysis
-from epruner.pruning.network.batches import NONE
+from epruner.pruning.network.filters import filter_matrix
 from epruner.pruning.select import visual
-from epruner.pruning.select.features import features_of
 from epruner.pruning.select.visual import Visual, outlets, visualise
 
 SIZE = 16
@@ -59,7 +58,7 @@ def waves(frequencies: list[tuple[int, int]]) -> nn.Sequential:
 def test_a_filter_of_colours_responds_to_its_colour() -> None:
     model = colours()
     _, visuals = found(model, (1, 3, SIZE, SIZE))
-    v, weights = visuals["0"].inputs, model[0].weight.detach()[:, :, 0, 0]  # type: ignore[index, operator]
+    v, weights = visuals["0"].inputs, model[0].weight.detach()[:, :, 0, 0]  # type: ignore[operator]
     assert v.shape == (12, 3, SIZE, SIZE)
     assert float(v.square().mean((1, 2, 3)).max()) <= 1 + 1e-5
     cosine = torch.cosine_similarity(v.mean((2, 3)), weights)
@@ -83,11 +82,10 @@ def test_the_same_filter_at_another_place_is_alike() -> None:
     first: Any = model[0]
     with torch.no_grad():  # the first six look a little further down than the others
         first.weight[:6] = first.weight[6:].roll(3, 2)
-    net, visuals = found(model, (1, 1, SIZE, SIZE))
+    _, visuals = found(model, (1, 1, SIZE, SIZE))
     rows = visuals["0"].features()
     assert np.allclose(rows[:6], rows[6:], atol=1e-3)
-    weights = features_of(lambda layer: layer.weight.detach().flatten(1).numpy(), model,
-                          net.groups, NONE)["0"]  # fmt: skip
+    weights = first.weight.detach().flatten(1).numpy()
     assert not np.allclose(weights[:6], weights[6:], atol=1e-3)
 
 
@@ -139,7 +137,7 @@ def test_only_layers_that_are_pruned_are_looked_at(monkeypatch: pytest.MonkeyPat
     method = Method("exemplar", "exemplar", "visual")
     plan = net.select(constraints=Constraints(n_filters={"2": 2}), method=method)
     assert asked == ["2"]
-    assert plan.apply(model)[2].out_channels == 2  # type: ignore[index, union-attr]
+    assert plan.apply(model)[2].out_channels == 2  # type: ignore[index]
     assert (
         plan
         == epruner.prune(
@@ -279,7 +277,7 @@ def test_what_is_alike_by_it_answers_images_alike(digits: Digits) -> None:
         hook.remove()
         pairs = np.triu_indices(group.channels, 1)
         wanted = np.corrcoef(answers[0].relu().mean((2, 3)).T.numpy())[pairs]
-        weights = modules[group.name].weight.detach().flatten(1).numpy()  # type: ignore[union-attr, operator]
+        weights = filter_matrix(modules[group.name])
         for name, rows in (("visual", visuals[group.name].features()), ("weights", weights)):
             alike = [
                 -float(np.square(rows[i] - rows[j]).sum()) for i, j in zip(*pairs, strict=True)
