@@ -7,7 +7,6 @@ holds for filters that do different things. The term keeps them so while a netwo
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import Any
 
 import torch
@@ -24,8 +23,10 @@ class OrthoReg:
 
         strength * sum_l omega_l * sum |W_l W_l' - I|
 
-    and W_l' W_l instead where a layer has more filters than a filter has weights. omega_l is
-    proportional to the root of the side of that matrix; over all layers it sums to 1.
+    and W_l' W_l instead where a layer has more filters than a filter has weights: then only columns
+    can be orthonormal. omega_l is proportional to the root of the side of that matrix; over all
+    layers it sums to 1. The paper chooses the matrix by kinds of layers, which comes to the same
+    but for a first convolution of few filters (of 16 in ResNet-56); it has convolutions alone.
 
     Convolutions (transposed ones too) and linear layers count, but for the last of the network, in
     the order in which they are registered: its rows are answers, of which none can go. The filters
@@ -55,7 +56,7 @@ class OrthoReg:
     def __init__(self, model: nn.Module, strength: float = 1e-2) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        if isinstance(strength, bool) or not isinstance(strength, Real):
+        if isinstance(strength, bool) or not isinstance(strength, (int, float)):
             raise TypeError(f"strength must be a number, got {strength!r}")
         if not 0 < strength < math.inf:
             raise ValueError(f"strength must be positive and finite, got {strength!r}")
@@ -115,22 +116,23 @@ class OrthoReg:
 
 def _distance(rows: Tensor) -> Tensor:
     """Sum of |G - I| over matrices (groups, n, d), G the smaller of their Gram matrices."""
-    # More than d vectors of d numbers cannot be orthonormal, so I is out of reach of W W'; that
-    # of W' W is not. In the paper these are the first convolution, shortcuts that widen, and the
-    # layers of depthwise-separable networks, each named; their shapes are the reason.
+    # More than d vectors of d numbers cannot be orthonormal: W W' would never be I, W' W can. So it
+    # is in the first convolution, shortcuts that widen and depthwise-separable networks, which the
+    # paper names; the shape is the reason.
     gram = rows @ rows.mT if rows.shape[1] <= rows.shape[2] else rows.mT @ rows
     return (gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)).abs().sum()
 
 
 def _filters(layer: Any) -> Tensor:
     """Filters of a layer with their biases, of each group: (groups, n, d), float32 or float64."""
-    weight, groups = layer.weight, getattr(layer, "groups", 1)
+    weight: Tensor = layer.weight
+    groups = getattr(layer, "groups", 1)
     if weight_dims(layer)[0]:  # (inputs, outputs of a group, ...)
-        weight = weight.unflatten(0, (groups, -1)).movedim(2, 1).flatten(0, 1)
+        weight = weight.reshape(groups, -1, *weight.shape[1:]).movedim(2, 1).flatten(0, 1)
     rows = weight.flatten(1)
     if layer.bias is not None:
         rows = torch.cat([rows, layer.bias[:, None]], 1)
     if groups == len(rows):  # each filter is alone in its group: there is nothing to compare with
         groups = 1
-    rows = rows.unflatten(0, (groups, -1))
+    rows = rows.reshape(groups, -1, rows.shape[1])
     return rows if rows.dtype == torch.float64 else rows.float()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -13,9 +16,10 @@ from torch import Tensor, nn
 
 import epruner
 from epruner.companions.orthoreg import OrthoReg
+from examples import orthoreg as example
 
 
-def chain() -> nn.Sequential:
+def chain() -> Any:
     return nn.Sequential(
         nn.Conv2d(1, 12, 3, padding=1),  # more filters than weights of one: columns
         nn.ReLU(),
@@ -145,12 +149,11 @@ def test_each_kind_of_layer(layer: Any, slices: Any) -> None:
 
 
 def test_a_grouped_layer_weighs_as_much_as_its_filters() -> None:
-    model = nn.Sequential(
-        nn.Conv2d(8, 12, 3, groups=2, bias=False), nn.Conv2d(12, 3, 1), nn.Linear(2, 2)
-    )
-    weight = model[0].weight.detach().double().numpy().reshape(2, 6, -1)
+    grouped, other = nn.Conv2d(8, 12, 3, groups=2, bias=False), nn.Conv2d(12, 3, 1)
+    model = nn.Sequential(grouped, other, nn.Linear(2, 2))
+    weight = grouped.weight.detach().double().numpy().reshape(2, 6, -1)
     first = sum(by_hand([part], 1.0) for part in weight)
-    second = by_hand([rows_of(model[1])], 1.0)
+    second = by_hand([rows_of(other)], 1.0)
     shares = np.sqrt([12, 3]) / np.sqrt([12, 3]).sum()
     expected = 0.01 * (shares @ [first, second])
     assert float(OrthoReg(model)(model).detach()) == pytest.approx(expected, rel=1e-5)
@@ -179,8 +182,8 @@ def test_finetune_makes_filters_orthonormal() -> None:
     plain = copy.deepcopy(model)
     term = OrthoReg(model, 0.1)
     before = float(term(model).detach())
-    epruner.finetune(model, batches(), epochs=10, lr=0.02, regularizer=term)
-    epruner.finetune(plain, batches(), epochs=10, lr=0.02)
+    epruner.finetune(model, batches(), epochs=20, lr=0.02, regularizer=term)
+    epruner.finetune(plain, batches(), epochs=20, lr=0.02)
     assert float(term(model).detach()) < 0.25 * before
     assert float(term(plain).detach()) > 0.5 * before
 
@@ -189,7 +192,8 @@ def test_it_is_there_for_the_pruned_network_too() -> None:
     model = chain().eval()
     term = OrthoReg(model)
     small = epruner.prune(model, (1, 1, 6, 6), params=0.6, method="l1", repair="none").model
-    expected = by_hand([rows_of(small[i]) for i in (0, 2, 6)], 0.01)  # type: ignore[index]
+    layers = [small.get_submodule(name) for name in term.layers]
+    expected = by_hand([rows_of(layer) for layer in layers], 0.01)
     assert float(term(small).detach()) == pytest.approx(expected, rel=1e-5)
 
 
@@ -224,3 +228,31 @@ def test_another_network_is_refused() -> None:
 
 def test_it_says_what_it_is() -> None:
     assert repr(OrthoReg(chain(), 1e-3)) == "OrthoReg(strength=0.001, layers=3)"
+
+
+@pytest.mark.slow
+def test_the_importance_of_several_filters_adds_up() -> None:
+    outcomes = [example.run(seed) for seed in range(3)]
+    without = [outcome.without for outcome in outcomes]
+    regularized = [outcome.regularized for outcome in outcomes]
+    gain = fmean(side.correlation for side in regularized) - fmean(s.correlation for s in without)
+    assert gain > 0.1
+    assert max(side.cosine for side in regularized) < 0.02 < min(side.cosine for side in without)
+    worse = fmean(side.accuracy for side in without) - fmean(s.accuracy for s in regularized)
+    assert worse < 0.01
+
+
+def test_the_example_prints_and_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(example, "EPOCHS", 1)
+    monkeypatch.setattr(example, "GROUPS", 5)
+    picture = tmp_path / "picture.png"
+    monkeypatch.setattr(sys, "argv", ["orthoreg", "--picture", str(picture)])
+    state = torch.get_rng_state()
+    example.main()
+    assert torch.equal(torch.get_rng_state(), state)
+    header, without, regularized = capsys.readouterr().out.splitlines()
+    assert "rank correlation" in header
+    assert (without.split()[0], regularized.split()[0]) == ("without", "regularized")
+    assert picture.stat().st_size > 5_000
