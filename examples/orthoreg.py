@@ -197,6 +197,7 @@ def draw(outcome: Outcome, path: str) -> None:
     pairs = (("without OrthoReg", outcome.without), ("with OrthoReg", outcome.regularized))
     for axes, (name, side) in zip(figure.subplots(1, 2, sharey=True), pairs, strict=True):
         axes.semilogx(side.predicted, side.measured, ".", color="#1b7837")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set(
             xlabel=f"sum of the importances of {TOGETHER} filters", ylabel="growth of the loss"
         )
