@@ -197,7 +197,8 @@ def draw(seed: int, path: str) -> None:
         scores.plot(middle.numpy(), score.numpy(), color=colour, label=name)
     scores.axvline(float(at[0, 0]) + SIZE / 2 - 0.5, color="black", linewidth=0.7)
     scores.set(xlim=(-0.5, shown.shape[3] - 0.5), xlabel="column", ylabel="score")
-    scores.legend(**LEGEND)
+    scores.margins(y=0.3)  # room for the legend
+    scores.legend(**LEGEND, loc="upper center", ncols=2)
     save(figure, path)
 
 
