@@ -14,7 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from epruner.pruning.analysis import analyse
 from epruner.pruning.graph.costs import Costs, eval_mode
 from epruner.pruning.graph.groups import Group, Member, Skipped
+from epruner.pruning.graph.prunable import in_order
 from epruner.pruning.network.copies import deep_copy
+from epruner.pruning.network.layers import layers_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -215,6 +217,7 @@ def gate(model: nn.Module, inputs: Any) -> GatedNetwork:
         else:
             reason = "what is switched off behind its BatchNorm would be read as something else"
             skipped.append(Skipped(group.name, reason))
+    skipped = list(in_order(skipped, list(layers_of(plain))))
     if not groups:
         raise ValueError(
             f"{type(model).__name__} has no channels to gate: "

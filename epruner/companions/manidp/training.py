@@ -15,21 +15,22 @@ class Regularizer:
     """Term of the loss for `epruner.finetune`, which also sets the thresholds before each epoch.
 
     ``λ₁ Σ_l mean_i(w_i mean_c π) + λ₂ Σ_l ||G(x) - G(π)||² / n²`` over gates l, inputs i of a batch
-    of n, and channels c. ``w_i = max(0, 1 - ce_i / T)``, with ce_i the cross-entropy of an input and
-    T half the mean of the last epoch's (0 in the first): easy inputs are to need few channels. G
-    holds the cosines between the inputs of a batch, of the means x that a gate reads and of its
+    of n, and channels c. ``w_i = max(0, 1 - ce_i / T)``, with ce_i the cross-entropy of an input
+    and T half the mean of the last epoch's (0 in the first): easy inputs are to need few channels.
+    G holds the cosines between the inputs of a batch, of the means x that a gate reads and of its
     saliencies π: like inputs are to use like channels.
 
     Before each epoch the threshold τ of a gate becomes the k-th largest of its channels' mean
-    saliencies in the last epoch, ``k = ceil(ρ channels)``; ρ falls from 1 before the first epoch
-    to `share` before the last one, by half a cosine.
+    saliencies in the last epoch, ``k = ceil(ρ channels)``; ρ falls from 1 to `share` by half a
+    cosine.
 
     Parameters
     ----------
     gated : GatedNetwork
         The one that is trained.
     epochs : int
-        As many as `finetune` is given; at least 2.
+        In the last of which ρ is `share`; at least 2. Trained may be for longer, with ρ as it is
+        then.
     share : float in (0, 1]
         ρ at the end: about the share of channels that stay on.
     sparsity, similarity : float
@@ -65,6 +66,7 @@ class Regularizer:
         self._gated, self._epochs, self._share = gated, epochs, share
         self._sparsity, self._similarity = sparsity, similarity
         self._gates = list(gated.gates().values())
+        self._labels: set[int] = set()
 
     @torch.no_grad()
     def set_epoch(self, done: int) -> None:
@@ -73,16 +75,17 @@ class Regularizer:
         Raises
         ------
         ValueError
-            All epochs are done.
+            It had inputs of one class only.
         """
-        if done >= self._epochs:
+        if len(self._labels) == 1:
             raise ValueError(
-                f"this regularizer is for {self._epochs} epochs, and {done} are done; give both "
-                "it and finetune the same number"
+                f"every label of the last epoch is {self._labels.pop()}; which inputs are easy "
+                "shows on two or more classes"
             )
+        self._labels.clear()
         gated, count = self._gated, self._gated.count
         if done and count:
-            fallen = (1 - math.cos(math.pi * done / (self._epochs - 1))) / 2
+            fallen = (1 - math.cos(math.pi * min(1, done / (self._epochs - 1)))) / 2
             rho = 1 - (1 - self._share) * fallen
             gated.easy_below.copy_(gated.loss_sum / count / 2)
             for gate in self._gates:
@@ -135,6 +138,7 @@ class Regularizer:
             gate.saliency_sum += saliency.detach().sum(0)
         self._gated.loss_sum += losses.detach().sum()
         self._gated.count += len(labels)
+        self._labels.update(labels.tolist())
         return torch.stack(terms).sum()
 
 
