@@ -335,7 +335,7 @@ def test_of_a_convolution_that_no_input_uses_one_channel_stays() -> None:
 def test_bad_networks() -> None:
     with pytest.raises(ValueError, match=r"Sequential has no channels to gate: 0: .* BatchNorm"):
         manidp.gate(nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3)), SHAPE)
-    with pytest.raises(TypeError, match="gated must come from manidp.gate, got Network"):
+    with pytest.raises(TypeError, match=r"gated must come from manidp\.gate, got Network"):
         manidp.Regularizer(Network(), epochs=3)  # type: ignore[arg-type]
 
 
@@ -362,7 +362,7 @@ def test_bad_batches() -> None:
     scores = gated(images())
     with pytest.raises(TypeError, match="labels must be a tensor"):
         term(gated, scores, None)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="12 scores and labels of shape .3,."):
+    with pytest.raises(ValueError, match=r"12 scores and labels of shape \(3,\)"):
         term(gated, scores, torch.zeros(3).long())
     with pytest.raises(ValueError, match="two or more classes"):
         term(gated, scores[:, :1], torch.zeros(12).long())
