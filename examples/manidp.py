@@ -155,8 +155,11 @@ def judge(trained: Trained) -> Comparison:
     channels = cost.channels.double()
     order = F.cross_entropy(scores[0], labels, reduction="none").argsort()
     quarter = len(order) // 4
+    whole, gated, static = (100 * float(each.mean()) for each in right)
     return Comparison(
-        *(100 * float(each.mean()) for each in right),
+        whole=whole,
+        gated=gated,
+        static=static,
         gated_macs=cost.share,
         static_macs=epruner.analyse(trained.static, SHAPE).costs.totals().macs / cost.whole,
         easy_channels=float(channels[order[:quarter]].mean()),
@@ -218,7 +221,7 @@ def draw(trained: Trained, path: str) -> None:
     for row, (which, chosen) in enumerate((("least", order[:8]), ("most", order[-8:]))):
         for place, image in enumerate(trained.images[chosen]):
             small = figure.add_subplot(grid[row + 1, place])
-            small.imshow(image[0], cmap="gray_r")
+            small.imshow(image[0].numpy(), cmap="gray_r")
             small.set(xticks=[], yticks=[], ylabel="" if place else which)
     figure.savefig(path, dpi=120)
 

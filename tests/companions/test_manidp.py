@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import epruner
 from epruner.companions import manidp
-from examples.manidp import Network
+from examples.manidp import Batches, Network, Trained, draw, run, times
 
 SHAPE = (1, 1, 8, 8)
 
@@ -131,8 +132,7 @@ def test_masks_and_outputs_follow_the_formula() -> None:
     later.tau.fill_(0)
     nn.init.zeros_(later.excite.weight)
     u, v, b = (
-        t.numpy().astype(float)
-        for t in (gate.squeeze.weight, gate.excite.weight, gate.excite.bias)
+        t.numpy().astype(float) for t in (gate.squeeze.weight, gate.excite.weight, gate.excite.bias)
     )
     pooled = x.numpy().astype(float).mean((2, 3))
     saliency = np.maximum(np.maximum(pooled @ u.T, 0) @ v.T + b, 0)
@@ -152,7 +152,7 @@ def test_skipping_answers_alike_and_costs_what_is_counted(case: Any) -> None:
     wanted, counted = gated(x), manidp.multiply_adds(gated, x)
     network = manidp.skipping(gated)
     assert len(set(counted.per_input.tolist())) > 3
-    for one, answer, macs in zip(x.split(1), wanted, counted.per_input.tolist(), strict=True):  # type: ignore[no-untyped-call]
+    for one, answer, macs in zip(x.split(1), wanted, counted.per_input.tolist(), strict=True):
         with FlopCounterMode(display=False) as flops:
             found = network(one)
         assert (found[0] - answer).abs().max() <= 1e-5
@@ -378,10 +378,51 @@ def test_bad_inputs() -> None:
     gated = opened(trained(Network()))
     for call in (manidp.multiply_adds, manidp.to_static):
         with pytest.raises(TypeError, match="inputs must be a tensor"):
-            call(gated, [1, 2])  # type: ignore[operator]
+            call(gated, [1, 2])  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"at least one, got shape \(0, 1, 8, 8\)"):
-            call(gated, images()[:0])  # type: ignore[operator]
+            call(gated, images()[:0])
     with pytest.raises(ValueError, match="all 5 inputs are equal"):
         manidp.to_static(gated, images(1).expand(5, -1, -1, -1))
     with pytest.raises(ValueError, match="one input at a time, got 12"):
         manidp.skipping(gated)(images())
+
+
+def test_gates_close_in_training_and_the_network_learns_to_live_with_it() -> None:
+    digits = load_digits()
+    pixels = torch.from_numpy(digits.images).float()[:, None] / 16
+    labels = torch.from_numpy(digits.target).long()
+    batches = Batches(pixels[:1200], labels[:1200])
+    gated = manidp.gate(Network(), SHAPE)
+    term = manidp.Regularizer(gated, epochs=3, share=0.3)
+    epruner.finetune(gated, batches, epochs=5, optimizer="adamw", lr=1e-2, regularizer=term)
+    cost = manidp.multiply_adds(gated.eval(), pixels[1200:])
+    assert cost.share < 0.5
+    assert len(set(cost.per_input.tolist())) > 10
+    with torch.no_grad():
+        assert (gated(pixels[1200:]).argmax(1) == labels[1200:]).double().mean() > 0.85
+
+
+@pytest.mark.slow
+def test_not_below_static_pruning_and_easy_images_get_fewer_channels() -> None:
+    found = [run(seed) for seed in (0, 1, 2)]
+
+    def mean(name: str) -> float:
+        return float(np.mean([getattr(each, name) for each in found]))
+
+    # 0.3 points: the standard error of one accuracy on three times 898 images
+    assert mean("gated") >= mean("static") - 0.3
+    assert all(abs(each.gated_macs - each.static_macs) < 0.01 for each in found)
+    assert mean("gated_macs") < 0.3
+    assert all(each.easy_channels < each.hard_channels for each in found)
+    assert mean("hard_channels") > 1.05 * mean("easy_channels")
+    assert mean("wrong_channels") > mean("right_channels")
+
+
+def test_times_and_pictures(tmp_path: Path) -> None:
+    before, after, macs = times(Network(), torch.rand(5, 1, 8, 8), 0.5)
+    assert before > 0 < after
+    assert 0.3 < macs < 0.7
+    gated = opened(trained(Network()))
+    shown = Trained(Network(), gated, Network(), images(), torch.zeros(12).long())
+    draw(shown, str(tmp_path / "digits.png"))
+    assert (tmp_path / "digits.png").stat().st_size > 5000

@@ -237,9 +237,8 @@ def _obstacle(group: Group, modules: Mapping[str, nn.Module], costs: Costs) -> s
     conv = modules[group.name]
     if not isinstance(conv, CONVOLUTIONS) or conv.groups > 1:
         return "only convolutions of one group have gates"
-    if len(group.followers) != 1 or not isinstance(
-        modules.get(group.followers[0].module), _BatchNorm
-    ):
+    norms = [modules.get(member.module) for member in group.followers]
+    if len(norms) != 1 or not isinstance(norms[0], _BatchNorm) or norms[0].running_mean is None:
         return "its BatchNorm is not all that follows before its channels are read"
     for member in group.consumers:
         reader = modules.get(member.module)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epruner.companions.manidp.gates import GatedConv, GatedNetwork
+from epruner.companions.manidp.gates import Gate, GatedConv, GatedNetwork
 from epruner.pruning.graph.groups import Member
 from epruner.pruning.network.copies import deep_copy
 from epruner.pruning.network.layers import scale_shift
@@ -32,13 +32,14 @@ class _Skipping(nn.Module):
         Shared by all layers of the network.
     """
 
+    always: Tensor
+
     def __init__(
         self, layer: nn.Module, name: str, sources: Sequence[tuple[str, Member]], running: Running
     ) -> None:
         super().__init__()
-        gated = isinstance(layer, GatedConv)
-        self.gate = copy.deepcopy(layer.gate) if gated else None
-        self.layer: Any = _folded(layer) if gated else copy.deepcopy(layer)
+        self.gate = copy.deepcopy(layer.gate) if isinstance(layer, GatedConv) else None
+        self.layer: Any = _folded(layer) if isinstance(layer, GatedConv) else copy.deepcopy(layer)
         self.requires_grad_(False)
         self._name, self._running = name, running
         self._sources = [name for name, _ in sources]
@@ -75,8 +76,8 @@ class _Skipping(nn.Module):
         ]
         return torch.cat([self.always, *parts]).sort().values
 
-    def _mask(self, gate: Any, x: Tensor, read: Tensor | None) -> Tensor:
-        weight = gate.squeeze.weight
+    def _mask(self, gate: Gate, x: Tensor, read: Tensor | None) -> Tensor:
+        weight: Tensor = gate.squeeze.weight
         if read is not None:
             weight = weight.index_select(1, read)
         hidden = F.relu(F.linear(x.flatten(2).mean(2), weight))
@@ -119,7 +120,7 @@ def skipping(gated: GatedNetwork) -> nn.Module:
     return network.to(next(gated.parameters()).device)
 
 
-def _folded(gated: GatedConv) -> nn.Module:
+def _folded(gated: GatedConv) -> Any:
     """A gated convolution that does the work of its BatchNorm, too."""
     norm: Any = gated.norm
     scale, shift = scale_shift(norm)
