@@ -205,24 +205,37 @@ def times(model: nn.Module, images: Tensor, share: float) -> tuple[float, float,
 
 
 def draw(trained: Trained, path: str) -> None:
-    """What images take, as a histogram, with those that take least and most."""
+    """What images take, as histograms, and the easiest and the hardest with what they take."""
     from matplotlib.figure import Figure
 
     cost = manidp.multiply_adds(trained.gated, trained.images)
-    share = 100 * cost.per_input.double() / cost.whole
-    order = share.argsort()
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    share = (100 * cost.per_input.double() / cost.whole).numpy()
+    with torch.no_grad():
+        scores = trained.whole(trained.images)
+    order = F.cross_entropy(scores, trained.labels, reduction="none").argsort().numpy()
+    quarter = max(1, len(order) // 4)
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
     grid = figure.add_gridspec(3, 8, height_ratios=(4, 1, 1))
     axes = figure.add_subplot(grid[0, :])
-    axes.hist(share.numpy(), bins=40, color="#4477aa")
-    axes.axvline(float(share.mean()), color="black", linewidth=0.8)
-    axes.set(xlabel="multiply-adds, % of the whole network's", ylabel="images")
-    axes.spines[["top", "right"]].set_visible(False)
-    for row, (which, chosen) in enumerate((("least", order[:8]), ("most", order[-8:]))):
-        for place, image in enumerate(trained.images[chosen]):
+    axes.hist(share, bins=20, color="#cccccc", label="all images")
+    for row, (name, colour, some, shown) in enumerate(
+        (
+            ("easiest", "#1b7837", order[:quarter], order[:8]),
+            ("hardest", "#b2182b", order[-quarter:], order[-8:]),
+        )
+    ):
+        axes.hist(
+            share[some], bins=20, range=(share.min(), share.max()), histtype="step",
+            color=colour, label=f"{name} quarter: mean {share[some].mean():.1f} %",
+        )  # fmt: skip
+        for place, image in enumerate(shown):
             small = figure.add_subplot(grid[row + 1, place])
-            small.imshow(image[0].numpy(), cmap="gray_r")
-            small.set(xticks=[], yticks=[], ylabel="" if place else which)
+            small.imshow(trained.images[image, 0].numpy(), cmap="gray_r")
+            small.set(xticks=[], yticks=[], ylabel="" if place else name)
+            small.set_title(f"{share[image]:.1f} %", fontsize=8)
+    axes.set(xlabel="multiply-adds, % of the whole network's", ylabel="images")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
 
 
@@ -248,10 +261,10 @@ def main() -> None:
         torch.manual_seed(0)
         for name, model, shape in (
             ("this network, 8 x 8", Network(), (1, 8, 8)),
-            ("eight times as wide, 16 x 16", Network(64), (1, 16, 16)),
+            ("eight times as wide, 32 x 32", Network(64), (1, 32, 32)),
             ("ResNet-56, 32 x 32", resnet56(), (3, 32, 32)),
         ):
-            before, after, macs = times(model, torch.rand(50, *shape), 0.5)
+            before, after, macs = times(model, torch.rand(25, *shape), 0.5)
             print(f"{name:44} {before:5.1f} ms  {after:6.1f} ms         {100 * macs:.0f} %")
     if chosen.picture:
         draw(trained, chosen.picture)
