@@ -33,7 +33,7 @@ from benchmarks.measuring import RESULTS, machine
 from epruner import Constraints, Method
 from epruner.companions.functionality import functional_importance
 from epruner.companions.orthoreg import OrthoReg
-from examples import orthoreg
+from examples import manidp, orthoreg
 
 THREE = range(3)
 TWELVE = range(30, 42)
@@ -42,6 +42,7 @@ CASES: Mapping[str, tuple[str, Iterable[int | str]]] = {
     "functionality": ("examples.functionality:run", THREE),
     "functionality_resnet": ("benchmarks.companions:by_function", ["theo"]),
     "manidp": ("examples.manidp:run", THREE),
+    "manidp_times": ("benchmarks.companions:one_at_a_time", list(manidp.TIMED)),
     "discovery": ("examples.discovery:run", [*THREE, *TWELVE]),
     "discovery_text": ("examples.discovery:run_text", [*THREE, *TWELVE]),
     "siamese": ("examples.siamese:run", THREE),
@@ -60,6 +61,12 @@ def chains(seed: int) -> dict[str, dict[str, float]]:
         }
         for name, side in vars(orthoreg.run(seed)).items()
     }
+
+
+def one_at_a_time(network: str) -> dict[str, float]:
+    """Milliseconds of one input with half of the channels on, and what is computed of it."""
+    whole, skipping, macs = manidp.timed(network)
+    return {"whole_ms": whole, "skipping_ms": skipping, "macs": macs}
 
 
 def resnets(network: str) -> dict[str, dict[str, float]]:
@@ -134,10 +141,14 @@ def measured(where: str, case: int | str) -> dict[str, Any]:
 def main() -> None:
     """Measure those named, or all, and write what they gave beside the others."""
     file = RESULTS / "companions.json"
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with (
+        ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone,
+    ):
         for name in sys.argv[1:] or CASES:
             where, cases = CASES[name]
-            rows = [pool.submit(measured, where, case) for case in cases]
+            workers = alone if name == "manidp_times" else pool
+            rows = [workers.submit(measured, where, case) for case in cases]
             results = {
                 "command": f"python benchmarks/companions.py {name}",
                 "machine": machine() | {"torch": torch.__version__},

@@ -11,7 +11,7 @@ switch off channels, and `epruner.prune`. Half of the images are never seen befo
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -204,6 +204,21 @@ def times(model: nn.Module, images: Tensor, share: float) -> tuple[float, float,
     return before, after, manidp.multiply_adds(gated, images).share
 
 
+TIMED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "this network, 8 x 8": (Network, (1, 8, 8)),
+    "eight times as wide, 32 x 32": (lambda: Network(64), (1, 32, 32)),
+    "ResNet-56, 32 x 32": (resnet56, (3, 32, 32)),
+}
+
+
+def timed(name: str) -> tuple[float, float, float]:
+    """`times` of one of these, with half of the channels on."""
+    make, shape = TIMED[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return times(make(), torch.rand(25, *shape), 0.5)
+
+
 def draw(trained: Trained, path: str) -> None:
     """What images take, as histograms, and the easiest and the hardest with what they take."""
     from matplotlib.figure import Figure
@@ -257,15 +272,9 @@ def main() -> None:
         f"{found.wrong_channels:.1f} for others"
     )
     print("\none image at a time, half of the channels on    whole   skipping  multiply-adds")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for name, model, shape in (
-            ("this network, 8 x 8", Network(), (1, 8, 8)),
-            ("eight times as wide, 32 x 32", Network(64), (1, 32, 32)),
-            ("ResNet-56, 32 x 32", resnet56(), (3, 32, 32)),
-        ):
-            before, after, macs = times(model, torch.rand(25, *shape), 0.5)
-            print(f"{name:44} {before:5.1f} ms  {after:6.1f} ms         {100 * macs:.0f} %")
+    for name in TIMED:
+        before, after, macs = timed(name)
+        print(f"{name:44} {before:5.1f} ms  {after:6.1f} ms         {100 * macs:.0f} %")
     if chosen.picture:
         draw(trained, chosen.picture)
 

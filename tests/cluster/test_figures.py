@@ -489,6 +489,26 @@ def manidp_rows() -> list[str]:
     ]
 
 
+def manidp_times() -> list[str]:
+    return [
+        f"| {row['case'].replace(' x ', ' × ')} | {row['whole_ms']:.1f} ms | "
+        f"{row['skipping_ms']:.1f} ms | {100 * row['macs']:.0f} % |"
+        for row in results("companions")["manidp_times"]["rows"]
+    ]
+
+
+def orthoreg_resnet_rows() -> list[str]:
+    """Two epochs on, with the term and without; then one shot by gradient."""
+    sides = {"without": "without", "regularized": "with the term"}
+    return [
+        f"| {NETWORKS[row['case']]} | {title} | "
+        + " | ".join(f"{half_up(100 * row[side][what])}" for what in ("whole", "0.7", "0.6"))
+        + " |"
+        for row in results("companions")["orthoreg_resnet"]["rows"]
+        for side, title in sides.items()
+    ]
+
+
 def discovery_rows() -> list[str]:
     titles = {
         "affinity_propagation": "affinity propagation",
@@ -617,9 +637,11 @@ def claims() -> dict[str, list[str]]:
         ],
         "docs/companions.md": [
             *orthoreg_rows(),
+            *orthoreg_resnet_rows(),
             *fisher_rows(),
             *functional_rows(),
             *manidp_rows(),
+            *manidp_times(),
             *discovery_rows(),
             *siamese_rows(),
         ],
