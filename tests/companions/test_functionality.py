@@ -46,6 +46,7 @@ def images(count: int = 30) -> Tensor:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 def test_less_is_lost_than_with_as_many_of_least_l1() -> None:
     """Of held-out images, nothing repaired, mean over three seeds."""
     runs = [example.run(seed) for seed in range(3)]
