@@ -78,7 +78,8 @@ def resnets(network: str) -> dict[str, dict[str, float]]:
         model = cifar.network(network)
         torch.manual_seed(0)
         order = torch.randperm(len(images))
-        loader = [(images[batch], labels[batch]) for batch in order.split(128)]
+        batches: Any = order.split(128)  # type: ignore[no-untyped-call]
+        loader = [(images[batch], labels[batch]) for batch in batches]
         term = OrthoReg(model) if name == "regularized" else None
         epruner.finetune(model, loader, epochs=2, regularizer=term)
         model.eval()
@@ -118,7 +119,8 @@ def by_function(network: str) -> dict[str, dict[str, float]]:
             method=Method("uniform", importance, features),
         )
         seconds = time.process_time() - start
-        scores = torch.cat([plan.apply(model)(batch) for batch in images.split(100)])
+        small = plan.apply(model)
+        scores = torch.cat([small(batch) for batch in images.split(100)])  # type: ignore[no-untyped-call]
         found[name] = {
             "loss": float(F.cross_entropy(scores, labels)),
             "accuracy": float((scores.argmax(1) == labels).double().mean()),

@@ -262,7 +262,7 @@ def plot_filters(
     net = _analysed(model, inputs)
     group = _group_of(layer, net.groups)
     shown = tracing_copy(model)[0]
-    visual = visualise(shown, [group], in_float32(net.arguments), seed=random_state)[group.name]
+    ((_, visual),) = visualise(shown, [group], in_float32(net.arguments), seed=random_state)
     labels = _clustered(negative_squared_distances(visual.features()), random_state)
     kept = np.arange(group.channels)
     if result is not None:

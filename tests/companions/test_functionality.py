@@ -26,7 +26,7 @@ SHAPE = (1, 3, 12, 12)
 
 def small_network(groups: int = 1) -> nn.Sequential:
     torch.manual_seed(3)
-    return nn.Sequential(
+    network = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
         nn.BatchNorm2d(8),
         nn.ReLU(inplace=True),
@@ -38,7 +38,13 @@ def small_network(groups: int = 1) -> nn.Sequential:
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(12, 4),
-    ).eval()
+    )
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):  # one that does something
+            for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+                assert isinstance(tensor, Tensor)
+                nn.init.uniform_(tensor, 0.5, 1.5)
+    return network.eval()
 
 
 def images(count: int = 30) -> Tensor:

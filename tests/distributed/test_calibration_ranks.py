@@ -116,6 +116,31 @@ def test_ranks_prune_as_one_process_does(way: str) -> None:
         assert theirs[2] == notes
 
 
+def by_gradient(group: Any, mine: Tensor) -> Answer:
+    labels = mine[:, 0, 0, 0].mul(10).long() % 5
+    pairs = [(mine, labels.to(torch.int32 if group and group.rank() else torch.int64))]
+    return pruned(group, {"macs": 0.6, "method": "fisher"}, pairs if len(mine) else [])
+
+
+def test_labels_are_dealt_out_with_their_inputs_also_to_ranks_without() -> None:
+    x = images()
+    plan, outputs, _ = by_gradient(None, x)
+    for theirs in ranks().run(3, by_gradient, each=parts(x, 3)):
+        assert theirs[0] == plan
+        torch.testing.assert_close(theirs[1], outputs, rtol=0, atol=1e-5)
+
+
+def labels_apart(group: Any, mine: Tensor) -> Answer:
+    labels = torch.zeros(len(mine), *[2] * group.rank())
+    return pruned(group, {"macs": 0.6, "method": "fisher"}, [(mine, labels)])
+
+
+def test_labels_of_ranks_that_differ_in_kind() -> None:
+    for found in ranks().outcomes(2, labels_apart, each=parts(images(), 2)):
+        assert isinstance(found, Failed)
+        assert "labels of an input differ in kind" in found.text
+
+
 def batches(group: Any, mine: Tensor) -> list[tuple[bool, list[Tensor]]]:
     found = calibration_inputs(network(), mine, ((mine[:1],), {}), ranks=ranks_of(group))
     return [(p.stands_in, [tensors_in(x)[0] for x in p]) for p in (found.fit, found.held_back)]

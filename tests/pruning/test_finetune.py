@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import epruner
+from epruner.companions.orthoreg import OrthoReg
 from epruner.pruning.training.finetune import evaluate
 
 
@@ -72,6 +74,31 @@ def test_a_regularizer_of_squares_is_weight_decay() -> None:
     for one, other in zip(decayed.parameters(), regularized.parameters(), strict=True):
         torch.testing.assert_close(one, other)
     assert squares.epochs == [0, 1, 2]
+
+
+def test_a_checkpoint_remembers_the_regularizer(tmp_path: Path) -> None:
+    path, options = tmp_path / "run.pt", {"epochs": 1, "checkpoint": tmp_path / "run.pt"}
+    term = OrthoReg(network(), 1e-3)
+    epruner.finetune(network(), task(), regularizer=term, **options)  # type: ignore[arg-type]
+    again = OrthoReg(network(), 1e-3)
+    assert len(epruner.finetune(network(), task(), regularizer=again, **options)) == 1  # type: ignore[arg-type]
+    for other in (None, OrthoReg(network(), 1e-2), partial(OrthoReg.__call__, again)):
+        with pytest.raises(ValueError, match="another regularizer"):
+            epruner.finetune(network(), task(), regularizer=other, **options)  # type: ignore[arg-type]
+    path.unlink()
+    bare = partial(OrthoReg.__call__, again)
+    epruner.finetune(network(), task(), regularizer=bare, **options)  # type: ignore[arg-type]
+    saved = torch.load(path, weights_only=True)["recipe"]["regularizer"]
+    assert " at 0x" not in saved
+
+
+@pytest.mark.parametrize(
+    ("regularizer", "kind"),
+    [(3, TypeError), (lambda model, scores, labels: scores, ValueError)],
+)
+def test_what_is_no_regularizer(regularizer: Any, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match=r"regularizer must (be a function|return a scalar)"):
+        epruner.finetune(network(), task(), epochs=1, regularizer=regularizer)
 
 
 def test_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ SIZE = 16
 
 def found(model: nn.Module, inputs: Any, seed: int = 0) -> tuple[Analysis, dict[str, Visual]]:
     net = epruner.analyse(model.eval(), inputs)
-    return net, visualise(model, net.groups, net.arguments, seed=seed)
+    return net, dict(visualise(model, net.groups, net.arguments, seed=seed))
 
 
 def colours() -> nn.Sequential:
@@ -112,22 +112,22 @@ def test_a_seed_is_one_result_and_nothing_else_changes(monkeypatch: pytest.Monke
     model = colours()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     net, once = found(model, (1, 3, SIZE, SIZE))
-    again = visualise(model, net.groups, net.arguments, seed=0)
-    other = visualise(model, net.groups, net.arguments, seed=1)
+    again = dict(visualise(model, net.groups, net.arguments, seed=0))
+    other = dict(visualise(model, net.groups, net.arguments, seed=1))
     assert torch.equal(once["0"].inputs, again["0"].inputs)
     assert not torch.equal(once["0"].inputs, other["0"].inputs)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     monkeypatch.setattr(visual, "_AT_ONCE", 5 * 3 * SIZE * SIZE)  # a few at a time
-    parts = visualise(model, net.groups, net.arguments, seed=0)
+    parts = dict(visualise(model, net.groups, net.arguments, seed=0))
     assert torch.allclose(once["0"].inputs, parts["0"].inputs, atol=1e-4)
 
 
 def test_only_layers_that_are_pruned_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def noted(model: nn.Module, groups: Any, *rest: Any, **named: Any) -> dict[str, Visual]:
+    def noted(model: nn.Module, groups: Any, *rest: Any, **named: Any) -> Any:
         asked.extend(group.name for group in groups)
         return visualise(model, groups, *rest, **named)
 

@@ -26,6 +26,7 @@ _MOST, _MOST_IMAGES = 32, 128
 _MOST_ELEMENTS = 2**21
 _HELD_BACK = 5  # one in so many
 _FEWEST = 15  # inputs of which some are held back: three at least
+_LABEL_KEYS = ("labels", "label", "y")
 _USUAL_KEYS = ("pixel_values", "image", "images", "img", "inputs", "input", "x", "data")
 
 
@@ -109,17 +110,18 @@ def calibration_inputs(
         No inputs, of another shape than the example's, or not finite.
     """
     with ranks.agree():
-        whole = _columns(model, calibrate, example, labelled=labelled)
+        whole, labels_given = _columns(model, calibrate, example, labelled=labelled)
     shapes = [list(tensor.shape[1:]) for tensor in whole]
     ranks.require_same(**{"the shape of an input": shapes})
     counts = torch.cat(ranks.gather(torch.tensor([len(whole[0])]))).tolist()
     if not sum(counts):
         raise ValueError("calibrate is empty: it must give at least one batch of inputs")
     if size is None:
-        inputs = whole[:-1] if labelled else whole
-        elements = max(1, sum(math.prod(tensor.shape[1:]) for tensor in inputs))
-        most = _MOST_IMAGES if all(tensor.dim() >= 4 for tensor in inputs) else _MOST
+        elements = max(1, sum(math.prod(tensor.shape[1:]) for tensor in whole))
+        most = _MOST_IMAGES if all(tensor.dim() >= 4 for tensor in whole) else _MOST
         size = min(most, max(2, _MOST_ELEMENTS // elements))  # one alone has no variance
+    if labelled:
+        whole.append(_joined(labels_given, ranks))
     index = torch.arange(sum(counts))
     held_back = index % _HELD_BACK == _HELD_BACK - 1
     if len(index) < _FEWEST:
@@ -145,8 +147,8 @@ def calibration_inputs(
 
 def _columns(
     model: nn.Module, calibrate: Any, example: Arguments, *, labelled: bool
-) -> list[Tensor]:
-    """Of each tensor argument all that is given, checked, on the CPU; labels last."""
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Of each tensor argument all that is given, checked, on the CPU; labels batch by batch."""
     names, likes = slots(model, example)
     if not likes:
         raise ValueError("calibrate needs example inputs with at least one tensor")
@@ -160,11 +162,12 @@ def _columns(
     parts: list[list[Tensor]] = [[] for _ in likes]
     labels: list[Tensor] = []
     for number, item in enumerate(calibrate):
-        for column, tensor, like in zip(parts, _pick(item, names, number), likes, strict=True):
+        picked = _pick(item, names, number)
+        for column, tensor, like in zip(parts, picked, likes, strict=True):
             _check(tensor, like, number)
             column.append(tensor.detach().to("cpu", _exact(like)))
         if labelled:
-            labels.append(_labels(item, len(names), number))
+            labels.append(_labels(item, names, len(picked[0]), number))
     whole = [
         torch.cat([torch.empty((0, *like.shape[1:]), dtype=_exact(like)), *column]).contiguous()
         for column, like in zip(parts, likes, strict=True)
@@ -178,7 +181,7 @@ def _columns(
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor.flatten(1))).any(1).sum())
             raise ValueError(f"calibrate: {bad} of {count} inputs hold NaN or infinity")
-    return [*whole, torch.cat(labels or [torch.empty(0)])] if labelled else whole
+    return whole, labels
 
 
 def _exact(like: Tensor) -> torch.dtype:
@@ -262,24 +265,48 @@ def _pick(item: Any, names: Sequence[str], number: int) -> list[Tensor]:
     return list(item[: len(names)])
 
 
-def _labels(item: Any, inputs: int, number: int) -> Tensor:
+def _labels(item: Any, names: Sequence[str], count: int, number: int) -> Tensor:
+    """Those of a batch: int64, float32 or float64."""
     found = None
     if isinstance(item, Mapping):
-        found = next((item[key] for key in ("labels", "label", "y") if key in item), None)
-    elif not isinstance(item, Tensor) and len(item) > inputs:
-        found = item[inputs]
-    if not isinstance(found, Tensor):
+        keys = (key for key in _LABEL_KEYS if key in item and key not in names)
+        found = next((item[key] for key in keys), None)
+    elif not isinstance(item, Tensor) and len(item) > len(names):
+        found = item[len(names)]
+    if found is None:
         raise ValueError(
             f"calibrate: batch {number} has no labels; this method needs pairs (inputs, labels), "
             "or dicts with 'labels'"
         )
-    first = next(iter(item.values())) if isinstance(item, Mapping) else item[0]
-    if found.dim() == 0 or len(found) != len(first):
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"calibrate: the labels of batch {number} must be a tensor, got {type(found).__name__}"
+        )
+    if found.dim() == 0 or len(found) != count:
         raise ValueError(
-            f"calibrate: batch {number} has {len(first)} inputs and labels of shape "
+            f"calibrate: batch {number} has {count} inputs and labels of shape "
             f"{tuple(found.shape)}; there must be one for each"
         )
-    return found.detach().cpu()
+    found = found.detach().cpu()
+    if not found.is_floating_point():
+        return found.long()
+    return found if found.dtype == torch.float64 else found.float()
+
+
+def _joined(labels: Sequence[Tensor], ranks: Ranks) -> Tensor:
+    """Those of all batches; of a rank without any as many as none, of the others' kind."""
+    mine = sorted({f"{x.dtype} of shape {tuple(x.shape[1:])}" for x in labels})
+    kinds = sorted(
+        {kind for text in ranks.gather_text("; ".join(mine)) for kind in text.split("; ")}
+    )
+    kinds = [kind for kind in kinds if kind]
+    if len(kinds) > 1:
+        raise ValueError(f"calibrate: labels of an input differ in kind: {', '.join(kinds)}")
+    if labels:
+        return torch.cat(list(labels))
+    dtype, _, shape = kinds[0].removeprefix("torch.").partition(" of shape ")
+    sizes = [int(size) for size in shape.strip("(),").split(",") if size]
+    return torch.empty((0, *sizes), dtype=getattr(torch, dtype))
 
 
 def _check(tensor: Tensor, like: Tensor, number: int) -> None:

@@ -68,7 +68,7 @@ def features_of(
         return _responses(model, modules, groups, batches)
     if features == "visual":
         found = visualise(model, groups, example, seed=seed)
-        return {name: visual.features() for name, visual in found.items()}
+        return {name: visual.features() for name, visual in found}
     assert callable(features)
     return {
         group.name: np.concatenate(

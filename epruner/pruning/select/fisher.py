@@ -1,20 +1,21 @@
 """Filters ranked by the gradient of a loss: importance and allocation "fisher".
 
-Of a channel, with w the weights of what makes it and g the mean gradient of the loss by each, over
-labelled inputs, in eval mode (after Lubana et al., OrthoReg, arXiv 2009.05014):
+Of a channel, with w the weights by which it is read and g the mean gradient of the loss by each,
+over labelled inputs, in eval mode (after Lubana et al., OrthoReg, arXiv 2009.05014):
 
-    I = (sum of w * g)^2
+    I = (sum of w * g)^2 = (mean over inputs of the sum over positions of x * dL/dx)^2
 
-Where BatchNorm follows, w are its scale and shift, otherwise the filter and its bias: then the sum
-is what the loss loses, to first order, with the channel (with the weights of the convolution alone
-the shift would stay, which ranked two ResNets worse). Of several channels it is the square of the
-sum, and where filters are orthogonal nearly the sum of the squares. All channels of a network stand
-in one ranking, whatever they cost.
+with x the channel as the layers that read it find it. The sum is what the loss loses with the
+channel, to first order. The paper has the weights of the filter itself, which is the same where
+only a ReLU lies between; behind BatchNorm its shift would be left out, which ranked two ResNets
+worse. Of several channels I is the square of the sum, and where filters are orthogonal nearly the
+sum of the squares. All channels of a network stand in one ranking, whatever they cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from epruner.pruning.data.calibration import Calibration
 from epruner.pruning.graph.groups import Group
-from epruner.pruning.network.copies import deep_copy
-from epruner.pruning.network.filters import joint_rows
+from epruner.pruning.network.layers import channel_dim
 from epruner.pruning.select.importance import Candidates, Importance, Indices, largest
 
 Scores = npt.NDArray[np.float64]
@@ -58,7 +57,7 @@ def cross_entropy(outputs: Any, labels: Tensor) -> Tensor:
     if int(labels.min()) < 0 or int(labels.max()) >= outputs.shape[1]:
         raise ValueError(
             f"labels from {int(labels.min())} to {int(labels.max())} for a network of "
-            f"{outputs.shape[1]} classes"
+            f"{outputs.shape[1]} classes; a loss= of your own may leave some out"
         )
     return F.cross_entropy(outputs, labels.long())
 
@@ -71,7 +70,7 @@ def fisher_scores(
     Parameters
     ----------
     model : torch.nn.Module
-        Full-size, in eval mode; not modified.
+        Full-size, in eval mode, its parameters not frozen; not modified.
     groups : sequence of Group
     calibration : Calibration
         With labels.
@@ -80,52 +79,77 @@ def fisher_scores(
     Returns
     -------
     dict of str to ndarray of shape (channels,)
-        By group name.
+        By group name; infinite for channels that no layer reads.
 
     Raises
     ------
     ValueError
-        The loss is no scalar, or some gradient is not finite.
+        The loss is no scalar, no gradient reaches the layers, or some gradient is not finite.
     """
-    products = deep_copy(model)  # will hold w * g in the place of w
-    products.requires_grad_(True)
-    batches, sizes = calibration.fit, [len(labels) for labels in calibration.labels]
-    parameters = list(products.parameters())
-    with batches.ranks.agree(), torch.enable_grad():
-        for (args, kwargs), labels, size in zip(batches, calibration.labels, sizes, strict=True):
-            value = loss(products(*args, **kwargs), labels)
+    modules = dict(model.named_modules())
+    readers = {group.name: [m for m in group.consumers if m.module in modules] for group in groups}
+    names = {member.module for members in readers.values() for member in members}
+    batches = calibration.fit
+    sums = {group.name: torch.zeros(group.channels, dtype=torch.float64) for group in groups}
+    with batches.ranks.agree(), _read(modules, names) as heard:
+        for (args, kwargs), labels in zip(batches, calibration.labels, strict=True):
+            for calls in heard.values():
+                calls.clear()
+            with torch.enable_grad():
+                value = loss(model(*args, **kwargs), labels)
             if not isinstance(value, Tensor) or value.numel() != 1:
                 raise ValueError(f"loss must return a scalar, the mean over a batch, got {value!r}")
-            torch.autograd.backward(value.sum() * size)
-    sums = batches.total(*(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters))
-    with torch.no_grad():
-        count = batches.count(sum(sizes))
-        for parameter, total in zip(parameters, sums, strict=True):
-            parameter.mul_(total / count)
-        return {group.name: _scores(products, group) for group in groups}
-
-
-def _scores(products: nn.Module, group: Group) -> Scores:
-    modules = dict(products.named_modules())
-    made_by = [(member, modules[member.module]) for member in group.producers]
-    parts = [joint_rows([(module, member.entries)]).sum(1) for member, module in made_by]
-    norms = [
-        (member, norm)
-        for member in group.followers
-        if isinstance(norm := modules.get(member.module), _BatchNorm) and norm.affine
-    ]
-    if norms:
-        made_by = norms
-        parts = [norm.weight.detach()[member.entries].sum(1) for member, norm in norms]
-    parts += [
-        module.bias[member.entries].sum(1)
-        for member, module in made_by
-        if isinstance(module.bias, Tensor)
-    ]
-    scores: Scores = torch.stack([part.double() for part in parts]).sum(0).square().cpu().numpy()
-    if not np.isfinite(scores).all():
-        raise ValueError(f"the gradient of the loss by the weights of {group.name!r} is not finite")
+            if not value.requires_grad:
+                raise ValueError("no gradient reaches the layers from the loss")
+            found = _slopes(value.sum() * len(labels), modules, heard)
+            for name, members in readers.items():
+                for member in members:
+                    if member.module in found:
+                        sums[name] += found[member.module][member.entries].sum(1)
+    count = batches.count(sum(map(len, calibration.labels)))
+    totals = batches.total(*sums.values())
+    scores: dict[str, Scores] = {}
+    for (name, members), total in zip(readers.items(), totals, strict=True):
+        scores[name] = (total / count).square().numpy() if members else np.full(len(total), np.inf)
+        if np.isnan(scores[name]).any():
+            raise ValueError(f"the gradient of the loss by what reads {name!r} is not finite")
     return scores
+
+
+@contextmanager
+def _read(modules: Mapping[str, Any], names: Iterable[str]) -> Iterator[dict[str, list[Tensor]]]:
+    """What some modules read first, by name, call by call."""
+    heard: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def listen(name: str) -> Callable[..., Any]:
+        def hear(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+            key = None if args else next(iter(kwargs))
+            read = (args[0] if key is None else kwargs[key]).clone()  # others may work in place
+            heard[name].append(read)
+            return ((read, *args[1:]), kwargs) if key is None else (args, kwargs | {key: read})
+
+        return hear
+
+    with ExitStack() as stack:
+        for name in heard:
+            hook = modules[name].register_forward_pre_hook(listen(name), with_kwargs=True)
+            stack.callback(hook.remove)
+        yield heard
+
+
+def _slopes(
+    value: Tensor, modules: Mapping[str, nn.Module], heard: Mapping[str, Sequence[Tensor]]
+) -> dict[str, Tensor]:
+    """By module the sum of x * dL/dx over all but the channels that it reads, float64."""
+    calls = [(name, x) for name, reads in heard.items() for x in reads if x.requires_grad]
+    gradients = torch.autograd.grad(value, [x for _, x in calls], allow_unused=True)
+    found: dict[str, Tensor] = {}
+    for (name, x), gradient in zip(calls, gradients, strict=True):
+        if gradient is not None:
+            dim = channel_dim(modules[name], x)
+            product = (x.detach().double() * gradient).movedim(dim, 0).flatten(1).sum(1).cpu()
+            found[name] = found[name] + product if name in found else product
+    return found
 
 
 def by_fisher(scores: Mapping[str, Scores]) -> Importance:

@@ -70,13 +70,15 @@ class Visual:
 def outlets(modules: Mapping[str, nn.Module], group: Group) -> Sequence[Member]:
     """Where the channels of a group are looked at: after BatchNorm, if there is one."""
     norms = [m for m in group.followers if isinstance(modules.get(m.module), _BatchNorm)]
-    return norms or group.producers
+    if len(group.producers) == 1:  # the last: a depthwise convolution and its own may stand between
+        return norms[-1:] or group.producers
+    return norms if len(norms) == len(group.producers) else group.producers
 
 
 @torch.enable_grad()
 def visualise(
     model: nn.Module, groups: Sequence[Group], example: Arguments, *, seed: int
-) -> dict[str, Visual]:
+) -> Iterator[tuple[str, Visual]]:
     """Find what every filter of some groups responds to.
 
     Parameters
@@ -90,10 +92,11 @@ def visualise(
     seed : int
         Of the noise and the shifts.
 
-    Returns
-    -------
-    dict of str to Visual
-        By group name.
+    Yields
+    ------
+    name : str
+        Of a group.
+    visual : Visual
 
     Raises
     ------
@@ -113,7 +116,6 @@ def visualise(
         for _ in range(STEPS)
     ]
     at_once = max(1, _AT_ONCE // start.numel())
-    found = {}
     for group in groups:
         inputs, responses = [], []
         with _responding(frozen, group, example, place) as respond:
@@ -130,8 +132,7 @@ def visualise(
                 f"features='visual': layer {group.name!r} gives NaN or infinity on what its "
                 "filters respond to"
             )
-        found[group.name] = visual
-    return found
+        yield group.name, visual
 
 
 def _signal(model: nn.Module, example: Arguments) -> tuple[int, list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -147,6 +148,11 @@ def finetune(
             raise ValueError(f"distill must be in [0, 1], got {distill!r}")
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature!r}")
+        if regularizer is not None and not callable(regularizer):
+            raise TypeError(
+                "regularizer must be a function of (model, scores, labels), got "
+                f"{regularizer!r:.80}"
+            )
         if not isinstance(train_loader, Sized) or not len(train_loader):
             raise ValueError("train_loader must have a length of at least 1")
         length = len(train_loader)
@@ -168,7 +174,7 @@ def finetune(
         "label_smoothing": label_smoothing,
         "distill": None if teacher is None else distill,
         "temperature": None if teacher is None else temperature,
-        "regularizer": None if regularizer is None else _name_of(regularizer),
+        **({} if regularizer is None else {"regularizer": _name_of(regularizer)}),
         "number of ranks": ranks.size,
     }
     same = {"model": _outline(model), "len(train_loader)": length, **recipe, "amp": amp}
@@ -192,7 +198,12 @@ def finetune(
             with torch.no_grad():
                 wanted = teacher(inputs)
             loss = (1 - distill) * loss + distill * divergence(scores, wanted, temperature)
-        return loss if regularizer is None else loss + regularizer(model, scores, labels)
+        if regularizer is None:
+            return loss
+        term = regularizer(model, scores, labels)
+        if not isinstance(term, Tensor) or term.numel() != 1:
+            raise ValueError(f"regularizer must return a scalar tensor, got {term!r:.80}")
+        return loss + term.sum()
 
     was_training = model.training
     done, left, begun = 0, steps - len(history) * length, monotonic()
@@ -227,10 +238,9 @@ def _set_epoch(done: int, *parts: Any) -> None:
 
 
 def _name_of(regularizer: Regularizer) -> str:
-    """With its settings, where it tells them; never an address, which is another in every run."""
-    if type(regularizer).__repr__ is not object.__repr__ and not hasattr(regularizer, "__name__"):
-        return repr(regularizer)
-    return str(getattr(regularizer, "__qualname__", type(regularizer).__qualname__))
+    """With its settings, where it tells them; without addresses, which change with every run."""
+    name = getattr(regularizer, "__qualname__", None) or repr(regularizer)
+    return re.sub(r" at 0x[0-9a-f]+", "", name)
 
 
 def _batches(
@@ -357,7 +367,8 @@ def _resume(path: Path, parts: dict[str, Any], recipe: dict[str, Any], ranks: Ra
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
         raise ValueError(f"{path} is not a checkpoint of finetune")
     if record["recipe"] != recipe:
-        changed = [key for key in recipe if record["recipe"].get(key) != recipe[key]]
+        keys = dict.fromkeys((*recipe, *record["recipe"]))
+        changed = [key for key in keys if record["recipe"].get(key) != recipe.get(key)]
         raise ValueError(
             f"{path} is from a run with another {', '.join(changed)}; give the same options or "
             "another checkpoint"
