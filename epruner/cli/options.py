@@ -489,6 +489,7 @@ def pictures(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--plot", metavar="FILE", help="picture of what happened to every layer (png, svg, pdf)"
     )
+    sub.add_argument("--html", metavar="FILE", help="report to write, to open in a browser")
 
 
 def _add(group: argparse._ActionsContainer, table: Mapping[str, Mapping[str, Any]]) -> None:
