@@ -57,6 +57,7 @@ METHODS: dict[str, str | Method] = {
     "uniform, reconstruction": Method("uniform", "reconstruction"),
     "exemplar": "exemplar",
     "l1": "l1",
+    "fisher": "fisher",  # the only one that looks at labels
 }
 Score = Callable[[Tensor], float]
 
@@ -70,6 +71,7 @@ class Case:
     held_out: Tensor
     judge: Callable[[Tensor], Score]  # from the whole network's outputs
     all_repairs: bool = False
+    labels: Tensor | None = None  # of the pool
 
     @property
     def calibration(self) -> Tensor:
@@ -98,8 +100,8 @@ def image_case(name: str, count: int) -> Case:
         expect(abs(found - published) < 0.11, f"{name}: {found} % instead of {published} %")
         return lambda outputs: top1(outputs, labels)
 
-    calibration, _ = cifar.lossless("train", count)
-    return Case(cifar.network(name), calibration, images, judge, all_repairs=name == "theo")
+    calibration, its = cifar.lossless("train", count)
+    return Case(cifar.network(name), calibration, images, judge, name == "theo", its)
 
 
 def imagenet_case(name: str, count: int) -> Case:
@@ -172,7 +174,7 @@ CASES = {
         ("noise", "synthetic", 128, USUAL, 2000),
         ("synthetic", USUAL, 7728),
     ),
-    "akamaster": Grid(image_case, (0.7, 0.6, 0.4), SOME, distilled=("synthetic",)),
+    "akamaster": Grid(image_case, (0.7, 0.6, 0.4), (*SOME, "fisher"), distilled=("synthetic",)),
     "resnet20": Grid(image_case, (0.6, 0.4), SOME),
     "mobilenetv2": Grid(imagenet_case, (0.7, 0.5), SOME, ("noise", USUAL)),
     "efficientnet-lite0": Grid(imagenet_case, (0.7, 0.5), SOME, ("noise", USUAL)),
@@ -266,12 +268,14 @@ def smaller(
             yield from whole_way(case, macs, label, given, given in distilled)
         return
     model, data, example = case.model, case.calibration, case.calibration[:1]
-    needs_data = "reconstruction" in label
-    repairs = ("least_squares",) if needs_data else ("none", "merge", "least_squares")
+    needs_data = "reconstruction" in label or label == "fisher"
+    repairs = ["least_squares"] if needs_data else ["none", "merge", "least_squares"]
+    shown: Any = data if needs_data else None
+    if label == "fisher":
+        assert case.labels is not None
+        shown, repairs = [(data, case.labels[: len(data)])], ["none", "least_squares"]
     start = clock()
-    plan = case.analysis.select(
-        macs=macs, method=METHODS[label], calibrate=data if needs_data else None
-    )
+    plan = case.analysis.select(macs=macs, method=METHODS[label], calibrate=shown)
     sliced = plan.apply(model)
     selected = clock() - start
     for repair in REPAIRS if case.all_repairs else repairs:
@@ -372,7 +376,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
                 learned,
                 ("score", "error", "cpu_seconds"),
             ),
-            ("Methods, from unlabelled inputs", given, method, ("score", "error")),
+            ("Methods, from unlabelled inputs (fisher: labelled)", given, method, ("score", "error")),
             ("Methods, without any input", unseen, method, ("score", "error")),
         )
         for what in whats

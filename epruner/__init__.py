@@ -78,7 +78,7 @@ _HOME = {
     "synthesise": "epruner.pruning.data.synthesis",
 }
 
-_MODULES = ("accel", "plots")
+_MODULES = ("accel", "companions", "plots")
 
 __all__ = [
     "AffinityPropagation",

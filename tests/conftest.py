@@ -30,7 +30,17 @@ HAS_DATA = (DATA / "cifar_resnets").is_dir()
 HAS_TORCH = find_spec("torch") is not None
 
 # Clustering needs no torch, and neither do its tests.
-collect_ignore = [] if HAS_TORCH else ["cli", "distributed", "gpu", "pruning"]
+collect_ignore = (
+    []
+    if HAS_TORCH
+    else [
+        "cli",
+        *(f"companions/test_{name}.py" for name in ("functionality", "manidp", "orthoreg")),
+        "distributed",
+        "gpu",
+        "pruning",
+    ]
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -480,21 +480,25 @@ def _prune(
 ) -> PruningResult:
     from epruner.pruning.data.evidence import MADE_UP, kind_of
     from epruner.pruning.errors import TraceError
-    from epruner.pruning.options import Constraints, preset
+    from epruner.pruning.options import NEEDS_LABELS, Constraints, preset
     from epruner.pruning.pipeline import prune
 
     given: dict[str, Any] = {**budget, **_given(args, options.PRUNING)}
     if constraints := _given(args, options.CONSTRAINTS):
         constraints["n_filters"] = dict(constraints.get("n_filters", ()))
         given["constraints"] = Constraints(**constraints)
-    if args.calibrate is not None:
-        given["calibrate"] = (
-            args.calibrate
-            if args.calibrate in MADE_UP
-            else _images(args, args.calibrate).spread(args.calibrate_images)
-        )
     chosen: Any = method or "auto"
-    if parts := _given(args, options.PARTS):
+    parts = _given(args, options.PARTS)
+    if args.calibrate is not None:
+        given["calibrate"] = args.calibrate
+        if args.calibrate not in MADE_UP:
+            images = _images(args, args.calibrate)
+            order = images.spread(args.calibrate_images)
+            labelled = NEEDS_LABELS in (chosen, *parts.values())
+            given["calibrate"] = (
+                list(images.batches(len(order), order)) if labelled else images.take(order)
+            )
+    if parts:
         exemplars = not {"beta", "recipe"}.isdisjoint(budget)
         evidence = kind_of(model, given.get("calibrate"))
         base, _ = preset(chosen, evidence=evidence, exemplars=exemplars)

@@ -56,10 +56,10 @@ class Images:
         """Images (n, c, h, w)."""
         return torch.stack([self._image(i) for i in indices])
 
-    def spread(self, count: int) -> Tensor:
-        """So many images, evenly over all of them (folders are sorted by class)."""
+    def spread(self, count: int) -> list[int]:
+        """So many of them, evenly over all (folders are sorted by class)."""
         count = min(count, len(self))
-        return self.take([i * len(self) // count for i in range(count)])
+        return [i * len(self) // count for i in range(count)]
 
     def batches(
         self, size: int, order: Sequence[int] | None = None

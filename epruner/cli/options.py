@@ -125,8 +125,8 @@ CONSTRAINTS: Mapping[str, Mapping[str, Any]] = {
 
 METHOD: Mapping[str, Any] = {
     "metavar": "NAME",
-    "help": "auto (the best known, default), reconstruction, exemplar, paper, l1, l2, fpgm or "
-    "random",
+    "help": "auto (the best known, default), reconstruction, exemplar, paper, l1, l2, fpgm, "
+    "random or fisher (from labelled --calibrate images)",
 }
 
 REPAIR: Mapping[str, Any] = {
@@ -138,17 +138,18 @@ REPAIR: Mapping[str, Any] = {
 # Fields of `Method`: parts of the method that are not as its name says.
 PARTS: Mapping[str, Mapping[str, Any]] = {
     "allocation": {
-        "choices": ("exemplar", "uniform", "reconstruction"),
+        "choices": ("exemplar", "uniform", "reconstruction", "fisher"),
         "help": "instead of the method's: how many filters a layer keeps under a budget",
     },
     "importance": {
-        "choices": ("exemplar", "l1", "l2", "fpgm", "random", "reconstruction"),
+        "choices": ("exemplar", "l1", "l2", "fpgm", "random", "reconstruction", "fisher"),
         "help": "instead of the method's: which filters stay, once their number is set",
     },
     "features": {
-        "choices": ("weights", "losses", "folded", "activations"),
+        "choices": ("weights", "losses", "folded", "activations", "visual"),
         "help": "what filters are compared by: weights, what their readers lose when one stands in "
-        "for another, weights with BatchNorm folded in, or responses to inputs",
+        "for another, weights with BatchNorm folded in, responses to inputs, or to what each of "
+        "them responds to most",
     },
 }
 
@@ -337,9 +338,9 @@ def calibration(sub: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--calibrate",
         metavar="SOURCE",
-        help="images without labels: a folder, FILE.npz or FILE.npz:KEY (uint8, n x h x w x c); or "
-        "noise (default where it tells something) or synthetic, made to match the network's "
-        "BatchNorm statistics",
+        help="images: a folder, FILE.npz or FILE.npz:KEY (uint8, n x h x w x c), whose labels only "
+        "--method fisher looks at; or noise (default where it tells something) or synthetic, made "
+        "to match the network's BatchNorm statistics",
     )
     group.add_argument(
         "--calibrate-images", type=positive, default=400, metavar="N", help="of them (default 400)"

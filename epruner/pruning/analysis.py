@@ -60,6 +60,13 @@ from epruner.pruning.select.allocation import Choice, Counts, Measure, Search, S
 from epruner.pruning.select.blocks import WEIGHTS, Block, block_losses
 from epruner.pruning.select.elimination import Elimination, by_elimination, eliminate
 from epruner.pruning.select.features import features_of
+from epruner.pruning.select.fisher import (
+    Loss,
+    Scores,
+    by_fisher,
+    fisher_scores,
+    ranking_errors,
+)
 from epruner.pruning.select.importance import IMPORTANCE, Indices, Matrix, checked
 from epruner.pruning.select.problems import Layer, make_layers
 from epruner.pruning.select.readers import Reader, measured
@@ -207,6 +214,7 @@ class Analysis:
         budget: Budget | None = None,
         recipe: str | Recipe | None = None,
         method: str | Method = "auto",
+        loss: Loss | None = None,
         calibrate: Any = None,
         group: ProcessGroup | None = None,
         constraints: Constraints | None = None,
@@ -220,8 +228,8 @@ class Analysis:
 
         Parameters
         ----------
-        macs, params, latency, beta, budget, recipe, method, calibrate, group, constraints, \
-        layers, ignore, scope, random_state, n_threads
+        macs, params, latency, beta, budget, recipe, method, loss, calibrate, group, \
+        constraints, layers, ignore, scope, random_state, n_threads
             As for `epruner.prune`; of `method` all but the repair.
 
         Returns
@@ -260,6 +268,7 @@ class Analysis:
                 scope=scope,
                 random_state=random_state,
                 n_threads=n_threads,
+                loss=loss,
             )
         ranks.require_same(
             {
@@ -275,6 +284,7 @@ class Analysis:
                 self._model,
                 calibrate,
                 self.arguments,
+                labelled=request.method.needs_labels(),
                 seed=request.random_state,
                 stages=stages,
                 ranks=ranks,
@@ -322,6 +332,12 @@ class Analysis:
             shown = tracing_copy(evidence.model)[0] if looks else self._model
             batches = evidence.calibration.fit
             ranked, losses, notes = _ranked(method, shown, groups, batches)
+            scores: dict[str, Scores] = {}
+            if method.needs_labels():
+                scores = fisher_scores(shown, groups, evidence.calibration, request.loss)
+            errors = {name: found.errors for name, found in ranked.items() if found.sure}
+            if method.allocation == "fisher":
+                errors = ranking_errors(groups, scores)
             layers, placed = make_layers(
                 dict(self._model.named_modules()),
                 groups,
@@ -332,6 +348,8 @@ class Analysis:
                     shown if method.features == "activations" else self._model,
                     groups,
                     batches,
+                    example=in_float32(self.arguments),
+                    seed=request.random_state,
                 ),
                 losses=losses or None,
                 n_threads=request.n_threads,
@@ -344,6 +362,8 @@ class Analysis:
                 skipped += others
         if method.importance == "reconstruction":
             choose = by_elimination(ranked)
+        elif method.importance == "fisher":
+            choose = by_fisher(scores)
         elif isinstance(method.importance, str):
             choose = IMPORTANCE[method.importance]
         else:
@@ -367,7 +387,7 @@ class Analysis:
                     times,
                     betas,
                     fixed_at,
-                    ranked,
+                    errors,
                     some,
                     ranks,
                     by_losses=bool(losses),
@@ -410,7 +430,7 @@ class Analysis:
         times: LayerTimes | None,
         betas: Mapping[str, float],
         fixed_at: Mapping[str, int | float],
-        ranked: Mapping[str, Elimination],
+        errors: Mapping[str, Scores],
         blocks: Sequence[Block],
         ranks: Ranks,
         *,
@@ -434,11 +454,15 @@ class Analysis:
             totals = sizes.totals(counts)
             return totals.params if goal.kind == "params" else totals.macs
 
+        if method.allocation == "fisher":  # whatever a filter costs
+            price_of = dict.fromkeys((x.name for x in layers), 1.0)
+        else:
+            price_of = prices(layers, cost)
         search = Search(
             layers,
             fixed=fixed,
-            prices=prices(layers, cost),
-            errors={name: found.errors for name, found in ranked.items() if found.sure},
+            prices=price_of,
+            errors=errors,
             blocks=blocks,
             by_losses=by_losses,
             exemplars=method.importance == "exemplar",

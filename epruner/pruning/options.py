@@ -19,19 +19,21 @@ from torch import nn
 from epruner.cluster.resources import effective_n_threads
 from epruner.pruning.network.inputs import as_patterns
 from epruner.pruning.select.features import FEATURES, Features
+from epruner.pruning.select.fisher import Loss, cross_entropy
 from epruner.pruning.select.importance import IMPORTANCE, Importance
 from epruner.pruning.select.recipes import Recipe, published
 
-ALLOCATIONS = ("exemplar", "uniform", "reconstruction")
+ALLOCATIONS = ("exemplar", "uniform", "reconstruction", "fisher")
 REPAIRS = ("none", "merge", "batchnorm", "least_squares", "distill")
 # What cannot do without something that the network was shown, and what noise will not do for.
 NEEDS_EVIDENCE = {
-    "allocation": ("reconstruction",),
-    "importance": ("reconstruction",),
+    "allocation": ("reconstruction", "fisher"),
+    "importance": ("reconstruction", "fisher"),
     "features": ("losses", "activations"),
     "repair": ("batchnorm", "least_squares", "distill"),
 }
 NEEDS_MORE_THAN_NOISE = ("batchnorm", "distill")
+NEEDS_LABELS = "fisher"
 
 
 def check_share(option: str, value: object) -> float:
@@ -79,20 +81,22 @@ class Method:
 
     Parameters
     ----------
-    allocation : {"exemplar", "uniform", "reconstruction"}
+    allocation : {"exemplar", "uniform", "reconstruction", "fisher"}
         How many filters each layer keeps under a budget: its number of exemplars (at one beta for
         all layers, or by losses at one price of what a filter costs), the same share of every
-        layer, or the numbers of least loss of reconstruction at one price. `beta` and `recipe`
-        always set exemplars.
-    importance : {"exemplar", "l1", "l2", "fpgm", "random", "reconstruction"} or callable
+        layer, the numbers of least loss of reconstruction at one price, or those that one ranking
+        of all filters of the network leaves it. `beta` and `recipe` always set exemplars.
+    importance : {"exemplar", "l1", "l2", "fpgm", "random", "reconstruction", "fisher"} or callable
         Which filters stay once their number is set; "reconstruction" keeps those that the layers
-        reading them can least do without. A callable gets a layer's
+        reading them can least do without, "fisher" those whose weights times the gradient of a
+        loss sum to the largest (`epruner.pruning.select.fisher`). A callable gets a layer's
         `epruner.pruning.select.importance.Candidates` and the number that stays, and returns
         their indices, ascending, shape (count,); once for each group of a grouped convolution.
-    features : {"weights", "losses", "folded", "activations"} or callable
+    features : {"weights", "losses", "folded", "activations", "visual"} or callable
         What filters are compared by: their weights, what the layers that read them lose when one
-        stands in for another, weights and bias with BatchNorm folded in, responses to inputs, or
-        a function from a layer to a matrix with one row a filter.
+        stands in for another, weights and bias with BatchNorm folded in, responses to inputs, how
+        the layer answers what each responds to most (`epruner.pruning.select.visual`), or a
+        function from a layer to a matrix with one row a filter.
     repair : {"auto", "none", "merge", "batchnorm", "least_squares", "distill"}
         Add the outgoing weights of filters that go to those of the most similar that stays;
         estimate BatchNorm statistics anew; refit every layer by least squares; and after that
@@ -100,7 +104,8 @@ class Method:
         can be shown something, and merge if not.
 
     "reconstruction", "losses", "activations" and the last three repairs need the network to be
-    shown inputs: given, synthetic or, where that is enough, noise (see `calibrate` of `prune`).
+    shown inputs: given, synthetic or, where that is enough, noise (see `calibrate` of `prune`);
+    "fisher" inputs with labels.
 
     Raises
     ------
@@ -115,7 +120,8 @@ class Method:
 
     def __post_init__(self) -> None:
         check_choice("allocation", self.allocation, ALLOCATIONS)
-        check_choice("importance", self.importance, (*IMPORTANCE, "reconstruction"), function=True)
+        others = ("reconstruction", "fisher")
+        check_choice("importance", self.importance, (*IMPORTANCE, *others), function=True)
         check_choice("features", self.features, FEATURES, function=True)
         check_choice("repair", self.repair, ("auto", *REPAIRS))
 
@@ -125,6 +131,10 @@ class Method:
             if (part := getattr(self, name)) in needy:
                 return f"{name}={part!r}"
         return ""
+
+    def needs_labels(self) -> bool:
+        """Whether some part of it learns from labels."""
+        return NEEDS_LABELS in (self.allocation, self.importance)
 
     def to_dict(self) -> dict[str, str]:
         """Plain JSON values; functions go by their names."""
@@ -137,6 +147,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "exemplar": Method("exemplar", "exemplar", "losses"),
         "paper": Method("exemplar", "exemplar", repair="none"),
         "reconstruction": Method("reconstruction", "reconstruction"),
+        "fisher": Method("fisher", "fisher"),
         **{name: Method("uniform", name) for name in ("l1", "l2", "fpgm", "random")},
     }
 )
@@ -198,6 +209,11 @@ def resolve(
             )
     if found.repair == "auto":
         found = replace(found, repair="merge" if evidence == "none" else "least_squares")
+    if found.needs_labels() and evidence != "inputs":
+        raise ValueError(
+            "'fisher' learns from the gradient of a loss: give calibrate inputs with labels, "
+            "batches (inputs, labels)"
+        )
     if evidence == "none" and (part := found.needs_evidence()):
         raise ValueError(
             f"{part} needs calibrate, a few hundred inputs without labels: nothing else tells how "
@@ -350,6 +366,8 @@ class Request:
         inputs and a method that learns from them.
     random_state : int
     n_threads : int or None
+    loss : callable
+        From what the network puts out and labels to a scalar.
     """
 
     goal: Goal
@@ -364,6 +382,7 @@ class Request:
     approximate: bool = False
     random_state: int = 0
     n_threads: int | None = None
+    loss: Loss = cross_entropy
 
     def without_evidence(self, method: str | Method, repair: str | None) -> Request:
         """The same where nothing could be shown to the network; see `resolve`."""
@@ -384,6 +403,7 @@ class Request:
             "ignore": list(self.ignore) or None,
             "scope": self.scope,
             "random_state": self.random_state,
+            **({"loss": label_of(self.loss)} if self.method.needs_labels() else {}),
         }
 
 
@@ -405,6 +425,7 @@ def make_request(
     scope: str,
     random_state: int,
     n_threads: int | None,
+    loss: Loss | None,
 ) -> Request:
     """Check everything that can be checked before any work; see `epruner.prune`."""
     name = None
@@ -438,6 +459,10 @@ def make_request(
     chosen, why = resolve(method, repair, evidence=evidence, exemplars=goal.kind == "beta")
     if scope == "blocks":
         _check_blocks(goal, chosen, evidence)
+    if loss is not None and not callable(loss):
+        raise TypeError(f"loss must be a function of outputs and labels, got {loss!r:.80}")
+    if loss is not None and not chosen.needs_labels():
+        raise ValueError("loss is what 'fisher' takes the gradient of; this method looks at none")
     approximate = False
     if scope == "all" and evidence != "none":
         own = resolve(method, None, evidence=evidence, exemplars=goal.kind == "beta")[0]
@@ -458,6 +483,7 @@ def make_request(
         approximate,
         int(random_state),
         n_threads,
+        loss or cross_entropy,
     )
 
 

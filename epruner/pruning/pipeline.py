@@ -45,6 +45,7 @@ from epruner.pruning.report.records import Repair
 from epruner.pruning.report.report import Report
 from epruner.pruning.result import PruningResult, layer_clusters, layer_reports, totals_of
 from epruner.pruning.select.allocation import Sizes
+from epruner.pruning.select.fisher import Loss
 from epruner.pruning.select.recipes import Recipe
 from epruner.pruning.training.distill import RATE, Augment, varied
 
@@ -65,6 +66,7 @@ def prune(
     calibrate: Any = None,
     group: dist.ProcessGroup | None = None,
     method: str | Method = "auto",
+    loss: Loss | None = None,
     repair: str | None = None,
     constraints: Constraints | None = None,
     layers: Iterable[str | nn.Module] | None = None,
@@ -108,8 +110,9 @@ def prune(
         and at least one filter a layer unless `constraints` are given.
     calibrate : Tensor, iterable of tensors, tuples or dicts, "noise" or "synthetic", optional
         What filters are chosen and repaired by: a few hundred inputs, without labels, shaped like
-        `inputs` but for the first size; noise of natural statistics; or inputs made to match what
-        BatchNorm layers remember (see `synthesise`; takes minutes). A part is held back, to judge
+        `inputs` but for the first size (a label that follows the inputs of a batch is looked at by
+        "fisher" only); noise of natural statistics; or inputs made to match what BatchNorm layers
+        remember (see `synthesise`; takes minutes). A part is held back, to judge
         what is learnt from the others. Default: noise, if the network has BatchNorm that was
         trained or other layers that normalise; else nothing.
     group : torch.distributed.ProcessGroup, optional
@@ -120,7 +123,10 @@ def prune(
     method : str or Method
         "auto" (the best known), "reconstruction", "exemplar" (exemplars of what the readers of a
         filter lose), "paper" (exemplars of weights, without repair), "l1", "l2", "fpgm", "random",
-        or a `Method`.
+        "fisher" (the gradient of a loss: `calibrate` has to give labels), or a `Method`.
+    loss : callable, optional
+        For "fisher": from what the network puts out and the labels of a batch to the mean over its
+        inputs. Default: cross-entropy of scores (n, classes).
     repair : {"auto", "none", "merge", "batchnorm", "least_squares", "distill"}, optional
         Instead of the method's last part.
     constraints : Constraints, optional
@@ -185,6 +191,7 @@ def prune(
             scope=scope,
             random_state=random_state,
             n_threads=n_threads,
+            loss=loss,
         )
         if scope == "blocks" and request.method.repair not in ("least_squares", "distill"):
             raise ValueError(
@@ -203,7 +210,13 @@ def prune(
     ]
     model = uncompiled(model)
     with ranks.together(), closing(Stages(progress and ranks.rank == 0)) as stages:
-        show = partial(gather, seed=request.random_state, stages=stages, ranks=ranks)
+        show = partial(
+            gather,
+            labelled=request.method.needs_labels(),
+            seed=request.random_state,
+            stages=stages,
+            ranks=ranks,
+        )
         evidence = None
         if kind == "inputs":  # before anything that takes time
             evidence = show(kind, model, calibrate, arguments)

@@ -80,6 +80,28 @@ def test_trained_weights_are_pruned_repaired_and_reloaded(run: Run, digits: Digi
 
 
 @torch.no_grad()
+def test_fisher_reads_the_labels_of_images(run: Run, digits: Digits) -> None:
+    pixels = (255 * digits.train_images[:300]).round().byte()
+    images = pixels.movedim(1, -1).numpy()
+    np.savez("unlabelled.npz", images=images)
+    np.savez("train.npz", images=images, labels=digits.train_labels[:300].numpy())
+    words = [
+        "prune", "--model", "digits:DigitsResNet", "--weights", str(digits.weights),
+        "--input-shape", "1,1,8,8", "--macs", "0.5", "--method", "fisher",
+        "--mean", "0", "--std", "1", "--out", "p.safetensors",
+    ]  # fmt: skip
+    code, _, err = run(*words, "--calibrate", "unlabelled.npz")
+    assert code == 2
+    assert "these images have no labels" in err
+    assert run(*words, "--calibrate", "train.npz")[0] == 0
+    pairs = [(pixels / 255, digits.train_labels[:300])]
+    expected = prune(digits.network(), SHAPE, macs=0.5, method="fisher", calibrate=pairs)
+    small = load(DigitsResNet(), "p.safetensors").eval()
+    some = digits.test_images[:9]
+    assert torch.equal(small(some), expected.model.eval()(some))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("more", [[], ["--calibrate", "noise"]], ids=["default", "by name"])
 def test_trained_weights_are_repaired_without_images(
     run: Run, digits: Digits, more: list[str]
@@ -152,7 +174,11 @@ def test_options_reach_the_pruning(run: Run) -> None:
 
 
 def test_options_name_what_there_is() -> None:
-    assert set(options.PARTS["importance"]["choices"]) == {*IMPORTANCE, "reconstruction"}
+    assert set(options.PARTS["importance"]["choices"]) == {
+        *IMPORTANCE,
+        "reconstruction",
+        "fisher",
+    }
     assert options.PARTS["allocation"]["choices"] == ALLOCATIONS
     assert options.PARTS["features"]["choices"] == FEATURES
     assert options.REPAIR["choices"] == REPAIRS

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
+from functools import reduce
+from operator import getitem
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -404,6 +408,175 @@ def block_rows() -> list[str]:
     ]
 
 
+THREE, FRESH = (0, 1, 2), range(30, 42)  # seeds
+
+
+def of_seeds(name: str, seeds: Iterable[int], *path: str) -> list[float]:
+    """One figure of a companion, seed by seed."""
+    rows = {row["case"]: row for row in results("companions")[name]["rows"]}
+    return [float(reduce(getitem, path, rows[seed])) for seed in seeds]
+
+
+def mean_of(name: str, seeds: Iterable[int], *path: str) -> float:
+    return fmean(of_seeds(name, seeds, *path))
+
+
+def orthoreg_rows() -> list[str]:
+    sides = {"without": "without", "regularized": "with the term"}
+    fresh = [
+        [mean_of("orthoreg", FRESH, side, what) for side in sides]
+        for what in ("correlation", "pruned")
+    ]
+    return [
+        *(
+            f"| {title} | {mean_of('orthoreg', THREE, side, 'correlation'):.2f} | "
+            f"{half_up(100 * mean_of('orthoreg', THREE, side, 'accuracy'))} % | "
+            f"{half_up(100 * mean_of('orthoreg', THREE, side, 'pruned'))} % | "
+            f"{mean_of('orthoreg', THREE, side, 'cosine'):.3f} |"
+            for side, title in sides.items()
+        ),
+        "on twelve others the rank correlation is {:.2f} and {:.2f}, and what is left of the "
+        "accuracy {} % and {} %".format(*fresh[0], *(half_up(100 * x) for x in fresh[1])),
+    ]
+
+
+def functional_rows() -> list[str]:
+    titles = {
+        "random": "random",
+        "least l1": "least l1",
+        "exemplars of weights": "all but exemplars of weights",
+        "exemplars of V(F)": "all but exemplars of V(F)",
+        "functional": "functional",
+        "functional, no clusters": "functional, every filter its own cluster",
+        "functional, meaningless clusters": "functional, clusters of noise",
+    }
+    name, lines = "functionality", []
+    whole = of_seeds(name, THREE, "loss")
+    for rule, title in titles.items():
+        losses = of_seeds(name, THREE, "losses", rule)
+        rises = [after - before for after, before in zip(losses, whole, strict=True)]
+        kept = mean_of(name, THREE, "accuracies", rule)
+        lines.append(
+            f"| {title} | +{fmean(rises):.3f} | {', '.join(f'{x:.3f}' for x in rises)} | "
+            f"{half_up(100 * kept)} % |"
+        )
+    (row,) = results("companions")["functionality_resnet"]["rows"]
+    lines.append(
+        f"a fifth of the filters of a ResNet-56 gone, l1 leaves a loss of {row['l1']['loss']:.2f}, "
+        f"functional {row['functional']['loss']:.2f}"
+    )
+    lines.append(
+        f"all inner filters of that ResNet-56 takes {row['functional']['cpu_seconds']:.0f} s of a "
+        "core"
+    )
+    return lines
+
+
+def manidp_rows() -> list[str]:
+    def percent(what: str, factor: float = 1) -> str:
+        return f"{half_up(factor * mean_of('manidp', THREE, what))} %"
+
+    def count(what: str) -> str:
+        return f"{mean_of('manidp', THREE, what):.0f}"
+
+    return [
+        f"| whole | {percent('whole')} | 100 % |",
+        f"| gated | {percent('gated')} | {percent('gated_macs', 100)} |",
+        f"| statically pruned | {percent('static')} | {percent('static_macs', 100)} |",
+        f"{count('easy_channels')} channels are on for the easiest quarter of the images, "
+        f"{count('hard_channels')} for the hardest; {count('right_channels')} where the answer is "
+        f"right, {count('wrong_channels')} where it is wrong",
+    ]
+
+
+def manidp_times() -> list[str]:
+    return [
+        f"| {row['case'].replace(' x ', ' × ')} | {row['whole_ms']:.1f} ms | "
+        f"{row['skipping_ms']:.1f} ms | {100 * row['macs']:.0f} % |"
+        for row in results("companions")["manidp_times"]["rows"]
+    ]
+
+
+def orthoreg_resnet_rows() -> list[str]:
+    """Two epochs on, with the term and without; then one shot by gradient."""
+    sides = {"without": "without", "regularized": "with the term"}
+    return [
+        f"| {NETWORKS[row['case']]} | {title} | "
+        + " | ".join(f"{half_up(100 * row[side][what])}" for what in ("whole", "0.7", "0.6"))
+        + " |"
+        for row in results("companions")["orthoreg_resnet"]["rows"]
+        for side, title in sides.items()
+    ]
+
+
+def discovery_rows() -> list[str]:
+    titles = {
+        "affinity_propagation": "affinity propagation",
+        "later": "the same, extended to later images",
+        "k_means_paper": "k-means, K = 128 as in the paper",
+        "k_means_tuned": "k-means, K = 64, best on other seeds",
+    }
+    whats = ("purity", "coverage", "matched", "agreement", "classes")
+    lines = []
+    for name, data in {"discovery": "digits", "discovery_text": "docstrings"}.items():
+        for kind, title in titles.items():
+            if kind == "later" and name == "discovery_text":
+                continue
+            *shares, classes = (mean_of(name, FRESH, kind, what) for what in whats)
+            cells = " | ".join(f"{share:.3f}" for share in shares)
+            lines.append(f"| {data} | {title} | {cells} | {classes:.1f} |")
+    agreements = [
+        f"{mean_of('discovery', THREE, kind, 'agreement'):.3f}"
+        for kind in ("affinity_propagation", "k_means_paper", "k_means_tuned")
+    ]
+    texts = [
+        f"{mean_of('discovery_text', THREE, kind, 'agreement'):.3f}"
+        for kind in ("affinity_propagation", "k_means_tuned")
+    ]
+    purity, coverage = (
+        f"{mean_of('discovery', THREE, 'affinity_propagation', what):.3f}"
+        for what in ("purity", "coverage")
+    )
+    lines.append(
+        f"on 0, 1 and 2, with purity {purity} and coverage {coverage}, agreement is "
+        f"{agreements[0]} beside {agreements[1]} and {agreements[2]}"
+    )
+    lines.append(f"on seeds 0, 1 and 2 K = 64 is ({texts[1]} beside {texts[0]})")
+    return lines
+
+
+def siamese_rows() -> list[str]:
+    titles = {"logistic": "logistic alone", "exemplar": "exemplar loss"}
+    whats = ("single", "right", "wrong", "wrong_same", "wrong_other")
+    return [
+        f"| {title} | "
+        + " | ".join(f"{mean_of('siamese', THREE, kind, what):.3f}" for what in whats)
+        + " |"
+        for kind, title in titles.items()
+    ]
+
+
+def fisher_rows() -> list[str]:
+    """docs/companions.md: one shot, beside other methods."""
+    return [
+        f"| {NETWORKS[network]} ({whole(network)}) | {cut(macs)} | "
+        + " | ".join(
+            score(network, macs, name, repair, count if needs else 0)
+            for name, repair, needs in (
+                ("l1", "none", False),
+                ("fisher", "none", True),
+                ("l1", "least_squares", True),
+                ("fisher", "least_squares", True),
+                ("auto", "auto", True),
+            )
+        )
+        + " |"
+        for network in ("theo", "akamaster")
+        for count in [usual(network)]
+        for macs in (0.7, 0.6, 0.4)
+    ]
+
+
 def claims() -> dict[str, list[str]]:
     """Lines and phrases with measured figures, as the results say them, by document."""
     rows = [row for row in results("clustering")["rows"] if row["n"] >= 512]
@@ -461,6 +634,16 @@ def claims() -> dict[str, list[str]]:
             *path_rows(),
             *neighbor_rows(),
             million_line(),
+        ],
+        "docs/companions.md": [
+            *orthoreg_rows(),
+            *orthoreg_resnet_rows(),
+            *fisher_rows(),
+            *functional_rows(),
+            *manidp_rows(),
+            *manidp_times(),
+            *discovery_rows(),
+            *siamese_rows(),
         ],
         "docs/distributed.md": [*ranks_rows(), *checked_rows(), *planned_rows()],
         "docs/drop-in.md": drop_in_rows(),

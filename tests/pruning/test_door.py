@@ -689,12 +689,14 @@ class TestObjects:
             ("l2", Method("uniform", "l2", "weights", "auto")),
             ("fpgm", Method("uniform", "fpgm", "weights", "auto")),
             ("random", Method("uniform", "random", "weights", "auto")),
+            ("fisher", Method("fisher", "fisher", "weights", "auto")),
         ],
     )
     def test_presets(self, name: str, method: Method) -> None:
         assert METHODS[name] == method
-        assert len(METHODS) == 7
-        options: dict[str, Any] = {"params": 0.5, "calibrate": images()}
+        assert len(METHODS) == 8
+        labelled = [(images(), torch.arange(len(images())) % 10)]
+        options: dict[str, Any] = {"params": 0.5, "calibrate": labelled}
         model = vgg()
         named, spelt = (epruner.prune(model, IMAGE, method=m, **options) for m in (name, method))
         assert named.plan == spelt.plan
@@ -715,8 +717,9 @@ class TestObjects:
         assert method == expected
         assert why
         for name, preset in METHODS.items():
-            if evidence == "none" and name == "reconstruction":
-                with pytest.raises(ValueError, match="needs calibrate"):
+            learns = {"reconstruction": ("none",), "fisher": ("none", "noise", "synthetic")}
+            if evidence in learns.get(name, ()):
+                with pytest.raises(ValueError, match=r"needs calibrate|calibrate inputs"):
                     resolve(name, None, evidence=evidence, exemplars=exemplars)
                 continue
             settled, why = resolve(name, "none", evidence=evidence, exemplars=exemplars)

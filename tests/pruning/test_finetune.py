@@ -68,9 +68,7 @@ def test_a_regularizer_of_squares_is_weight_decay() -> None:
     in_doubles = [(x.double(), y) for x, y in task()]
     epruner.finetune(decayed, in_doubles, epochs=3, weight_decay=0.1)
     squares = Squares()
-    epruner.finetune(
-        regularized, in_doubles, epochs=3, weight_decay=0.0, regularizer=squares
-    )
+    epruner.finetune(regularized, in_doubles, epochs=3, weight_decay=0.0, regularizer=squares)
     for one, other in zip(decayed.parameters(), regularized.parameters(), strict=True):
         torch.testing.assert_close(one, other)
     assert squares.epochs == [0, 1, 2]

@@ -39,10 +39,13 @@ class Calibration:
         To measure and to fit to.
     held_back : Batches
         To judge by what was fit; empty where the inputs are too few.
+    labels : tuple of Tensor
+        Of each batch to fit to, where they were asked for.
     """
 
     fit: Batches
     held_back: Batches = NONE
+    labels: tuple[Tensor, ...] = ()
 
     @property
     def unseen(self) -> Batches:
@@ -67,6 +70,7 @@ def calibration_inputs(
     example: Arguments,
     *,
     size: int | None = None,
+    labelled: bool = False,
     ranks: Ranks = ALONE,
 ) -> Calibration:
     """Inputs to fit to and inputs to judge by, as arguments of the model's forward.
@@ -81,11 +85,14 @@ def calibration_inputs(
         Batches are put on its device.
     calibrate : Tensor, mapping, or iterable of tensors, tuples or mappings
         Tensors with the batch first. Of a tuple the first entries are taken, as many as the model
-        has inputs; of a mapping the entries with their names. Labels are not used.
+        has inputs; of a mapping the entries with their names.
     example : (args, kwargs)
         Example inputs: which tensors there are, and of what shape.
     size : int, optional
         Largest batch. Default: 128 images or 32 other inputs, fewer if they are large.
+    labelled : bool
+        Whether labels are wanted, too: of a tuple the entry after the inputs, of a mapping that
+        named labels.
     ranks : Ranks
         Each with its own part of the inputs, or with none.
 
@@ -102,15 +109,16 @@ def calibration_inputs(
         No inputs, of another shape than the example's, or not finite.
     """
     with ranks.agree():
-        whole = _columns(model, calibrate, example)
+        whole = _columns(model, calibrate, example, labelled=labelled)
     shapes = [list(tensor.shape[1:]) for tensor in whole]
     ranks.require_same(**{"the shape of an input": shapes})
     counts = torch.cat(ranks.gather(torch.tensor([len(whole[0])]))).tolist()
     if not sum(counts):
         raise ValueError("calibrate is empty: it must give at least one batch of inputs")
     if size is None:
-        elements = max(1, sum(math.prod(tensor.shape[1:]) for tensor in whole))
-        most = _MOST_IMAGES if all(tensor.dim() >= 4 for tensor in whole) else _MOST
+        inputs = whole[:-1] if labelled else whole
+        elements = max(1, sum(math.prod(tensor.shape[1:]) for tensor in inputs))
+        most = _MOST_IMAGES if all(tensor.dim() >= 4 for tensor in inputs) else _MOST
         size = min(most, max(2, _MOST_ELEMENTS // elements))  # one alone has no variance
     index = torch.arange(sum(counts))
     held_back = index % _HELD_BACK == _HELD_BACK - 1
@@ -118,25 +126,27 @@ def calibration_inputs(
         held_back[:] = False
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
-    def batches(part: Tensor, *, late: bool) -> Batches:
+    def batches(part: Tensor, *, late: bool) -> tuple[Batches, tuple[Tensor, ...]]:
         shares = deal(split(index[part], size), ranks.size, late=late)
         own = shares[ranks.rank]
         sizes = [len(batch) for batch in own.batches]
         columns = [
-            torch.split(handed_over(tensor, counts, shares, ranks), sizes) for tensor in whole
+            torch.split(handed_over(tensor, counts, shares, ranks).to(device), sizes)
+            for tensor in whole
         ]
-        filled = [
-            fill(example, [tensor.to(device) for tensor in batch])
-            for batch in zip(*columns, strict=True)
-        ]
-        return Batches(filled if sizes else (), ranks, stands_in=own.stands_in)
+        labels = columns.pop() if labelled else ()
+        filled = [fill(example, batch) for batch in zip(*columns, strict=True)]
+        return Batches(filled if sizes else (), ranks, stands_in=own.stands_in), labels
 
     # those who get one more of the former are not the first to get one more of the latter
-    return Calibration(batches(~held_back, late=False), batches(held_back, late=True))
+    fit, labels = batches(~held_back, late=False)
+    return Calibration(fit, batches(held_back, late=True)[0], labels)
 
 
-def _columns(model: nn.Module, calibrate: Any, example: Arguments) -> list[Tensor]:
-    """Of each tensor argument all that is given, checked, on the CPU."""
+def _columns(
+    model: nn.Module, calibrate: Any, example: Arguments, *, labelled: bool
+) -> list[Tensor]:
+    """Of each tensor argument all that is given, checked, on the CPU; labels last."""
     names, likes = slots(model, example)
     if not likes:
         raise ValueError("calibrate needs example inputs with at least one tensor")
@@ -148,10 +158,13 @@ def _columns(model: nn.Module, calibrate: Any, example: Arguments) -> list[Tenso
             f"or dicts, got {type(calibrate).__name__}"
         )
     parts: list[list[Tensor]] = [[] for _ in likes]
+    labels: list[Tensor] = []
     for number, item in enumerate(calibrate):
         for column, tensor, like in zip(parts, _pick(item, names, number), likes, strict=True):
             _check(tensor, like, number)
             column.append(tensor.detach().to("cpu", _exact(like)))
+        if labelled:
+            labels.append(_labels(item, len(names), number))
     whole = [
         torch.cat([torch.empty((0, *like.shape[1:]), dtype=_exact(like)), *column]).contiguous()
         for column, like in zip(parts, likes, strict=True)
@@ -165,7 +178,7 @@ def _columns(model: nn.Module, calibrate: Any, example: Arguments) -> list[Tenso
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor.flatten(1))).any(1).sum())
             raise ValueError(f"calibrate: {bad} of {count} inputs hold NaN or infinity")
-    return whole
+    return [*whole, torch.cat(labels or [torch.empty(0)])] if labelled else whole
 
 
 def _exact(like: Tensor) -> torch.dtype:
@@ -247,6 +260,26 @@ def _pick(item: Any, names: Sequence[str], number: int) -> list[Tensor]:
             f"calibrate: batch {number} holds {len(item)} tensors, the model takes {len(names)}"
         )
     return list(item[: len(names)])
+
+
+def _labels(item: Any, inputs: int, number: int) -> Tensor:
+    found = None
+    if isinstance(item, Mapping):
+        found = next((item[key] for key in ("labels", "label", "y") if key in item), None)
+    elif not isinstance(item, Tensor) and len(item) > inputs:
+        found = item[inputs]
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"calibrate: batch {number} has no labels; this method needs pairs (inputs, labels), "
+            "or dicts with 'labels'"
+        )
+    first = next(iter(item.values())) if isinstance(item, Mapping) else item[0]
+    if found.dim() == 0 or len(found) != len(first):
+        raise ValueError(
+            f"calibrate: batch {number} has {len(first)} inputs and labels of shape "
+            f"{tuple(found.shape)}; there must be one for each"
+        )
+    return found.detach().cpu()
 
 
 def _check(tensor: Tensor, like: Tensor, number: int) -> None:

@@ -98,6 +98,7 @@ def gather(
     calibrate: Any,
     example: Arguments,
     *,
+    labelled: bool = False,
     seed: int,
     stages: Stages,
     ranks: Ranks,
@@ -113,6 +114,8 @@ def gather(
     calibrate
         As given to `prune`. Noise that was not asked for is done without if it leads to nothing.
     example : (args, kwargs)
+    labelled : bool
+        Whether the inputs have labels that are wanted, too.
     seed : int
         Of what is made up.
     stages : Stages
@@ -123,7 +126,8 @@ def gather(
         return Evidence("none", model)
     with stages.run("inputs"):
         if kind == "inputs":
-            return Evidence(kind, model, calibration_inputs(model, calibrate, example, ranks=ranks))
+            inputs = calibration_inputs(model, calibrate, example, labelled=labelled, ranks=ranks)
+            return Evidence(kind, model, inputs)
         if kind == "noise":
             return _noise(model, example, seed=seed, asked=calibrate is not None, ranks=ranks)
         with ranks.agree():

@@ -22,12 +22,15 @@ from epruner.pruning.graph.costs import Totals
 from epruner.pruning.report.records import LayerReport
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 _KEPT, _GONE = BLUE, ORANGE
 _ROW = 0.22  # inches a layer
 _SMALL = 7.5
+_FEWEST, _ACROSS = 9, 16  # small pictures in a line
+_PITCH = 1.2  # from line to line, in units of their distance within one
 
 
 def draw_layers(layers: Sequence[LayerReport], before: Totals, after: Totals) -> Figure:
@@ -175,6 +178,83 @@ def draw_similarity(
     title = f"{name}: {n} filters, {len(starts) - 1} clusters, {stays.sum()} filters stay"
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def draw_filters(
+    inputs: npt.NDArray[Any],
+    labels: npt.NDArray[Any],
+    kept: Sequence[int] | npt.NDArray[Any],
+    *,
+    name: str,
+) -> Figure:
+    """What each filter responds to most, those of a cluster side by side, large clusters first.
+
+    Parameters
+    ----------
+    inputs : ndarray, shape (n, c, ...)
+        V(F) of every filter: images (n, c, h, w), in colour if c is 3, else the mean over
+        channels; of volumes the middle slice; series (n, c, t) as they are.
+    labels : ndarray of int, shape (n,)
+        Cluster of every filter.
+    kept : sequence of int
+        The filters that stay; the others are crossed out.
+    name : str
+        Of the layer, for the title.
+
+    Raises
+    ------
+    ImportError
+        When matplotlib is absent.
+    """
+    n = len(labels)
+    stays = np.zeros(n, bool)
+    stays[np.asarray(kept, int)] = True
+    clusters = sorted(
+        (np.flatnonzero(labels == label) for label in np.unique(labels)),
+        key=lambda members: (-len(members), members[0]),
+    )
+    # each cluster starts a line; those of one filter share theirs
+    parts = [(f"{len(members)} alike", members) for members in clusters if len(members) > 1]
+    if alone := [members for members in clusters if len(members) == 1]:
+        parts.append((f"{len(alone)} alone", np.concatenate(alone)))
+    lines = []
+    for words, members in parts:
+        members = members[np.argsort(~stays[members], kind="stable")]
+        cuts = range(_ACROSS, len(members), _ACROSS)
+        lines += [(words * (not k), x) for k, x in enumerate(np.split(members, cuts))]
+    across = max(_FEWEST, *(len(line) for _, line in lines))
+    down = [_PITCH * row for row in range(len(lines))]
+    figure = new_figure(0.8 + 0.5 * across, 0.4 + 0.5 * _PITCH * len(lines))
+    axes = figure.subplots()
+    for top, (words, line) in zip(down, lines, strict=True):
+        axes.text(-0.3, top + 0.4, words, ha="right", **_text())
+        for left, index in enumerate(line):
+            _draw_input(axes, inputs[index], left, top)
+            colour = GREY if stays[index] else VERMILLION
+            axes.text(left + 0.4, top - 0.05, str(index), ha="center", fontsize=6, color=colour)
+            if not stays[index]:
+                rows = [top, top + 0.8, np.nan, top + 0.8, top]
+                axes.plot([left, left + 0.8, np.nan, left, left + 0.8], rows, color=colour, lw=0.9)
+    axes.set(xlim=(-1.5, across), ylim=(down[-1] + 0.9, -0.4), aspect="equal")
+    axes.set_axis_off()
+    gone = f", {n - stays.sum()} go (crossed out)" if not stays.all() else ""
+    figure.suptitle(
+        f"{name}: what its {n} filters respond to, {len(clusters)} clusters{gone}", fontsize=9
+    )
+    return figure
+
+
+def _draw_input(axes: Axes, signal: npt.NDArray[Any], left: float, top: float) -> None:
+    """One input (c, ...), grey where it is zero."""
+    while signal.ndim > 3:
+        signal = signal[:, signal.shape[1] // 2]
+    reach = 3 * float(np.sqrt(np.square(signal).mean())) or 1.0
+    if signal.ndim == 3 and len(signal) == 3:
+        pixels = signal.transpose(1, 2, 0)
+    else:
+        pixels = np.repeat((signal if signal.ndim == 2 else signal.mean(0))[..., None], 3, axis=2)
+    colours = np.clip(0.5 + pixels / (2 * reach), 0, 1)
+    axes.imshow(colours, extent=(left, left + 0.8, top + 0.8, top))
 
 
 def _figure(

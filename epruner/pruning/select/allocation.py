@@ -248,9 +248,9 @@ class Search:
         measure : callable
             Cost of a network with these numbers of filters; larger with more of them.
         share : float
-        allocation : {"exemplar", "uniform", "reconstruction"}
+        allocation : {"exemplar", "uniform", "reconstruction", "fisher"}
             The number of exemplars at the same beta, the same share of every layer, or the least
-            loss at the same price per unit of `proxy`.
+            loss at the same price (per unit of `proxy`, or per filter).
         proxy : callable
             A cheap measure, to order the layers by what a filter of theirs costs, and to tell what
             a block does.

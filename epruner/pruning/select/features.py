@@ -1,4 +1,4 @@
-"""What filters are compared by: their weights, what BatchNorm makes of them, their responses."""
+"""What filters are compared by: weights, also as BatchNorm makes them, or responses."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from epruner.pruning.graph.groups import Group, Member
 from epruner.pruning.network.batches import Batches
 from epruner.pruning.network.filters import Matrix, filter_matrix
+from epruner.pruning.network.inputs import Arguments
 from epruner.pruning.network.layers import scale_shift
+from epruner.pruning.select.visual import outlets, visualise
 from epruner.pruning.trace.record import record_all
 from epruner.pruning.trace.replay import Replay
 
 # A user's own: the layer to its matrix, one row a filter.
 Features = Callable[[nn.Module], Matrix]
-FEATURES = ("weights", "losses", "folded", "activations")
+FEATURES = ("weights", "losses", "folded", "activations", "visual")
 _SAMPLES = 2000  # responses per filter
 
 
@@ -27,17 +29,24 @@ def features_of(
     model: nn.Module,
     groups: Sequence[Group],
     batches: Batches,
+    *,
+    example: Arguments = ((), {}),
+    seed: int = 0,
 ) -> dict[str, Matrix]:
     """Matrices to cluster the channels of each group by.
 
     Parameters
     ----------
-    features : {"weights", "losses", "folded", "activations"} or callable
+    features : {"weights", "losses", "folded", "activations", "visual"} or callable
     model : torch.nn.Module
         Full-size, in eval mode.
     groups : sequence of Group
     batches : Batches
         Inputs, for "activations".
+    example : (args, kwargs)
+        For "visual", how the model is called.
+    seed : int
+        Of what "visual" draws.
 
     Returns
     -------
@@ -47,7 +56,8 @@ def features_of(
     Raises
     ------
     TypeError, ValueError
-        The callable returns no matrix of finite numbers with one row a filter.
+        The callable returns no matrix of finite numbers with one row a filter, or the model reads
+        nothing that "visual" could change.
     """
     modules = dict(model.named_modules())
     if features in ("weights", "losses"):
@@ -56,6 +66,9 @@ def features_of(
         return {group.name: folded_matrix(modules, group) for group in groups}
     if features == "activations":
         return _responses(model, modules, groups, batches)
+    if features == "visual":
+        found = visualise(model, groups, example, seed=seed)
+        return {name: visual.features() for name, visual in found.items()}
     assert callable(features)
     return {
         group.name: np.concatenate(
@@ -145,8 +158,7 @@ def _responses(
     run = Replay(traces, batches)
     homes: dict[str, list[tuple[str, Member]]] = {}
     for group in groups:
-        norms = [m for m in group.followers if isinstance(modules.get(m.module), _BatchNorm)]
-        for member in norms or group.producers:
+        for member in outlets(modules, group):
             homes.setdefault(member.module, []).append((group.name, member))
     parts: dict[str, list[Matrix]] = {}
     share = -(-_SAMPLES // batches.count(len(batches)))

@@ -35,6 +35,8 @@ class Candidates:
         Name of the layer, for those that look up more about it than its weights.
     compare : callable
         Gives `similarities`, which not all look at.
+    first : int
+        Channel of the layer that the first of them is: of a grouped convolution one group's.
     """
 
     features: Matrix
@@ -42,6 +44,7 @@ class Candidates:
     seed: int
     layer: str
     compare: Callable[[], Matrix]
+    first: int = 0
 
     @property
     def similarities(self) -> Matrix:
@@ -63,18 +66,18 @@ def exemplar(candidates: Candidates, count: int) -> Indices:
 
 def l1(candidates: Candidates, count: int) -> Indices:
     """The filters with the largest sum of absolute weights."""
-    return _largest(np.abs(candidates.features).sum(axis=1, dtype=np.float64), count)
+    return largest(np.abs(candidates.features).sum(axis=1, dtype=np.float64), count)
 
 
 def l2(candidates: Candidates, count: int) -> Indices:
     """The filters with the largest Euclidean norm."""
-    return _largest(np.square(candidates.features).sum(axis=1, dtype=np.float64), count)
+    return largest(np.square(candidates.features).sum(axis=1, dtype=np.float64), count)
 
 
 def fpgm(candidates: Candidates, count: int) -> Indices:
     """The filters farthest from all others (He et al. 2019: prune near the geometric median)."""
     distances = np.sqrt(np.maximum(-candidates.similarities.astype(np.float64), 0))
-    return _largest(distances.sum(axis=1), count)
+    return largest(distances.sum(axis=1), count)
 
 
 def random(candidates: Candidates, count: int) -> Indices:
@@ -217,6 +220,6 @@ def _shrunk(s: Matrix, chosen: Indices, count: int) -> Indices:
     return np.concatenate([chosen, np.asarray(removed, dtype=np.intp)])
 
 
-def _largest(scores: npt.NDArray[np.float64], count: int) -> Indices:
-    # stable: of equal filters the first stays
+def largest(scores: npt.NDArray[np.float64], count: int) -> Indices:
+    """Indices of the largest scores, ascending; of equal ones the first."""
     return np.sort(np.argsort(-scores, kind="stable")[:count]).astype(np.intp)

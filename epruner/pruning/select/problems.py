@@ -90,6 +90,7 @@ class Layer:
                 seed=seed,
                 layer=self.name,
                 compare=partial(self.comparison.similarities, block),
+                first=place * width,
             )
             chosen = importance(candidates, count // self.group.blocks)
             parts.append(chosen + place * width)

@@ -227,6 +227,9 @@ def _set_epoch(done: int, *parts: Any) -> None:
 
 
 def _name_of(regularizer: Regularizer) -> str:
+    """With its settings, where it tells them; never an address, which is another in every run."""
+    if type(regularizer).__repr__ is not object.__repr__ and not hasattr(regularizer, "__name__"):
+        return repr(regularizer)
     return str(getattr(regularizer, "__qualname__", type(regularizer).__qualname__))
 
 
