@@ -376,7 +376,12 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
                 learned,
                 ("score", "error", "cpu_seconds"),
             ),
-            ("Methods, from unlabelled inputs (fisher: labelled)", given, method, ("score", "error")),
+            (
+                "Methods, from unlabelled inputs (fisher: labelled)",
+                given,
+                method,
+                ("score", "error"),
+            ),
             ("Methods, without any input", unseen, method, ("score", "error")),
         )
         for what in whats

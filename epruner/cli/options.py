@@ -490,6 +490,10 @@ def pictures(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--plot", metavar="FILE", help="picture of what happened to every layer (png, svg, pdf)"
     )
+
+
+def page(sub: argparse.ArgumentParser) -> None:
+    """The report as a page."""
     sub.add_argument("--html", metavar="FILE", help="report to write, to open in a browser")
 
 
@@ -512,6 +516,7 @@ GROUPS: Mapping[str, Sequence[Callable[[argparse.ArgumentParser], None]]] = {
         out,
         pictures,
         layer_pictures,
+        page,
         force,
         machine,
     ),
@@ -541,7 +546,7 @@ GROUPS: Mapping[str, Sequence[Callable[[argparse.ArgumentParser], None]]] = {
         force,
         machine,
     ),
-    "inspect": (saved, pictures, force, machine),
+    "inspect": (saved, pictures, page, force, machine),
     "export": (saved, network, example_inputs, exported, run, force, machine),
-    "demo": (run, optional_out, force, machine),
+    "demo": (run, optional_out, page, force, machine),
 }

@@ -1,4 +1,4 @@
-"""A report as HTML: one file that needs nothing else, and the same without a script for notebooks."""
+"""A report as HTML: one file that needs nothing else; without its script for notebooks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from html import escape
 from importlib.resources import files
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from epruner._tables import amount, change, milliseconds, percent
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 _WIDTH, _HEIGHT = 900, 260  # of the drawing
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 12, 46
-_NAMED = 24  # layers that have room for a name each
+_NUMBERED = 24  # layers that have room for a number each
 _ONE_LINE = 60  # characters of an argument
 
 
@@ -50,8 +51,7 @@ def fragment(report: Report) -> str:
 def content(report: Report) -> str:
     """Everything between the head and the script."""
     parts = [f"<style>\n{_file('page.css')}</style>", _totals(report), _done(report)]
-    if report.layers:
-        parts.append(_layers(report))
+    parts.append(_layers(report) if report.layers else "<p>no layer was pruned</p>")
     if report.repair and report.repair.layers:
         parts.append(_errors(report.repair))
     if report.skipped:
@@ -101,8 +101,8 @@ def _layers(report: Report) -> str:
     errors = {x.name: x for x in report.repair.layers} if report.repair else {}
     most = max(x.macs_before for x in report.layers)
     has_preferences = any(x.preference is not None for x in report.layers)
-    heads = ["layer", "kind", "filters", "kept", "share", "multiply-adds", "after", "", "parameters",
-             "after"]  # fmt: skip
+    heads = ["layer", "kind", "filters", "kept", "share"]
+    heads += ["multiply-adds", "after", "", "parameters", "after"]
     heads += ["error sliced", "repaired"] * bool(errors)
     heads += ["preference"] * has_preferences
     heads += ["remark"] * any(map(remark_of, report.layers))
@@ -140,8 +140,8 @@ def _layers(report: Report) -> str:
     count = len(report.layers)
     return (
         f"<h2>{count} layer{'s' * (count > 1)} pruned</h2>"
-        '<p class="muted key">Multiply-adds of a layer:<i></i><span>kept</span><i></i>gone. A layer '
-        "also gets cheaper where what it reads was pruned.</p>"
+        '<p class="muted key">Multiply-adds of a layer:<i></i><span>kept</span><i></i>gone. A '
+        "layer also gets cheaper where what it reads was pruned.</p>"
         '<div class="scroll" role="region" aria-label="Pruned layers" tabindex="0">'
         f"<table><thead><tr>{columns}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
@@ -194,16 +194,21 @@ def _errors(repair: Repair) -> str:
             f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>'
             f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{10.0**power:g}</text>'
         )
-    for kind in ("before", "after"):
-        points = [place(i, getattr(layer, kind)) for i, layer in enumerate(layers)]
-        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-        drawn.append(f'<path class="{kind}" d="M{path}"/>')
-        drawn += [
-            f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>'
-            f"{escape(layer.name)}: {getattr(layer, kind):.3g}</title></circle>"
-            for (x, y), layer in zip(points, layers, strict=True)
+    for kind, target in product(("before", "after"), ("stream", "output")):
+        points = [
+            (*place(index, getattr(layer, kind)), layer)
+            for index, layer in enumerate(layers)
+            if layer.target == target
         ]
-    every = -(-len(layers) // _NAMED)
+        if points:
+            path = "L".join(f"{x:.1f} {y:.1f}" for x, y, _ in points)
+            drawn.append(f'<path class="{kind} {target}" d="M{path}"/>')
+        drawn += [
+            f'<circle class="{kind} {target}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"><title>'
+            f"{escape(layer.name)}: {getattr(layer, kind):.3g}</title></circle>"
+            for x, y, layer in points
+        ]
+    every = -(-len(layers) // _NUMBERED)
     for index, layer in enumerate(layers):
         if index % every == 0:
             x = place(index, 1.0)[0]
@@ -216,14 +221,15 @@ def _errors(repair: Repair) -> str:
         "layer, in the order of the network</text>"
     )
     said = (
-        f"Errors of {len(layers)} layers: {layers[0].before:.3g} to {layers[-1].before:.3g} sliced, "
-        f"{layers[0].after:.3g} to {layers[-1].after:.3g} repaired."
+        f"Errors of {len(layers)} layers, from the first to the last: {layers[0].before:.3g} to "
+        f"{layers[-1].before:.3g} sliced, {layers[0].after:.3g} to {layers[-1].after:.3g} repaired."
     )
     where = "that were held back" if repair.held_back else "that were fit to, too few to hold back"
     return (
         "<h2>Error along the depth of the network</h2>"
         f'<p class="muted key">Squared error over the variance, on inputs {where}:<i></i>'
-        "<span>repaired</span><i></i>sliced.</p>"
+        "<span>repaired</span><i></i>sliced. Filled: the residual stream after a layer; hollow: a "
+        "layer's own output.</p>"
         f'<figure><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{said}">'
         f"{''.join(drawn)}</svg></figure>"
     )
@@ -244,9 +250,7 @@ def _left_alone(report: Report) -> str:
 
 def _settings(report: Report) -> str:
     code = call_of(report.settings)
-    return (
-        f"<h2>The same again</h2><pre><code>{escape(code)}</code></pre>" if code else ""
-    )
+    return f"<h2>The same again</h2><pre><code>{escape(code)}</code></pre>" if code else ""
 
 
 def call_of(settings: Mapping[str, Any]) -> str:
