@@ -125,7 +125,9 @@ def prune(args: argparse.Namespace) -> None:
     target = check_target(args.out, overwrite=args.force)  # before the minutes of work
     pictures = [args.plot, *(path for _, path in args.plot_layer)]
     _check_pictures(args, *pictures)
-    _check_apart([args.out, *pictures], [args.weights])
+    if args.html:
+        check_target(args.html, overwrite=args.force)
+    _check_apart([args.out, args.html, *pictures], [args.weights])
     model, inputs = _network(args)
     budget: dict[str, Any] = {}
     for name in options.COST:
@@ -145,6 +147,8 @@ def prune(args: argparse.Namespace) -> None:
     size = target.stat().st_size
     if args.plot:
         result.report.plot(args.plot)
+    if args.html:
+        result.report.to_html(args.html, title=f"{args.model}, pruned")
     for layer, path in args.plot_layer:
         result.plot_layer(layer, path)
     if args.json:
@@ -376,14 +380,19 @@ def export(args: argparse.Namespace) -> None:
 @_on_torch
 def inspect(args: argparse.Namespace) -> None:
     """Print what a saved file holds, without its network's code."""
+    from epruner._files import check_target
     from epruner.pruning.io.checkpoint import read
 
     _check_pictures(args, args.plot)
+    if args.html:
+        check_target(args.html, overwrite=args.force)
     saved = read(args.file)
+    if (args.plot or args.html) and saved.report is None:
+        raise ValueError(f"{args.file} holds no report to show")
     if args.plot:
-        if saved.report is None:
-            raise ValueError(f"{args.file} holds no report to plot")
         saved.report.plot(args.plot)
+    if args.html:
+        saved.report.to_html(args.html, title=Path(args.file).name)
     if args.json:
         tensors = {
             name: {"shape": shape, "dtype": saved.dtypes[name]}
@@ -419,7 +428,8 @@ def demo(args: argparse.Namespace) -> None:
     from epruner._files import check_target
 
     target = check_target(args.out, overwrite=args.force) if args.out else None
-    if target is not None:
+    page = check_target(args.html, overwrite=args.force) if args.html else None
+    if target is not None or page is not None:
         import_module("epruner.pruning")  # raises where something for it is missing
     say: Callable[[str], None] = (lambda _: None) if args.json else _say
     clustered = clustering.run(seed=args.seed, n_threads=args.threads, say=say)
@@ -438,6 +448,9 @@ def demo(args: argparse.Namespace) -> None:
         if target is not None:
             save((pruned.model, pruned.plan), target)
             say(f"\nwrote {args.out} ({_bytes(target.stat().st_size)})")
+        if page is not None:
+            pruned.report.to_html(page, title="A network that reads digits, pruned")
+            say(f"\nwrote {args.html}")
     if args.json:
         _print_json({"clustering": clustered.to_dict(), "pruning": pruned and pruned.to_dict()})
 

@@ -492,6 +492,11 @@ def pictures(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def page(sub: argparse.ArgumentParser) -> None:
+    """The report as a page."""
+    sub.add_argument("--html", metavar="FILE", help="report to write, to open in a browser")
+
+
 def _add(group: argparse._ActionsContainer, table: Mapping[str, Mapping[str, Any]]) -> None:
     for name, settings in table.items():
         group.add_argument("--" + name.replace("_", "-"), dest=name, **settings)
@@ -511,6 +516,7 @@ GROUPS: Mapping[str, Sequence[Callable[[argparse.ArgumentParser], None]]] = {
         out,
         pictures,
         layer_pictures,
+        page,
         force,
         machine,
     ),
@@ -540,7 +546,7 @@ GROUPS: Mapping[str, Sequence[Callable[[argparse.ArgumentParser], None]]] = {
         force,
         machine,
     ),
-    "inspect": (saved, pictures, force, machine),
+    "inspect": (saved, pictures, page, force, machine),
     "export": (saved, network, example_inputs, exported, run, force, machine),
-    "demo": (run, optional_out, force, machine),
+    "demo": (run, optional_out, page, force, machine),
 }

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from epruner import _pictures
+from epruner._files import check_target, write_atomically
 from epruner._tables import Table, amount, change, milliseconds, percent
 from epruner.pruning.graph.costs import Totals
 from epruner.pruning.graph.groups import Skipped
+from epruner.pruning.report.page import fragment, page, remark_of
 from epruner.pruning.report.plots import draw_layers
 from epruner.pruning.report.records import LayerRepair, LayerReport, Repair, Timing
 
@@ -72,7 +73,7 @@ class Report:
                 amount(layer.macs_after),
                 amount(layer.params_before),
                 amount(layer.params_after),
-                _remark(layer),
+                remark_of(layer),
             )
             for layer in self.layers
         ]
@@ -137,15 +138,24 @@ class Report:
             blocks.append("\n".join(f"- {line}" for line in lines))
         return "\n\n".join(blocks) + "\n"
 
+    def to_html(self, path: str | PathLike[str], *, title: str = "Pruning report") -> None:
+        """Write one HTML file that needs nothing else, to open in a browser.
+
+        Parameters
+        ----------
+        path : path-like
+            Written whole or not at all.
+        title : str
+
+        Raises
+        ------
+        FileNotFoundError, PermissionError, ValueError
+            The path cannot be written to.
+        """
+        write_atomically(check_target(path), page(self, title).encode())
+
     def _repr_html_(self) -> str:
-        remarks = "".join(f"<li>{html.escape(line)}</li>" for line in self.remarks())
-        layers = (
-            f"<details><summary>{len(self.layers)} layers pruned</summary>"
-            f"{self.table().to_html()}</details>"
-            if self.layers
-            else "<p>no layer was pruned</p>"
-        )
-        return f"<div>{self.totals().to_html()}{layers}<ul>{remarks}</ul></div>"
+        return fragment(self)
 
     def plot(self, path: str | PathLike[str]) -> None:
         """Draw filters, multiply-adds saved and preference of every layer.
@@ -252,12 +262,3 @@ def left_alone(skipped: Iterable[Skipped]) -> list[str]:
         )
         for reason, names in by_reason.items()
     ]
-
-
-def _remark(layer: LayerReport) -> str:
-    remarks = []
-    if layer.floor:
-        remarks.append("floor")
-    if layer.converged is False:
-        remarks.append(f"not converged ({layer.n_iter} iterations)")
-    return ", ".join(remarks)
