@@ -144,7 +144,8 @@ def discover_classes(
         Cosine distance at which two embeddings may show the same. The paper's, for a detector's
         features; an encoder of sentences needs about 0.6.
     tightest : float in (0, 1], default=0.4
-        Share of the clusters, of two members at least, that may become classes.
+        Share of the clusters, of two members at least, that may become classes. With few clean
+        clusters, 1: at 0.4 most of them are never looked at.
     clusterer : callable, default=exemplar_clusters
         From unit vectors (n + k, d) to clusters (n + k,), integers; -1 for none. K-means, e.g.:
         ``KMeans(128).fit_predict``.
@@ -171,11 +172,16 @@ def discover_classes(
     named = X[:0] if known is None else _directions(known, "known", d).astype(X.dtype)
     sure = _objectness(objectness, n)
     image = np.arange(n) if source is None else _images(source, n)
+    if len(np.unique(image)) == 1:
+        raise ValueError(f"all {n} embeddings have one source: a class takes two, from different")
     for name, value in (("distance", distance), ("tightest", tightest)):
         if not isinstance(value, Real) or not 0 < value <= 1:
             raise ValueError(f"{name}={value!r} must be in (0, 1]")
     if not callable(clusterer):
-        raise TypeError(f"clusterer={clusterer!r} must be callable: from embeddings to labels")
+        raise TypeError(
+            f"clusterer={clusterer!r} must be callable, from embeddings to labels, as the "
+            "fit_predict of an estimator"
+        )
 
     clusters = _clusters(clusterer, np.concatenate([X, named]))
     is_new, members = _new_clusters(clusters, n)

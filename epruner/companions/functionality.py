@@ -273,10 +273,14 @@ def plot_filters(
 
 def _group_of(layer: str, groups: Sequence[Group]) -> Group:
     names = {m.module: group for group in groups for m in group.producers}
+    if not isinstance(layer, str):
+        raise TypeError(
+            f"layer must be a name, such as {next(iter(names), '')!r}, got {layer!r:.60}"
+        )
     if layer not in names:
         close = difflib.get_close_matches(str(layer), names, n=3, cutoff=0.3)
         raise ValueError(
-            f"{layer!r} is no layer of which filters can go; such layers are "
+            f"{layer!r} is no layer of which filters can go; layers are like "
             f"{', '.join(map(repr, close or list(names)[:3]))}"
         )
     return names[layer]

@@ -275,7 +275,9 @@ def test_filters_are_drawn_by_cluster(tmp_path: Path) -> None:
     plot_filters(model, SHAPE, "3", tmp_path / "f.svg", result=result)
     text = (tmp_path / "f.svg").read_text()
     assert text.startswith("<?xml")
-    with pytest.raises(ValueError, match=r"'fc' is no layer of which filters can go.* are '0'"):
+    with pytest.raises(
+        ValueError, match=r"'fc' is no layer of which filters can go; layers are like '0'"
+    ):
         plot_filters(model, SHAPE, "fc", tmp_path / "g.png")
     with pytest.raises(ValueError, match="suffix must be one of"):
         plot_filters(model, SHAPE, "3", tmp_path / "g.docx")

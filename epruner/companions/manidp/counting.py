@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from epruner.companions.manidp.gates import GatedNetwork
+from epruner.companions.manidp.gates import GatedNetwork, check_gated
 from epruner.pruning.graph.costs import Recorder, eval_mode
 
 
@@ -23,7 +23,7 @@ class MultiplyAdds:
     channels : Tensor of shape (n,), int64
         How many of all gated channels it leaves on.
     whole : int
-        Multiply-adds of the network without gates, for one input.
+        Multiply-adds of the network without gates, for one input; of what `to_static` left, that.
     """
 
     per_input: Tensor
@@ -54,6 +54,7 @@ def multiply_adds(gated: GatedNetwork, inputs: Tensor) -> MultiplyAdds:
     TypeError, ValueError
         No tensor, or one without inputs.
     """
+    check_gated(gated)
     on = {name: (mask > 0).sum(1) for name, mask in gated.masks(inputs).items()}
     recorder = Recorder(gated.network)
     with eval_mode(gated), recorder.recording():

@@ -77,7 +77,7 @@ class GatedConv(nn.Module):
 
 
 class GatedNetwork(nn.Module):
-    """A network with gates; made by `gate`, called like the network.
+    """A network with gates; made by `gate`, called like the network, and not to be pruned.
 
     All that training needs to go on from a checkpoint is in parameters and buffers.
 
@@ -168,6 +168,12 @@ class GatedNetwork(nn.Module):
             for hook in hooks:
                 hook.remove()
         return {name: torch.cat(masks) for name, masks in found.items()}
+
+
+def check_gated(gated: object) -> None:
+    """Raise a TypeError unless it came from `gate`."""
+    if not isinstance(gated, GatedNetwork):
+        raise TypeError(f"gated must come from manidp.gate, got {type(gated).__name__}")
 
 
 def gate(model: nn.Module, inputs: Any) -> GatedNetwork:

@@ -61,6 +61,8 @@ def _obstacle(group: Group, modules: Mapping[str, nn.Module], costs: Costs) -> s
     if not isinstance(conv, CONVOLUTIONS) or conv.groups > 1:
         return "only convolutions of one group have gates"
     norms = [modules.get(member.module) for member in group.followers]
+    if not any(isinstance(norm, _BatchNorm) for norm in norms):
+        return "no BatchNorm follows it"
     if len(norms) != 1 or not isinstance(norms[0], _BatchNorm) or norms[0].running_mean is None:
         return "its BatchNorm is not all that follows before its channels are read"
     for member in group.consumers:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epruner.companions.manidp.gates import Gate, GatedConv, GatedNetwork
+from epruner.companions.manidp.gates import Gate, GatedConv, GatedNetwork, check_gated
 from epruner.pruning.graph.groups import Member
 from epruner.pruning.network.copies import deep_copy
 from epruner.pruning.network.layers import scale_shift
@@ -51,7 +51,10 @@ class _Skipping(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if len(x) != 1:
-            raise ValueError(f"channels are skipped for one input at a time, got {len(x)}")
+            raise ValueError(
+                f"channels are skipped for one input at a time: a layer read {tuple(x.shape)}, and "
+                "the first size must be 1 (inputs[:1])"
+            )
         weight, bias = self.layer.weight, self.layer.bias
         read = self._read()
         if read is not None:
@@ -108,6 +111,7 @@ def skipping(gated: GatedNetwork) -> nn.Module:
     torch.nn.Module
         Called like the network, with a batch of one; a ValueError for any other.
     """
+    check_gated(gated)
     network = deep_copy(gated.network).eval()
     running: Running = {}
     sources: dict[str, list[tuple[str, Member]]] = {group.name: [] for group in gated.groups}

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from epruner.companions.manidp.gates import Gate, GatedNetwork
+from epruner.companions.manidp.gates import Gate, GatedNetwork, check_gated
 from epruner.pruning.graph.groups import Member, plan_of
 from epruner.pruning.network.layers import rule_of, take
 from epruner.pruning.plan.plan import Plan
@@ -25,7 +25,8 @@ class Static:
     Parameters
     ----------
     plan : Plan
-        For the original network: without the channels that were never on.
+        For the original network: without the channels that were never on. What it makes of that has
+        the weights from before gating, and has to be trained.
     network : GatedNetwork
         The gated network without them; for these inputs it answers as before.
     always, never : mapping of str to ndarray of int
@@ -59,7 +60,10 @@ def to_static(gated: GatedNetwork, inputs: Tensor) -> Static:
     TypeError, ValueError
         No tensor, or inputs that are all equal, which would use the same channels.
     """
+    check_gated(gated)
     masks = gated.masks(inputs)
+    if len(inputs) == 1:
+        raise ValueError("one input does not tell what depends on inputs; give some hundreds")
     if bool((inputs == inputs[:1]).all()):
         raise ValueError(
             f"all {len(inputs)} inputs are equal, so that no channel depends on them; give inputs "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epruner.companions.manidp.gates import GatedNetwork
+from epruner.companions.manidp.gates import GatedNetwork, check_gated
 
 
 class Regularizer:
@@ -51,8 +51,7 @@ class Regularizer:
         sparsity: float = 5e-3,
         similarity: float = 1.0,
     ) -> None:
-        if not isinstance(gated, GatedNetwork):
-            raise TypeError(f"gated must come from manidp.gate, got {type(gated).__name__}")
+        check_gated(gated)
         if type(epochs) is not int or epochs < 2:
             raise ValueError(
                 f"epochs must be an integer of at least 2, as thresholds come from the epoch "

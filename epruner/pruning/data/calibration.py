@@ -275,8 +275,8 @@ def _labels(item: Any, names: Sequence[str], count: int, number: int) -> Tensor:
         found = item[len(names)]
     if found is None:
         raise ValueError(
-            f"calibrate: batch {number} has no labels; this method needs pairs (inputs, labels), "
-            "or dicts with 'labels'"
+            f"calibrate: batch {number} has no labels; this method needs batches (inputs, labels), "
+            "of one batch [(inputs, labels)], or dicts with 'labels'"
         )
     if not isinstance(found, Tensor):
         raise TypeError(

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 _WIDTH, _HEIGHT = 900, 260  # of the drawing
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 12, 46
 _NUMBERED = 24  # layers that have room for a number each
+_KINDS = (
+    "Each layer by what it is fit to, all before it repaired.",
+    "Filled: the residual stream after a layer; hollow: a layer's own output; each with all before "
+    "it repaired.",
+)
 _ONE_LINE = 60  # characters of an argument
 
 
@@ -134,7 +139,7 @@ def _layers(report: Report) -> str:
         rows.append(f"<tr>{name}{''.join(cells)}</tr>")
     columns = "".join(
         f'<th scope="col"{_TEXT * (head in ("layer", "kind", "remark"))}>'
-        f"{head or 'multiply-adds, drawn'}</th>"
+        f"{head or 'of the largest layer'}</th>"
         for head in heads
     )
     count = len(report.layers)
@@ -228,8 +233,8 @@ def _errors(repair: Repair) -> str:
     return (
         "<h2>Error along the depth of the network</h2>"
         f'<p class="muted key">Squared error over the variance, on inputs {where}:<i></i>'
-        "<span>repaired</span><i></i>sliced. Filled: the residual stream after a layer; hollow: a "
-        "layer's own output.</p>"
+        f"<span>repaired</span><i></i>sliced. {_KINDS[len({x.target for x in layers}) > 1]} "
+        "Numbers name layers: point at one.</p>"
         f'<figure><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{said}">'
         f"{''.join(drawn)}</svg></figure>"
     )
