@@ -139,9 +139,10 @@ def trained(images: Tensor, labels: Tensor, seed: int) -> Embedder:
         optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.01)
         for epoch in range(EPOCHS):
             optimizer.param_groups[0]["lr"] = RATE * (1 - epoch / EPOCHS)
-            for batch in torch.randperm(len(images)).split(64):
+            for batch in torch.randperm(len(images)).split(64):  # type: ignore[no-untyped-call]
                 optimizer.zero_grad()
-                F.cross_entropy(network.scores(jittered(images[batch])), labels[batch]).backward()
+                scores = network.scores(jittered(images[batch]))
+                torch.autograd.backward(F.cross_entropy(scores, labels[batch]))
                 optimizer.step()
     return network.eval()
 
@@ -191,12 +192,12 @@ def docstrings() -> tuple[list[str], Labels, Labels]:
     texts: list[str] = []
     packages, sources = [], []
     large = [texts for texts in found.values() if len(texts) >= LEAST_TEXTS]
-    for package, own in enumerate(large):
+    for place, own in enumerate(large):
         step = max(1, len(own) // TEXTS)
         chosen = list(own.items())[::step][:TEXTS]
         texts += [text for text, _ in chosen]
         sources += [number for _, number in chosen]
-        packages += [package] * len(chosen)
+        packages += [place] * len(chosen)
     return texts, np.array(packages), np.array(sources)
 
 
@@ -214,7 +215,8 @@ def encoded() -> tuple[NDArray[np.float32], Labels, Labels]:
     model = encoder()
     texts, packages, files = docstrings()
     with torch.no_grad():
-        vectors = torch.cat([model(part) for part in tokens(texts, 32).split(64)])
+        batches: Any = tokens(texts, 32).split(64)  # type: ignore[no-untyped-call]
+        vectors = torch.cat([model(part) for part in batches])
     return vectors.numpy(), packages, files
 
 
@@ -276,7 +278,7 @@ def scores(problem: Problem, classes: DiscoveredClasses) -> tuple[Score, Score]:
     )
 
 
-def compare(problem: Problem, **options: float) -> tuple[Comparison, DiscoveredClasses]:
+def compare(problem: Problem, **options: Any) -> tuple[Comparison, DiscoveredClasses]:
     """Judge what each clusterer finds; and what affinity propagation's classes grow to."""
     classes = find(problem, **options)
     now, later = scores(problem, classes)

@@ -86,7 +86,7 @@ def trained(images: Tensor, labels: Tensor, epochs: int = 8) -> nn.Sequential:
     for _ in range(epochs):
         for batch in torch.randperm(len(images))[: 64 * batches].view(batches, 64):
             optimizer.zero_grad()
-            F.cross_entropy(model(images[batch]), labels[batch]).backward()
+            torch.autograd.backward(F.cross_entropy(model(images[batch]), labels[batch]))
             optimizer.step()
             schedule.step()
     return model.eval()

@@ -18,6 +18,7 @@ import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
+from typing import Any
 
 import torch
 from scipy.stats import spearmanr
@@ -117,12 +118,12 @@ def _trained(model: Chain, images: Tensor, labels: Tensor, strength: float) -> C
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9, weight_decay=5e-4)
     for epoch in range(EPOCHS + 1):
         optimizer.param_groups[0]["lr"] = RATE if epoch < EPOCHS else RATE / 10
-        for batch in torch.randperm(len(images)).split(BATCH):
+        for batch in torch.randperm(len(images)).split(BATCH):  # type: ignore[no-untyped-call]
             loss = F.cross_entropy(model(images[batch]), labels[batch])
             if term is not None:
                 loss = loss + term(model)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
     return model.eval()
 
@@ -136,7 +137,7 @@ def _side(model: Chain, seen: tuple[Tensor, Tensor], unseen: tuple[Tensor, Tenso
         chosen[torch.randperm(len(importance))[:TOGETHER]] = True
         predicted.append(float(importance[chosen].sum()))
         measured.append(_loss(_without(model, chosen), *unseen) - before)
-    batches = list(zip(*(part.split(BATCH) for part in seen), strict=True))
+    batches = list(zip(*(part.split(BATCH) for part in seen), strict=True))  # type: ignore[no-untyped-call]
     small = epruner.prune(
         model, seen[0][:1], macs=0.5, method="fisher", calibrate=batches, repair="none"
     ).model
@@ -151,13 +152,13 @@ def _side(model: Chain, seen: tuple[Tensor, Tensor], unseen: tuple[Tensor, Tenso
 
 def _importance(model: Chain, images: Tensor, labels: Tensor) -> Tensor:
     """Of each filter of the network, (sum of weights and bias times their mean gradients)^2."""
-    model.zero_grad()
-    F.cross_entropy(model(images), labels).backward()
-    found = [
-        (layer.weight * layer.weight.grad).flatten(1).sum(1) + layer.bias * layer.bias.grad
-        for layer in model.convolutions()
+    weights = [tensor for layer in model.convolutions() for tensor in layer.parameters()]
+    slopes = torch.autograd.grad(F.cross_entropy(model(images), labels), weights)
+    parts = [
+        (w * g).flatten(1).sum(1) if w.dim() > 1 else w * g
+        for w, g in zip(weights, slopes, strict=True)
     ]
-    model.zero_grad()
+    found = [weight + bias for weight, bias in zip(parts[::2], parts[1::2], strict=True)]
     return torch.cat(found).detach().square()
 
 
@@ -165,9 +166,10 @@ def _importance(model: Chain, images: Tensor, labels: Tensor) -> Tensor:
 def _without(model: Chain, chosen: Tensor) -> Chain:
     """The network with some of its filters silent."""
     silent = copy.deepcopy(model)
-    for layer, rows in zip(silent.convolutions(), chosen.split(WIDTHS[1:]), strict=True):
-        layer.weight[rows] = 0
-        layer.bias[rows] = 0
+    parts: Any = chosen.split(WIDTHS[1:])  # type: ignore[no-untyped-call]
+    for layer, rows in zip(silent.convolutions(), parts, strict=True):
+        for tensor in layer.parameters():
+            tensor[rows] = 0
     return silent
 
 

@@ -107,7 +107,7 @@ def trained(images: Tensor, weight: float, seed: int) -> Embedder:
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE)
     for epoch in range(EPOCHS):
         optimizer.param_groups[0]["lr"] = RATE * (1 - epoch / EPOCHS)
-        for batch in torch.randperm(len(images), generator=generator).split(BATCH):
+        for batch in torch.randperm(len(images), generator=generator).split(BATCH):  # type: ignore[no-untyped-call]
             z = network(exemplars(images[batch], generator))[:, 0]
             shown, at = strips(seen_again(images[batch], generator)[:, None], 2, generator)
             windows = network(shown)
@@ -118,7 +118,7 @@ def trained(images: Tensor, weight: float, seed: int) -> Embedder:
             labels = torch.where((places - at).abs() <= 1, 1, -1)
             chosen = windows.gather(1, places[:, :, None].expand(-1, -1, d))
             optimizer.zero_grad()
-            exemplar_loss(z, chosen, labels, weight).backward()
+            torch.autograd.backward(exemplar_loss(z, chosen, labels, weight))
             optimizer.step()
     return network.eval()
 

@@ -387,12 +387,16 @@ def inspect(args: argparse.Namespace) -> None:
     if args.html:
         check_target(args.html, overwrite=args.force)
     saved = read(args.file)
-    if (args.plot or args.html) and saved.report is None:
-        raise ValueError(f"{args.file} holds no report to show")
-    if args.plot:
-        saved.report.plot(args.plot)
-    if args.html:
-        saved.report.to_html(args.html, title=Path(args.file).name)
+    if args.plot or args.html:
+        if saved.report is None:
+            raise ValueError(
+                f"{args.file} holds no report to show: it was saved as (model, plan); only what "
+                "prune returns has one"
+            )
+        if args.plot:
+            saved.report.plot(args.plot)
+        if args.html:
+            saved.report.to_html(args.html, title=Path(args.file).name)
     if args.json:
         tensors = {
             name: {"shape": shape, "dtype": saved.dtypes[name]}

@@ -11,8 +11,9 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from epruner._tables import amount, change, milliseconds, percent
-from epruner.pruning.options import ALLOCATIONS, FEATURES, REPAIRS
+from epruner.pruning.options import ALLOCATIONS, REPAIRS
 from epruner.pruning.report.records import LayerReport, Repair
+from epruner.pruning.select.features import FEATURES
 from epruner.pruning.select.importance import IMPORTANCE
 
 if TYPE_CHECKING:
