@@ -101,7 +101,7 @@ def fisher_scores(
                 raise ValueError(f"loss must return a scalar, the mean over a batch, got {value!r}")
             if not value.requires_grad:
                 raise ValueError("no gradient reaches the layers from the loss")
-            found = _slopes(value.sum() * len(labels), modules, heard)
+            found = _slopes(value, len(labels), modules, heard)
             for name, members in readers.items():
                 for member in members:
                     if member.module in found:
@@ -138,16 +138,20 @@ def _read(modules: Mapping[str, Any], names: Iterable[str]) -> Iterator[dict[str
 
 
 def _slopes(
-    value: Tensor, modules: Mapping[str, nn.Module], heard: Mapping[str, Sequence[Tensor]]
+    value: Tensor,
+    count: int,
+    modules: Mapping[str, nn.Module],
+    heard: Mapping[str, Sequence[Tensor]],
 ) -> dict[str, Tensor]:
-    """By module the sum of x * dL/dx over all but the channels that it reads, float64."""
+    """By module the sum of count * x * dL/dx over all but the channels that it reads, float64."""
     calls = [(name, x) for name, reads in heard.items() for x in reads if x.requires_grad]
     gradients = torch.autograd.grad(value, [x for _, x in calls], allow_unused=True)
     found: dict[str, Tensor] = {}
     for (name, x), gradient in zip(calls, gradients, strict=True):
         if gradient is not None:
             dim = channel_dim(modules[name], x)
-            product = (x.detach().double() * gradient).movedim(dim, 0).flatten(1).sum(1).cpu()
+            terms = (x.detach().double() * gradient).movedim(dim, 0).flatten(1)
+            product = count * terms.sum(1).cpu()
             found[name] = found[name] + product if name in found else product
     return found
 
