@@ -161,8 +161,8 @@ def facets_after(call: Call) -> list[Facets]:
 
 @operation(
     "hardswish", "leaky_relu", "_to_copy", "native_dropout", "bernoulli", "copy", "_prelu_kernel",
-    "detach", "alias", "lift_fresh", "log_sigmoid_forward", "rrelu_with_noise", "fill", "zeros_like",
-    "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
+    "detach", "alias", "lift_fresh", "log_sigmoid_forward", "rrelu_with_noise", "fill",
+    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
     "complex", "polar", "_conj", "_neg_view", "resolve_conj", "resolve_neg",
 )  # fmt: skip
 def _one_by_one(call: Call) -> Facets:
