@@ -1,8 +1,7 @@
-"""Numbers and tables as people read them: plain text, Markdown or HTML."""
+"""Numbers and tables as people read them: plain text or Markdown."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,20 +40,6 @@ class Table:
         escaped = ([cell.replace("|", "\\|") for cell in row] for row in (self.header, *self.rows))
         lines = ["| " + " | ".join(row) + " |" for row in escaped]
         return "\n".join([lines[0], "| " + " | ".join(rule) + " |", *lines[1:]])
-
-    def to_html(self) -> str:
-        """A ``<table>`` whose cells are escaped."""
-
-        def line(tag: str, row: Sequence[str]) -> str:
-            cells = (
-                f'<{tag} style="text-align:{"left" if i in self.left else "right"}">'
-                f"{html.escape(cell)}</{tag}>"
-                for i, cell in enumerate(row)
-            )
-            return "<tr>" + "".join(cells) + "</tr>"
-
-        body = "".join(line("td", row) for row in self.rows)
-        return f"<table><thead>{line('th', self.header)}</thead><tbody>{body}</tbody></table>"
 
 
 def amount(value: float) -> str:

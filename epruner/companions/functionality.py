@@ -20,8 +20,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
@@ -33,14 +32,16 @@ from torch import Tensor, nn
 from epruner import _pictures
 from epruner.cluster import affinity_propagation_many
 from epruner.cluster.similarity import negative_squared_distances
-from epruner.pruning.analysis import Analysis, analyse
+from epruner.pruning.analysis import analysed
 from epruner.pruning.data.calibration import calibration_inputs, with_example
 from epruner.pruning.graph.groups import Group
 from epruner.pruning.network.copies import tracing_copy
 from epruner.pruning.network.inputs import Arguments, check_model, in_float32
 from epruner.pruning.network.layers import channel_dim
+from epruner.pruning.network.listen import outputs_of
 from epruner.pruning.network.tree import tensors_in
 from epruner.pruning.report.plots import draw_filters
+from epruner.pruning.report.progress import Stages
 from epruner.pruning.result import PruningResult
 from epruner.pruning.select.importance import Candidates, Importance, Indices, Matrix
 from epruner.pruning.select.visual import outlets, visualise
@@ -78,7 +79,7 @@ def functional_importance(model: nn.Module, calibrate: Any, *, inputs: Any = Non
     check_model(model)
     if inputs is None:
         calibrate, inputs = with_example(model, calibrate)
-    net = _analysed(model, inputs)
+    net = analysed(model, inputs, Stages(show=False))
     scores = contributions(model, net.groups, calibrate, net.arguments)
 
     def functional(candidates: Candidates, count: int) -> Indices:
@@ -126,7 +127,7 @@ def contributions(
         )
     places = {group.name: outlets(modules, group) for group in groups}
     found: dict[str, Tensor] = {}
-    with _activations(modules, {m.module for each in places.values() for m in each}) as heard:
+    with outputs_of(modules, {m.module for each in places.values() for m in each}) as heard:
         for args, kwargs in batches:
             for earlier in heard.values():
                 earlier.clear()
@@ -146,28 +147,6 @@ def contributions(
         name: sum(found[m.module].numpy()[m.entries].mean(1) for m in members)
         for name, members in places.items()
     }
-
-
-@contextmanager
-def _activations(
-    modules: Mapping[str, nn.Module], names: Collection[str]
-) -> Iterator[dict[str, list[Tensor]]]:
-    """What some modules put out, by name, call by call."""
-    heard: dict[str, list[Tensor]] = {name: [] for name in names}
-
-    def listen(name: str) -> Callable[..., Any]:
-        def hear(_: nn.Module, __: object, output: Any) -> Any:
-            first, *others = output if isinstance(output, tuple) else (output,)
-            heard[name].append(first)
-            first = first.clone()  # what follows may work in place
-            return (first, *others) if isinstance(output, tuple) else first
-
-        return hear
-
-    with ExitStack() as stack:
-        for name in names:
-            stack.callback(modules[name].register_forward_hook(listen(name)).remove)
-        yield heard
 
 
 def _answer(returned: Any) -> Tensor:
@@ -259,7 +238,7 @@ def plot_filters(
     """
     check_model(model)
     _pictures.check_format(path)
-    net = _analysed(model, inputs)
+    net = analysed(model, inputs, Stages(show=False))
     group = _group_of(layer, net.groups)
     shown = tracing_copy(model)[0]
     ((_, visual),) = visualise(shown, [group], in_float32(net.arguments), seed=random_state)
@@ -284,10 +263,3 @@ def _group_of(layer: str, groups: Sequence[Group]) -> Group:
             f"{', '.join(map(repr, close or list(names)[:3]))}"
         )
     return names[layer]
-
-
-def _analysed(model: nn.Module, inputs: Any) -> Analysis:
-    if not isinstance(inputs, Analysis):
-        return analyse(model, inputs)
-    inputs.check(model)
-    return inputs

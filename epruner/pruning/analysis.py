@@ -590,6 +590,14 @@ def analyse(model: nn.Module, inputs: Any, *, progress: bool = False) -> Analysi
         return Analysis(model, inputs, stages)
 
 
+def analysed(model: nn.Module, inputs: Any, stages: Stages) -> Analysis:
+    """The analysis that was given in place of example inputs, or one made of them."""
+    if not isinstance(inputs, Analysis):
+        return Analysis(model, inputs, stages)
+    inputs.check(model)
+    return inputs
+
+
 def _ranked(
     method: Method, model: nn.Module, groups: Sequence[Group], batches: Batches
 ) -> tuple[dict[str, Elimination], dict[str, Matrix], list[str]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from epruner.pruning.analysis import Analysis
+from epruner.pruning.analysis import Analysis, analysed
 from epruner.pruning.data.calibration import with_example
 from epruner.pruning.data.evidence import Evidence, gather, kind_of
 from epruner.pruning.errors import BudgetWarning, RepairWarning, TraceError
@@ -220,7 +220,7 @@ def prune(
         evidence = None
         if kind == "inputs":  # before anything that takes time
             evidence = show(kind, model, calibrate, arguments)
-        net = _analysed(model, inputs, stages)
+        net = analysed(model, inputs, stages)
         if evidence is None:
             evidence = show(request.evidence, model, calibrate, net.arguments)
         if evidence.kind == "none" != request.evidence:
@@ -345,7 +345,7 @@ def repair(
         if evidence.kind == "none" != needed:
             asked, _ = resolve("l1", repair, evidence="none", exemplars=False)
         if asked.repair == "merge":
-            groups = _analysed(model, inputs, stages).groups
+            groups = analysed(model, inputs, stages).groups
         small, done, notes = repair_network(
             asked.repair,
             model,
@@ -461,13 +461,6 @@ def distill(
 
 def _arguments(model: nn.Module, inputs: Any) -> Arguments:
     return inputs.arguments if isinstance(inputs, Analysis) else as_arguments(model, inputs)
-
-
-def _analysed(model: nn.Module, inputs: Any, stages: Stages) -> Analysis:
-    if not isinstance(inputs, Analysis):
-        return Analysis(model, inputs, stages)
-    inputs.check(model)
-    return inputs
 
 
 def _check_station(model: nn.Module, small: nn.Module, plan: Plan) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from epruner._tables import amount, change, milliseconds, percent
 from epruner.pruning.options import ALLOCATIONS, REPAIRS
-from epruner.pruning.report.records import LayerReport, Repair
+from epruner.pruning.report.records import LayerReport, Repair, by_reason
 from epruner.pruning.select.features import FEATURES
 from epruner.pruning.select.importance import IMPORTANCE
 
@@ -242,14 +242,11 @@ def _errors(repair: Repair) -> str:
 
 
 def _left_alone(report: Report) -> str:
-    by_reason: dict[str, list[str]] = {}
-    for each in report.skipped:
-        by_reason.setdefault(each.reason, []).append(each.name)
     items = "".join(
         f"<details{' open' * (len(names) <= 6)}><summary>{escape(reason)} "
         f'<span class="muted">({len(names)})</span></summary>'
         f"<p><code>{escape(', '.join(names))}</code></p></details>"
-        for reason, names in by_reason.items()
+        for reason, names in by_reason(report.skipped).items()
     )
     return f"<h2>Left alone, and why</h2>{items}"
 

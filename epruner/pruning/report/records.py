@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from epruner._tables import milliseconds
+from epruner.pruning.graph.groups import Skipped
+
+
+def by_reason(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
+    """Names of layers left alone, by why."""
+    found: dict[str, list[str]] = {}
+    for each in skipped:
+        found.setdefault(each.reason, []).append(each.name)
+    return found
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,13 @@ from epruner.pruning.graph.costs import Totals
 from epruner.pruning.graph.groups import Skipped
 from epruner.pruning.report.page import fragment, page, remark_of
 from epruner.pruning.report.plots import draw_layers
-from epruner.pruning.report.records import LayerRepair, LayerReport, Repair, Timing
+from epruner.pruning.report.records import (
+    LayerRepair,
+    LayerReport,
+    Repair,
+    Timing,
+    by_reason,
+)
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -250,9 +256,6 @@ def _repair(data: Mapping[str, Any] | None) -> Repair | None:
 
 def left_alone(skipped: Iterable[Skipped]) -> list[str]:
     """Layers left alone, one line a reason."""
-    by_reason: dict[str, list[str]] = {}
-    for each in skipped:
-        by_reason.setdefault(each.reason, []).append(each.name)
     return [
         f"left alone ({reason}): {', '.join(names[:_NAMES_SHOWN])}"
         + (
@@ -260,5 +263,5 @@ def left_alone(skipped: Iterable[Skipped]) -> list[str]:
             if len(names) > _NAMES_SHOWN
             else ""
         )
-        for reason, names in by_reason.items()
+        for reason, names in by_reason(skipped).items()
     ]

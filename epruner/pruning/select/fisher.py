@@ -14,8 +14,7 @@ sum of the squares. All channels of a network stand in one ranking, whatever the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from torch.nn import functional as F
 from epruner.pruning.data.calibration import Calibration
 from epruner.pruning.graph.groups import Group
 from epruner.pruning.network.layers import channel_dim
+from epruner.pruning.network.listen import inputs_of
 from epruner.pruning.select.importance import Candidates, Importance, Indices, largest
 
 Scores = npt.NDArray[np.float64]
@@ -91,7 +91,7 @@ def fisher_scores(
     names = {member.module for members in readers.values() for member in members}
     batches = calibration.fit
     sums = {group.name: torch.zeros(group.channels, dtype=torch.float64) for group in groups}
-    with batches.ranks.agree(), _read(modules, names) as heard:
+    with batches.ranks.agree(), inputs_of(modules, names) as heard:
         for (args, kwargs), labels in zip(batches, calibration.labels, strict=True):
             for calls in heard.values():
                 calls.clear()
@@ -114,27 +114,6 @@ def fisher_scores(
         if np.isnan(scores[name]).any():
             raise ValueError(f"the gradient of the loss by what reads {name!r} is not finite")
     return scores
-
-
-@contextmanager
-def _read(modules: Mapping[str, Any], names: Iterable[str]) -> Iterator[dict[str, list[Tensor]]]:
-    """What some modules read first, by name, call by call."""
-    heard: dict[str, list[Tensor]] = {name: [] for name in names}
-
-    def listen(name: str) -> Callable[..., Any]:
-        def hear(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
-            key = None if args else next(iter(kwargs))
-            read = (args[0] if key is None else kwargs[key]).clone()  # others may work in place
-            heard[name].append(read)
-            return ((read, *args[1:]), kwargs) if key is None else (args, kwargs | {key: read})
-
-        return hear
-
-    with ExitStack() as stack:
-        for name in heard:
-            hook = modules[name].register_forward_pre_hook(listen(name), with_kwargs=True)
-            stack.callback(hook.remove)
-        yield heard
 
 
 def _slopes(
