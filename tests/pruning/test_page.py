@@ -106,6 +106,7 @@ def test_names_are_escaped_wherever_they_stand(report: Report, tmp_path: Path) -
     assert "<script" not in changed._repr_html_()
 
 
+@pytest.mark.filterwarnings("ignore::epruner.BudgetWarning")  # times of a busy machine
 def test_reports_of_other_kinds_have_pages(report: Report, tmp_path: Path) -> None:
     Page(written(replace(report, layers=(), skipped=(), repair=None, settings={}), tmp_path))
     net = model()
