@@ -3,7 +3,7 @@
     python benchmarks/examples.py                  # all three
     python benchmarks/examples.py text_reader
 
-Writes results/examples.json and docs/*.png. Needs the wheels that the examples name.
+Writes results/examples.json and docs/pictures/*.png. Needs the wheels that the examples name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.measuring import RESULTS, machine
 from epruner import analyse, prune
 
-DOCS = Path(__file__).parents[1] / "docs"
+PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 NAMES = ("sentence_encoder", "text_reader", "pitch_tracker")
 FURTHER = {"sentence_encoder": (0.6, 0.15)}  # budgets beside that of the example
 
@@ -51,7 +51,7 @@ def measure(name: str) -> list[dict[str, Any]]:
         rows.append(row | example.accuracy(result.model, held_out))
         print(name, rows[-1], flush=True)
         small.append(result.model)
-    example.draw(model, small[1], held_out, str(DOCS / f"{name.replace('_', '-')}.png"))
+    example.draw(model, small[1], held_out, str(PICTURES / f"{name.replace('_', '-')}.png"))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Draw docs/repair.png: how far a pruned ResNet-56 is from the original, block by block."""
+"""Draw docs/pictures/repair.png: how far a pruned ResNet-56 is from the original, block by block."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.cifar import accuracy, lossless, network
 from epruner import prune
 
-PICTURE = Path(__file__).parents[1] / "docs" / "repair.png"
+PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "repair.png"
 
 
 def streams(model: nn.Module, x: Tensor) -> list[Tensor]:

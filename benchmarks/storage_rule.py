@@ -1,7 +1,7 @@
 """How many pairs must hold an availability, counted by a dense simulation that checks the rule.
 
 Exits with 1 where a pair i ≠ k that never had R > max(0, b[k]) has not its column's A to the last
-bit, or one that was never its row's maximum not its row's R. See docs/affinity-propagation.md.
+bit, or one that was never its row's maximum not its row's R. See docs/clustering/mathematics.md.
 
     python benchmarks/storage_rule.py     two minutes; writes benchmarks/results/storage_rule.*
 """

@@ -6,7 +6,7 @@
 // needs neither storage nor work and is rebuilt exactly when it becomes interesting. Each row lists
 // its most similar points. Where more than these have R > 0, which happens to nearly all pairs at
 // once while clusters form, one read of the row of S sums them: a burst. See
-// docs/affinity-propagation.md for the derivation.
+// docs/clustering/mathematics.md for the derivation.
 #pragma once
 
 #include <map>

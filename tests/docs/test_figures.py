@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from test_documentation import pages
 
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = [
     "README.md",
     "benchmarks/README.md",
-    *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
+    *(path.relative_to(ROOT).as_posix() for path in pages()),
 ]
 
 # What reads like a measurement: a number and a unit of time, memory, speed or accuracy.
@@ -32,36 +33,36 @@ DEFINED = {
         "10,000 to 100,000 points from features",
         "a difference of 2 points is within the noise",
     ],
-    "docs/affinity-propagation.md": [
-        "about every 50 ms",
-        "Above 4,096 points",
-        "from 20,000 points on 48",
-        "from 256 points",
+    "docs/clustering/large.md": [
         "Up to 100,000 points",
         "a few dozen of 50,000 points",
         "Beside the exact clustering with the same preferences, 50,000 points",
     ],
-    "docs/companions.md": [
+    "docs/clustering/mathematics.md": ["Above 4,096 points", "from 20,000 points on 48"],
+    "docs/clustering/preferences.md": ["from 256 points"],
+    "docs/clustering/running.md": ["about every 50 ms"],
+    "docs/pruning/companions.md": [
         "| at −50 % multiply-adds, one shot |",
         "| network | trained on | whole | −30 % | −40 % |",
         "within the error of some 0.3 points",
     ],
-    "docs/distributed.md": [
+    "docs/distributed/index.md": [
         "50,000 points of 64 features on one machine",
         "20,000 points between network namespaces",
         "200,000 points of a graph",
     ],
-    "docs/drop-in.md": ["at most 10,000 points", "more than 10,000"],
-    "docs/hierarchy-and-pictures.md": ["More than 800 points are averaged"],
+    "docs/clustering/drop-in.md": ["at most 10,000 points", "more than 10,000"],
+    "docs/clustering/hierarchy-and-pictures.md": ["More than 800 points are averaged"],
     "docs/gpu.md": ["under eight minutes", "may have 227 KB"],
-    "docs/pruning.md": [
+    "docs/pruning/budgets.md": [
         "from below within 1 %",
-        "the larger of 1 filter and 5 %",
         "off by more than 3 %",
         "three times at most",
         "Beyond 5 %",
     ],
-    "docs/repair.md": ["cut to 80 % of its", "up to 512 MB a network"],
+    "docs/pruning/index.md": ["60 % of the time"],
+    "docs/pruning/layers.md": ["the larger of 1 filter and 5 %"],
+    "docs/pruning/repair.md": ["cut to 80 % of its", "up to 512 MB a network"],
 }
 
 
@@ -155,7 +156,7 @@ def cut(macs: float) -> str:
 
 
 def ways_rows() -> list[str]:
-    """docs/repair.md: the default, by what it learns from."""
+    """docs/pruning/repair.md: the default, by what it learns from."""
     return [
         f"| {NETWORKS[network]} ({whole(network)}) | {cut(macs)} | "
         + " | ".join(
@@ -174,7 +175,7 @@ def ways_rows() -> list[str]:
 
 
 def repair_rows() -> list[str]:
-    """docs/repair.md: each repair of theo's network."""
+    """docs/pruning/repair.md: each repair of theo's network."""
     return [
         f"| {cut(macs)} | {name} | "
         + " | ".join(
@@ -191,7 +192,7 @@ def repair_rows() -> list[str]:
 
 
 def other_rows() -> list[str]:
-    """docs/repair.md: methods beside each other."""
+    """docs/pruning/repair.md: methods beside each other."""
     return [
         f"| {NETWORKS[network]} | {cut(macs)} | "
         + " | ".join(
@@ -244,7 +245,7 @@ def finetune_rows() -> list[str]:
 
 
 def rule_rows() -> list[str]:
-    """docs/affinity-propagation.md: pairs a row that hold an availability."""
+    """docs/clustering/mathematics.md: pairs a row that hold an availability."""
     names = {"digits": "digits", "gaussian": "Gaussian, 64-d"}
     counts = ("most_positive", "ever_positive", "stored")
     return [
@@ -255,7 +256,7 @@ def rule_rows() -> list[str]:
 
 
 def drop_in_rows() -> list[str]:
-    """docs/drop-in.md: whole fits of scikit-learn's estimator, as it is and accelerated."""
+    """docs/clustering/drop-in.md: whole fits of scikit-learn's estimator, as it is and accelerated."""
     rows = []
     for row in results("drop_in")["rows"]:
         exact, fast = row["scikit-learn"], row["fast"]
@@ -270,7 +271,7 @@ def drop_in_rows() -> list[str]:
 
 
 def million_line() -> str:
-    """docs/affinity-propagation.md: nearest neighbours of a million points."""
+    """docs/clustering/large.md: nearest neighbours of a million points."""
     row = results("neighbors_million")["scale"][0]
     assert row["converged"]
     return (
@@ -281,7 +282,7 @@ def million_line() -> str:
 
 
 def ranks_rows() -> list[str]:
-    """docs/distributed.md: what a rank works, sends and holds."""
+    """docs/distributed/index.md: what a rank works, sends and holds."""
     (case,) = (rows for rows in results("distributed")["cases"] if rows[0]["d"])
     assert all(row["same_labels"] for row in case)
     return [
@@ -297,7 +298,7 @@ def ranks_rows() -> list[str]:
 
 
 def checked_rows() -> list[str]:
-    """docs/distributed.md: predictions beside runs over slow networks."""
+    """docs/distributed/index.md: predictions beside runs over slow networks."""
     checks = results("distributed_plan")["checks"]
     assert all(
         row["sent_mb"] == pytest.approx(row["sent_predicted_mb"], rel=0.05) for row in checks
@@ -311,7 +312,7 @@ def checked_rows() -> list[str]:
 
 
 def planned_rows() -> list[str]:
-    """docs/distributed.md: minutes in all and seconds an iteration, by network."""
+    """docs/distributed/index.md: minutes in all and seconds an iteration, by network."""
     plan = results("distributed_plan")["plan"]
     lines = []
     for kind, ranks in dict.fromkeys((row["kind"], row["ranks"]) for row in plan):
@@ -324,7 +325,7 @@ def planned_rows() -> list[str]:
 
 
 def merging_lines() -> list[str]:
-    """docs/hierarchy-and-pictures.md: times of merging, beside R's."""
+    """docs/clustering/hierarchy-and-pictures.md: times of merging, beside R's."""
     few, many = results("clustering_hierarchy")["rows"]
     largest = results("clustering_hierarchy")["scale"][-1]
     assert few["same_merges"]
@@ -340,7 +341,7 @@ def merging_lines() -> list[str]:
 
 
 def importance_rows() -> list[str]:
-    """docs/pipelines.md: importances in Torch-Pruning's pruner, without training."""
+    """docs/pruning/pipelines.md: importances in Torch-Pruning's pruner, without training."""
     found = results("torch_pruning_importances")
     ratios = (cut(1 - float(ratio)) for ratio in found["rows"][0]["top1"])
     return [
@@ -355,7 +356,7 @@ def importance_rows() -> list[str]:
 
 
 def path_rows() -> list[str]:
-    """docs/affinity-propagation.md: a path of preferences beside single fits."""
+    """docs/clustering/preferences.md: a path of preferences beside single fits."""
     return [
         f"| {row['data']} | {row['n']:,} | {row['preferences']} | {row['damping']} | "
         f"{row['clusters'][0]:,} to {row['clusters'][1]:,} | {row['path_cpu_s']:.1f} s | "
@@ -365,7 +366,7 @@ def path_rows() -> list[str]:
 
 
 def neighbor_rows() -> list[str]:
-    """docs/affinity-propagation.md: nearest neighbours beside all pairs."""
+    """docs/clustering/large.md: nearest neighbours beside all pairs."""
     rules = {
         "default": "default",
         "neighbours": "median of the stored",
@@ -562,7 +563,7 @@ def siamese_rows() -> list[str]:
 
 
 def fisher_rows() -> list[str]:
-    """docs/companions.md: one shot, beside other methods."""
+    """docs/pruning/companions.md: one shot, beside other methods."""
     return [
         f"| {NETWORKS[network]} ({whole(network)}) | {cut(macs)} | "
         + " | ".join(
@@ -634,13 +635,10 @@ def claims() -> dict[str, list[str]]:
             f"{recipe['train_images']:,} JPEG training images, {recipe['epochs']} epochs, "
             f"{recipe['test_images']:,} JPEG test images, one thread, one seed",
         ],
-        "docs/affinity-propagation.md": [
-            *rule_rows(),
-            *path_rows(),
-            *neighbor_rows(),
-            million_line(),
-        ],
-        "docs/companions.md": [
+        "docs/clustering/large.md": [*neighbor_rows(), million_line()],
+        "docs/clustering/mathematics.md": rule_rows(),
+        "docs/clustering/preferences.md": path_rows(),
+        "docs/pruning/companions.md": [
             *orthoreg_rows(),
             *orthoreg_resnet_rows(),
             *fisher_rows(),
@@ -650,13 +648,13 @@ def claims() -> dict[str, list[str]]:
             *discovery_rows(),
             *siamese_rows(),
         ],
-        "docs/distributed.md": [*ranks_rows(), *checked_rows(), *planned_rows()],
-        "docs/drop-in.md": drop_in_rows(),
-        "docs/pitch-tracker.md": example_rows("pitch_tracker"),
-        "docs/sentence-encoder.md": example_rows("sentence_encoder"),
-        "docs/text-reader.md": example_rows("text_reader"),
-        "docs/hierarchy-and-pictures.md": merging_lines(),
-        "docs/pipelines.md": [
+        "docs/distributed/index.md": [*ranks_rows(), *checked_rows(), *planned_rows()],
+        "docs/clustering/drop-in.md": drop_in_rows(),
+        "docs/pruning/pitch-tracker.md": example_rows("pitch_tracker"),
+        "docs/pruning/sentence-encoder.md": example_rows("sentence_encoder"),
+        "docs/pruning/text-reader.md": example_rows("text_reader"),
+        "docs/clustering/hierarchy-and-pictures.md": merging_lines(),
+        "docs/pruning/pipelines.md": [
             f"The {layers[0]['layers']} layers of a ResNet-56, similarities included, take "
             f"{1e3 * layers[0]['epruner_s']:.1f} ms, {layers[0]['vs_scikit_learn']:.0f} times less "
             f"than with scikit-learn, and those of another one {1e3 * layers[1]['epruner_s']:.1f} "
@@ -665,8 +663,8 @@ def claims() -> dict[str, list[str]]:
             f"{wide[2048]:.0f} times at 2,048",
             *importance_rows(),
         ],
-        "docs/what-can-be-pruned.md": block_rows(),
-        "docs/repair.md": [
+        "docs/pruning/what-can-be-pruned.md": block_rows(),
+        "docs/pruning/repair.md": [
             *ways_rows(),
             *repair_rows(),
             *other_rows(),

@@ -19,11 +19,16 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipP
 
 from epruner.cli import main
 
-DOCUMENTS = [
-    *ROOT.glob("*.md"),
-    *(ROOT / "docs").glob("*.md"),
-    *(ROOT / "benchmarks").glob("*.md"),
-]
+
+def pages() -> list[Path]:
+    """The site's own pages, without those that its build makes."""
+    made = ("gallery", "reference/generated")
+    docs = ROOT / "docs"
+    names = {path: path.relative_to(docs).as_posix() for path in docs.rglob("*.md")}
+    return sorted(path for path, name in names.items() if not name.startswith(made))
+
+
+DOCUMENTS = [*ROOT.glob("*.md"), *pages(), *(ROOT / "benchmarks").glob("*.md")]
 RUN, SHOWN = ("python", "sh"), ("",)  # languages of blocks; those of SHOWN are output, not input
 SKIPPED = 17  # blocks of all documents together that cannot be run: see their reasons there
 
@@ -64,12 +69,13 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow  # the build of the site runs them all
 @pytest.mark.filterwarnings("ignore:the budget is .* of the time")  # others may use the machine
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_block_runs(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     fences = re.findall(r"^```(.*)$", text, flags=re.MULTILINE)
-    languages = [language.strip() for language in fences[::2]]
+    languages = [language.strip() for language in fences[::2] if not language.startswith("{")]
     assert not set(languages) - {*RUN, *SHOWN}, "a language that nothing here runs"
     ran, skipped = run(document)
     assert not re.findall(r"skip: next(?! \".+\")", text), "a block is left out, and no reason said"

@@ -1,0 +1,40 @@
+"""Every code block of the documents, and every example of a docstring, runs in the build of the site.
+
+They are tests (``tests/docs``), run here before anything is written. ``-D run_blocks=0`` leaves that
+out, for those who write the site's prose.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMENT = re.compile(r"^<!--.*?-->\n+", re.DOTALL | re.MULTILINE)  # for those who run blocks
+
+
+def run(app: Sphinx) -> None:
+    """Run what is shown, once a build."""
+    if app.builder.name != "html" or not app.config.run_blocks:
+        return
+    tests = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-m", "not gpu", "tests/docs"]
+    if subprocess.run(tests, cwd=ROOT, check=False).returncode:
+        raise ExtensionError("a code block or a docstring's example failed: see the tests above")
+
+
+def leave_out_comments(app: Sphinx, name: str, source: list[str]) -> None:
+    """Take out what is not for readers."""
+    source[0] = COMMENT.sub("", source[0])
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register both."""
+    app.add_config_value("run_blocks", True, "")
+    app.connect("builder-inited", run)
+    app.connect("source-read", leave_out_comments)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
