@@ -1,7 +1,7 @@
-"""Every code block of the documents, and every example of a docstring, runs in the build of the site.
+"""Every code block of the pages, and every example of a docstring, runs in the site's build.
 
-They are tests (``tests/docs``), run here before anything is written. ``-D run_blocks=0`` leaves that
-out, for those who write the site's prose.
+They are tests (``tests/docs``), run before anything is written. ``-D run_blocks=0`` leaves that
+out, for those who write prose.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def run(app: Sphinx) -> None:
     """Run what is shown, once a build."""
     if app.builder.name != "html" or not app.config.run_blocks:
         return
-    tests = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-m", "not gpu", "tests/docs"]
+    tests = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-m", "slow or not slow", "tests/docs"]
     if subprocess.run(tests, cwd=ROOT, check=False).returncode:
         raise ExtensionError("a code block or a docstring's example failed: see the tests above")
 

@@ -1,4 +1,4 @@
-"""What a stranger asks first is answered within three clicks from the start page, by more than one way."""
+"""What a stranger asks first is answered within three clicks from the start page."""
 
 from __future__ import annotations
 

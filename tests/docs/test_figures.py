@@ -256,7 +256,7 @@ def rule_rows() -> list[str]:
 
 
 def drop_in_rows() -> list[str]:
-    """docs/clustering/drop-in.md: whole fits of scikit-learn's estimator, as it is and accelerated."""
+    """docs/clustering/drop-in.md: fits of scikit-learn's estimator, as it is and accelerated."""
     rows = []
     for row in results("drop_in")["rows"]:
         exact, fast = row["scikit-learn"], row["fast"]
