@@ -1,4 +1,4 @@
-"""Draw docs/pictures/repair.png: how far a pruned ResNet-56 is from the original, block by block."""
+"""Draw docs/pictures/repair.png: how far a pruned ResNet-56 is from the original, by block."""
 
 from __future__ import annotations
 

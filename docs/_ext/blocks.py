@@ -22,7 +22,8 @@ def run(app: Sphinx) -> None:
     """Run what is shown, once a build."""
     if app.builder.name != "html" or not app.config.run_blocks:
         return
-    tests = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-m", "slow or not slow", "tests/docs"]
+    options = ["-q", "-n", "2", "-m", "slow or not slow"]
+    tests = [sys.executable, "-m", "pytest", *options, "tests/docs"]
     if subprocess.run(tests, cwd=ROOT, check=False).returncode:
         raise ExtensionError("a code block or a docstring's example failed: see the tests above")
 
