@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.cifar import accuracy, jpeg, network
+from benchmarks.measuring import command
 from epruner import Method, finetune, prune
 
 RESULTS = Path(__file__).parent / "results"
@@ -104,7 +105,7 @@ def main() -> None:
             }
         )
         print(json.dumps(rows[-1]), flush=True)
-        document = {"recipe": recipe, "rows": rows}
+        document = {"command": command(), "recipe": recipe, "rows": rows}
         (RESULTS / "finetune.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
