@@ -73,9 +73,9 @@ def main() -> None:
         "batch": 128,
         "optimizer": "SGD, Nesterov momentum 0.9, lr 0.02, weight decay 5e-4, cosine",
         "augmentation": "crop from 4 pixels of padding and mirror, one draw a batch",
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} torch threads, {args.device}",
     }
-    print(json.dumps(recipe), flush=True)
+    machine = f"{platform.machine()}, {torch.get_num_threads()} torch threads, {args.device}"
+    print(json.dumps(recipe), machine, flush=True)
     train, test = jpeg("train", args.images), jpeg("test", args.test)
     original = network(args.network)
     rows = []
@@ -105,7 +105,7 @@ def main() -> None:
             }
         )
         print(json.dumps(rows[-1]), flush=True)
-        document = {"command": command(), "recipe": recipe, "rows": rows}
+        document = {"command": command(), "machine": machine, "recipe": recipe, "rows": rows}
         (RESULTS / "finetune.json").write_text(json.dumps(document, indent=2) + "\n")
 
 

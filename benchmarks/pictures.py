@@ -68,7 +68,7 @@ DATA = {
 }
 NETWORKS = {
     "theo": "ResNet-56",
-    "akamaster": "ResNet-56, other training",
+    "akamaster": "another ResNet-56",
     "resnet20": "ResNet-20",
     "mobilenetv2": "MobileNetV2",
     "efficientnet-lite0": "EfficientNet-Lite0",
@@ -219,14 +219,11 @@ def large(scale: Results, neighbors: Results, million: Results) -> Figure:
     rows, few = scale["rows"], [*neighbors["agreement"], *million["scale"]]
     n = np.array([row["n"] for row in rows], float)
     figure, (clock, memory) = panels(2, 3.6)
+    exact = "exact, all pairs, 64-d"
     clock.plot(n, [row["product_s"] for row in rows], "--", color=GREY, label="matrix product")
-    clock.plot(
-        n, [row["seconds"] for row in rows], "o-", color=BLUE, label="exact, all pairs, 64-d"
-    )
+    clock.plot(n, [row["seconds"] for row in rows], "o-", color=BLUE, label=exact)
     memory.plot(n, 4 * n**2 / 1e9, "--", color=GREY, label="the matrix alone, float32")
-    memory.plot(
-        n, [row["peak_gb"] for row in rows], "o-", color=BLUE, label="exact, all pairs, 64-d"
-    )
+    memory.plot(n, [row["peak_gb"] for row in rows], "o-", color=BLUE, label=exact)
     for ax, key in ((clock, "seconds"), (memory, "peak_gb")):
         x, y = [row["n"] for row in few], [row[key] for row in few]
         ax.plot(x, y, "D", color=GREEN, label="nearest neighbours, 32-d", markersize=4)
@@ -447,7 +444,7 @@ def importances(importances: Results) -> Figure:
         "exemplars": (BLUE, "o"),
         "random": (GREY, "v"),
     }
-    scopes = {"each layer": "ranked in each layer", "all": "ranked over all layers"}
+    scopes = {"each layer": "in each layer", "all": "over all layers"}
     figure, axes = panels(4, 3.2, sharey=True)
     cells = [(network, scope) for network in importances["whole"] for scope in scopes]
     for ax, (network, scope) in zip(axes, cells, strict=True):
@@ -462,9 +459,7 @@ def importances(importances: Results) -> Figure:
             x = [100 * float(cut) for cut in row["top1"]]
             ax.plot(x, [*row["top1"].values()], color=colour, marker=marker, label=importance)
         plain(ax.xaxis, x, "{:.0f}")
-        name = "ResNet-56" if network == "theo" else "other training"
-        ax.set(title=f"{name},\n{scopes[scope]}", xlabel="filters cut, %")
-        ax.title.set_fontsize(9)
+        ax.set(title=f"{NETWORKS[network]},\n{scopes[scope]}", xlabel="filters cut, %")
     axes[0].set(ylabel="accuracy, %", ylim=(0, 100))
     below(figure, axes, 5)
     return figure
@@ -503,12 +498,15 @@ def clustering(drop_in: Results, scale: Results) -> Figure:
     both = [row for row in rows if "scikit_learn_s" in row["fast"]]
     theirs = [(row["n"], row["fast"]["scikit_learn_s"]) for row in both]
     alone = [(row["n"], row["seconds"]) for row in scale["rows"]]
-    for name, colour, marker, found in (
-        ("scikit-learn", VERMILLION, "s", theirs),
-        ("the same program, accelerated", BLUE, "o", ours),
-        ("epruner without the matrix", GREEN, "D", alone),
+    for name, colour, marker, found, at, offset, side in (
+        ("scikit-learn", VERMILLION, "s", theirs, theirs[-1], (8, 0), "left"),
+        ("the same, accelerated", BLUE, "o", ours, ours[3], (9, -13), "left"),
+        ("epruner, no matrix", GREEN, "D", alone, alone[-1], (5, -66), "right"),
     ):
         clock.plot(*zip(*found, strict=True), color=colour, marker=marker, label=name)
+        clock.annotate(
+            name, at, offset, textcoords="offset points", va="center", ha=side, color=colour
+        )
     clock.set(xscale="log", yscale="log", xlabel="points (64 features)")
     last = both[-1]
     n, ends = last["n"], (last["fast"]["epruner_s"], last["fast"]["scikit_learn_s"])
@@ -517,11 +515,9 @@ def clustering(drop_in: Results, scale: Results) -> Figure:
         f"{last['fast']['vs_scikit_learn']:.0f} times", (n, np.sqrt(np.prod(ends))), (6, 0),
         textcoords="offset points", va="center",
     )  # fmt: skip
-    clock.set_ylim(top=20 * ends[1])
     plain(clock.xaxis, [1e3, 1e4, 1e5], "{:,.0f}")
     seconds(clock.yaxis)
     clock.set_title("time of a fit", loc="center")
-    clock.legend(loc="upper left")
     return figure
 
 
@@ -529,6 +525,7 @@ def pruning(methods: Results) -> Figure:
     """README: accuracy against multiply-adds by way, and other networks."""
     rows = methods["rows"]
     figure, (ax, others) = panels(2, 3.0)
+    figure.get_layout_engine().set(wspace=0.06)
     chosen = (SLICED, WITHOUT, GIVEN, DISTILLED)
     by_macs(ax, rows, "theo", chosen)
     ax.set(ylabel="accuracy, %", ylim=(0, 100))
@@ -544,7 +541,12 @@ def pruning(methods: Results) -> Figure:
     least = {network: of_way(rows, network, GIVEN)[-1]["macs"] for network in names}
     labels = [f"{NETWORKS[network]}, {100 * share:.0f} %" for network, share in least.items()]
     others.set_yticks(range(len(names)), labels)
-    others.set(xlabel="% of the whole network's score", xlim=(-3, 103), title="other networks")
+    others.set_ylim(-0.5, len(names) - 0.5)
+    others.set(
+        xlabel="% of the whole network's score",
+        xlim=(-3, 103),
+        title="other networks, % of multiply-adds",
+    )
     others.grid(visible=False, axis="y")
     below(figure, [ax], 5)
     return figure
