@@ -7,8 +7,8 @@
     ```{results-machine} clustering_scale
     ```
 
-The first draws a picture of benchmarks/pictures.py while the site is built, beside the build's
-doctrees and not among the sources, and writes under it what the second writes by itself: the
+The first draws a picture of benchmarks/pictures.py while the site is built, among the
+build's doctrees and not among the sources, and writes under it what the second writes by itself: the
 command that made the results, and the machine.
 """
 
@@ -88,7 +88,7 @@ class Picture(Origin):
         if name not in pictures.PICTURES:
             raise self.error(f"no picture is called {name!r}; there are {[*pictures.PICTURES]}")
         self.env.note_dependency(pictures.__file__)
-        drawn = pictures.save(name, Path(self.env.doctreedir).parent / "results")
+        drawn = pictures.save(name, Path(self.env.doctreedir) / "results")
         here = Path(self.env.doc2path(self.env.docname)).parent
         uri = Path(os.path.relpath(drawn, here)).as_posix()
         image = nodes.image(uri=uri, alt=" ".join(self.content), classes=["results-picture"])
