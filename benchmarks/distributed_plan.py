@@ -347,7 +347,7 @@ def main() -> None:
         engine = Network(**results["engine"])
         work = {kind: Work(**constants) for kind, constants in results["work"].items()}
     else:
-        results = {"command": "python benchmarks/distributed_plan.py", "machine": machine()}
+        results = {"machine": machine()}
         engine, work = gloo(), {"features": work_of(FEATURES), "graph": work_of(GRAPH)}
         results["engine"] = asdict(engine)
         results["work"] = {kind: asdict(constants) for kind, constants in work.items()}

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.cifar import accuracy, jpeg, network
+from benchmarks.measuring import command
 from epruner import Method, finetune, prune
 
 RESULTS = Path(__file__).parent / "results"
@@ -72,9 +73,9 @@ def main() -> None:
         "batch": 128,
         "optimizer": "SGD, Nesterov momentum 0.9, lr 0.02, weight decay 5e-4, cosine",
         "augmentation": "crop from 4 pixels of padding and mirror, one draw a batch",
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} torch threads, {args.device}",
     }
-    print(json.dumps(recipe), flush=True)
+    machine = f"{platform.machine()}, {torch.get_num_threads()} torch threads, {args.device}"
+    print(json.dumps(recipe), machine, flush=True)
     train, test = jpeg("train", args.images), jpeg("test", args.test)
     original = network(args.network)
     rows = []
@@ -104,7 +105,7 @@ def main() -> None:
             }
         )
         print(json.dumps(rows[-1]), flush=True)
-        document = {"recipe": recipe, "rows": rows}
+        document = {"command": command(), "machine": machine, "recipe": recipe, "rows": rows}
         (RESULTS / "finetune.json").write_text(json.dumps(document, indent=2) + "\n")
 
 

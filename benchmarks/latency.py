@@ -204,6 +204,11 @@ def fill(
         stopwatch.clock = time.process_time
         stopwatch.SECONDS = layers.SECONDS = SECONDS / 2
     file = RESULTS / f"{stem}.json"
+    chosen = "".join(
+        f" --{name} {value}"
+        for name, value in vars(args).items()
+        if name != "only" and value != parser.get_default(name)
+    )
 
     def there() -> list[dict[str, Any]]:
         return json.loads(file.read_text())["rows"] if file.exists() else []
@@ -215,7 +220,7 @@ def fill(
         rows = [*there(), row]
         print(shown([row]), flush=True)
         results = {
-            "command": f"python benchmarks/{stem}.py",
+            "command": f"python benchmarks/{stem}.py{chosen}",  # that of all rows, not of this one
             "machine": machine()
             | {"threads": args.threads, "clock": args.clock, "torch": torch.__version__},
             "rows": rows,

@@ -4,6 +4,8 @@ import argparse
 import json
 import os
 import platform
+import shlex
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -104,6 +106,11 @@ def peaks(make: Callable[[Any], Calls], case: Any) -> dict[str, float]:
     return {name: fresh(peak_of, make, case, side) / 1e6 for side, name in enumerate(names)}
 
 
+def command() -> str:
+    """How this script was called, as from the root of the checkout."""
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
 def machine() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next(
@@ -147,7 +154,9 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def write(name: str, results: dict[str, Any], text: str) -> None:
+    """Results and their table; the command is this process's unless the results name another."""
     RESULTS.mkdir(exist_ok=True)
+    results = {"command": command()} | results
     (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
     (RESULTS / f"{name}.md").write_text(text + "\n")
 

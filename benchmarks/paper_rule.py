@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.cifar import network  # noqa: E402
+from benchmarks.measuring import command  # noqa: E402
 from epruner import prune  # noqa: E402
 
 BETA = 0.76
@@ -36,7 +37,12 @@ def main() -> None:
             }
         )
         print(name, rows[-1]["totals"], sep="\n")
-    document = {"beta": BETA, "machine": platform.machine(), "rows": rows}
+    document = {
+        "command": command(),
+        "beta": BETA,
+        "machine": platform.machine(),
+        "rows": rows,
+    }
     target = ROOT / "benchmarks" / "results" / "paper_rule.json"
     target.write_text(json.dumps(document, indent=1) + "\n")
 
