@@ -13,9 +13,20 @@ class Table:
     Parameters
     ----------
     header : sequence of str, length n
+        Names of the columns.
     rows : sequence of sequences of str, each of length n
+        What stands in them.
     left : set of int
         Columns aligned to the left; the others are numbers and align to the right.
+
+    Examples
+    --------
+    >>> import epruner
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> table = epruner.analyse(model, (1, 8)).table()
+    >>> table.header[:3], list(table.rows[0][:3])
+    (('layer', 'kind', 'filters'), ['0', 'Linear', '32'])
     """
 
     header: Sequence[str]
@@ -23,7 +34,23 @@ class Table:
     left: frozenset[int] = frozenset({0})
 
     def to_text(self) -> str:
-        """Columns padded with blanks, a rule under the header, no trailing blanks."""
+        """Columns padded with blanks, a rule under the header, no trailing blanks.
+
+        Returns
+        -------
+        str
+            Without a line break at the end.
+
+        Examples
+        --------
+        >>> import epruner
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> print(epruner.analyse(model, (1, 8)).table().to_text())
+        layer  kind    filters  MACs   share  params  readers  together with
+        -----  ------  -------  ----  ------  ------  -------  -------------
+        0      Linear       32   256  66.7 %     288        1
+        """
         widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
         rule = ["-" * width for width in widths]
         return "\n".join(
@@ -35,7 +62,24 @@ class Table:
         )
 
     def to_markdown(self) -> str:
-        """Pipe table as GitHub and most renderers read it."""
+        """The rows as a pipe table, as GitHub and most renderers read it.
+
+        Returns
+        -------
+        str
+            Without a line break at the end.
+
+        Examples
+        --------
+        >>> import epruner
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> print(epruner.analyse(model, (1, 8)).select(macs=0.5).table().to_markdown())
+        | module | outputs | inputs |
+        | :-- | --: | --: |
+        | 0 | 16 of 32 | all |
+        | 2 | all | 16 of 32 |
+        """
         rule = [":--" if i in self.left else "--:" for i in range(len(self.header))]
         escaped = ([cell.replace("|", "\\|") for cell in row] for row in (self.header, *self.rows))
         lines = ["| " + " | ".join(row) + " |" for row in escaped]

@@ -60,10 +60,12 @@ def plot_clusters(model: Any, X: ArrayLike, *, ax: Axes | None = None) -> Axes:
         Coordinates of the points, d at least 2. More than two are projected on their first two
         principal components, whose share of the variance the axes tell.
     ax : matplotlib Axes, optional
+        Where to draw; a new figure's by default.
 
     Returns
     -------
     matplotlib Axes
+        Where it was drawn; its ``figure`` saves it.
 
     Raises
     ------
@@ -73,6 +75,14 @@ def plot_clusters(model: Any, X: ArrayLike, *, ax: Axes | None = None) -> Axes:
         If the model is not fitted.
     ValueError
         If `X` has another number of points, or fewer than two columns.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from epruner import AffinityPropagation, plots
+    >>> X = np.array([[0, 0], [1, 0], [0, 1], [9, 9], [9, 8], [8, 9]])
+    >>> ax = plots.plot_clusters(AffinityPropagation().fit(X), X)
+    >>> ax.figure.savefig("clusters.png")
     """
     exemplars, labels = _clustering(model)
     places, names = _plane(X, labels.size)
@@ -156,6 +166,16 @@ def plot_heatmap(
     ValueError
         If the model has no clusters, `X` is missing or not what it was fitted on, or the hierarchy
         is another model's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from epruner import AffinityPropagation, plots
+    >>> X = np.array([[0, 0], [1, 0], [0, 1], [9, 9], [9, 8], [8, 9], [20, 0], [21, 1]])
+    >>> ax = plots.plot_heatmap(AffinityPropagation().fit(X), X)
+    >>> ax.get_xlabel()
+    'point, ordered by cluster'
+    >>> ax.figure.savefig("heatmap.png")
     """
     sums = sums_of(model, X)
     exemplars, labels = _clustering(model)
@@ -211,6 +231,7 @@ def plot_preference_path(path: PreferencePath, *, ax: Axes | None = None) -> Axe
     Returns
     -------
     matplotlib Axes
+        Of the number of clusters.
 
     Raises
     ------
@@ -218,6 +239,15 @@ def plot_preference_path(path: PreferencePath, *, ax: Axes | None = None) -> Axe
         When matplotlib is absent.
     ValueError
         If the path is empty or its arrays are not of one length.
+
+    Examples
+    --------
+    >>> from epruner import plots, preference_path
+    >>> from sklearn.datasets import make_blobs
+    >>> X, _ = make_blobs(60, cluster_std=0.5, random_state=0)
+    >>> ax = plots.plot_preference_path(preference_path(X, [-2000, -100, -20, -0.5]))
+    >>> ax.get_xlabel()
+    'preference'
     """
     preferences, n_clusters, net = (
         np.asarray(each) for each in (path.preferences, path.n_clusters, path.net_similarity)
@@ -282,10 +312,12 @@ def plot_exemplars(
     most : int, default=60
         Exemplars to draw.
     ax : matplotlib Axes, optional
+        Where to draw; a new figure's by default.
 
     Returns
     -------
     matplotlib Axes
+        All images stand on it.
 
     Raises
     ------
@@ -296,6 +328,15 @@ def plot_exemplars(
     ValueError
         If there are no clusters, `X` is missing or has another number of points, `shape` is not
         that of the features, or `most` is less than 1.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from epruner import AffinityPropagation, plots
+    >>> images = load_digits().data[:100]  # (100, 64)
+    >>> model = AffinityPropagation(n_clusters=5, damping=0.9).fit(images)
+    >>> plots.plot_exemplars(model, (8, 8)).get_title()
+    '5 exemplars, with cluster sizes'
     """
     exemplars, labels = _clustering(model)
     if exemplars.size == 0:

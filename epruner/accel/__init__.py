@@ -34,21 +34,65 @@ def install(ties: str | None = None) -> None:
     ------
     ValueError
         If `ties` is none of these.
+
+    Examples
+    --------
+    >>> import sklearn.cluster
+    >>> from epruner import accel
+    >>> accel.install()
+    >>> sklearn.cluster.AffinityPropagation(preference=-20.0).fit([[0], [1], [9]]).labels_.tolist()
+    [0, 0, 1]
+    >>> accel.uninstall()
     """
     fit.choose(ties)
     AffinityPropagation.fit = fit.fit
 
 
 def uninstall() -> None:
-    """Give scikit-learn's estimator its own ``fit`` again."""
+    """Give scikit-learn's estimator its own ``fit`` again.
+
+    Examples
+    --------
+    >>> import sklearn.cluster
+    >>> from epruner import accel
+    >>> own = sklearn.cluster.AffinityPropagation.fit
+    >>> accel.install()
+    >>> accel.uninstall()
+    >>> sklearn.cluster.AffinityPropagation.fit is own
+    True
+    """
     AffinityPropagation.fit = fit.THEIRS
 
 
 def load_ipython_extension(ipython: Any) -> None:
-    """``%load_ext epruner.accel``."""
+    """Install the acceleration for ``%load_ext epruner.accel`` in a notebook.
+
+    Parameters
+    ----------
+    ipython : InteractiveShell
+        Not looked at.
+
+    Examples
+    --------
+    >>> from epruner import accel
+    >>> accel.load_ipython_extension(None)  # as %load_ext does
+    >>> accel.unload_ipython_extension(None)
+    """
     install()
 
 
 def unload_ipython_extension(ipython: Any) -> None:
-    """``%unload_ext epruner.accel``."""
+    """Take the acceleration back for ``%unload_ext epruner.accel`` in a notebook.
+
+    Parameters
+    ----------
+    ipython : InteractiveShell
+        Not looked at.
+
+    Examples
+    --------
+    >>> from epruner import accel
+    >>> accel.load_ipython_extension(None)
+    >>> accel.unload_ipython_extension(None)  # as %unload_ext does
+    """
     uninstall()

@@ -48,11 +48,19 @@ def affinity_propagation(
         Similarities, larger for closer pairs; float32 and float64 are used as they are. -inf, or
         an entry that a sparse matrix does not store, marks a pair that must not be linked. The
         diagonal counts for the median only.
+    preference : array-like of shape (n,) or float, default=None
+        How much each point wants to be an exemplar; None takes the median similarity.
+    convergence_iter, max_iter, damping : as for `AffinityPropagation`
+        But for ``damping='auto'``.
     copy : bool, default=True
         If False, the preferences are written to the diagonal of `S`, as scikit-learn does, where
         it is a writeable array of float32 or float64.
+    verbose : bool, default=False
+        Whether to show progress on standard error.
     return_n_iter : bool, default=False
         Whether to return the number of iterations, too.
+    random_state, ties, backend, n_threads : as for `AffinityPropagation`
+        What breaks ties and what computes.
 
     Returns
     -------
@@ -69,6 +77,23 @@ def affinity_propagation(
         If `S` is not square or holds NaN or +inf, or a parameter is out of range.
     TypeError
         If `S`, `preference` or a parameter is of the wrong type.
+    MemoryError
+        If the messages do not fit; the message holds the figure.
+
+    Warns
+    -----
+    ConvergenceWarning
+        The exemplars were not stable after `max_iter` iterations.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import epruner
+    >>> x = np.array([0.0, 1.0, 2.0, 10.0, 11.0])
+    >>> S = -((x[:, None] - x) ** 2)
+    >>> exemplars, labels = epruner.affinity_propagation(S, preference=-20.0)
+    >>> exemplars.tolist(), labels.tolist()
+    ([1, 3], [0, 0, 0, 1, 1])
     """
     S = from_tensor(S, "S")
     preference = from_tensor(preference, "preference")
@@ -147,9 +172,11 @@ def affinity_propagation_many(
         Similarities of each problem, as for `affinity_propagation`. Never written.
     preference : float, None, or a sequence with one entry per problem
         Each entry is a scalar, an array of shape (n_i,), or None for the median similarity.
-    damping, max_iter, convergence_iter, random_state, ties, backend, n_threads
-        As for `affinity_propagation`, the same for every problem. Where problems are fewer than
-        threads, or take their noise in turn (``ties='scikit-learn'``), threads work inside them.
+    damping, max_iter, convergence_iter : as for `affinity_propagation`
+        The same for every problem.
+    random_state, ties, backend, n_threads : as for `affinity_propagation`
+        The same for every problem. Where problems are fewer than threads, or take their noise in
+        turn (``ties='scikit-learn'``), threads work inside them.
 
     Returns
     -------
@@ -160,9 +187,20 @@ def affinity_propagation_many(
     Raises
     ------
     ValueError
-        If a matrix is not square, holds NaN or +inf, or a preference has the wrong length.
+        If a matrix is not square or holds NaN or +inf, a preference has the wrong length, or an
+        option is out of range.
     TypeError
-        If `problems` is one matrix.
+        If `problems` is one matrix, or an option is of the wrong type.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import epruner
+    >>> x = np.array([0.0, 1.0, 2.0, 10.0, 11.0])
+    >>> S = -((x[:, None] - x) ** 2)
+    >>> several = epruner.affinity_propagation_many([S, S[:3, :3]], preference=[-20.0, None])
+    >>> [clustering.exemplars.tolist() for clustering in several]
+    [[1, 3], [1]]
     """
     if getattr(problems, "ndim", 3) == 2:
         raise TypeError(f"problems is one matrix, a {type(problems)}; pass a list of matrices: [S]")
@@ -275,6 +313,19 @@ default='euclidean'
     References
     ----------
     Frey & Dueck, "Clustering by passing messages between data points", Science 315 (2007).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from epruner import AffinityPropagation
+    >>> X = np.array([[0, 0], [1, 0], [0, 1], [9, 9], [9, 8], [8, 9], [20, 0], [21, 1]])
+    >>> model = AffinityPropagation().fit(X)
+    >>> model.labels_.tolist()
+    [0, 0, 0, 1, 1, 1, 2, 2]
+    >>> model.cluster_centers_.tolist()
+    [[0.0, 0.0], [9.0, 9.0], [20.0, 0.0]]
+    >>> AffinityPropagation(n_clusters=2).fit(X).labels_.tolist()
+    [0, 0, 0, 1, 1, 1, 1, 1]
     """
 
     def __init__(
@@ -326,11 +377,19 @@ default='euclidean'
         Parameters
         ----------
         X : array-like or SciPy sparse matrix of shape (n, d) or (n, n)
+            Features or similarities; float32 and float64 are used as they are, other numbers become
+            float64.
         y : Ignored
+            For scikit-learn's pipelines.
         sample_weight : array-like of shape (n,), default=None
             A point of weight w counts like w copies of it that share an exemplar: its similarities
             to others are multiplied by w. Positive. Rules for preferences refer to similarities
             without weights. Features take a matrix for them, whatever their number.
+
+        Returns
+        -------
+        AffinityPropagation
+            This estimator, with the attributes that end in ``_``.
 
         Raises
         ------
@@ -340,6 +399,22 @@ default='euclidean'
             If a parameter is of the wrong type.
         MemoryError
             If the similarities do not fit; the message holds the figure.
+
+        Warns
+        -----
+        ConvergenceWarning
+            The exemplars were not stable after `max_iter` iterations, or `n_clusters` was not met.
+
+        Examples
+        --------
+        >>> from epruner import AffinityPropagation
+        >>> S = [[0.0, -1.0, -81.0], [-1.0, 0.0, -64.0], [-81.0, -64.0, 0.0]]
+        >>> model = AffinityPropagation(affinity="precomputed", preference=-20.0)
+        >>> model.fit(S).labels_.tolist()
+        [0, 0, 1]
+        >>> model = AffinityPropagation(preference=-2.0).fit([[0.0], [1.0]], sample_weight=[1, 9])
+        >>> model.cluster_centers_indices_.tolist()  # the point that counts nine times
+        [1]
         """
         for name in [name for name in vars(self) if name.endswith("_")]:
             delattr(self, name)  # an earlier fit's
@@ -424,8 +499,23 @@ default='euclidean'
 
         Raises
         ------
+        NotFittedError
+            If the model is not fitted.
         ValueError
-            If `X` has the wrong shape or holds NaN, or for cosine similarity a row of zeros.
+            If `X` has the wrong shape or holds NaN, for cosine similarity a row of zeros, or if
+            `affinity` is a callable.
+
+        Warns
+        -----
+        ConvergenceWarning
+            The model has no exemplars: all labels are -1.
+
+        Examples
+        --------
+        >>> from epruner import AffinityPropagation
+        >>> model = AffinityPropagation(preference=-20.0).fit([[0.0], [1.0], [10.0], [11.0]])
+        >>> model.predict([[2.0], [9.0]]).tolist()
+        [0, 1]
         """
         check_is_fitted(self)
         X = from_tensor(X, "X")

@@ -36,6 +36,17 @@ class ExemplarHierarchy:
         Net similarity before the first merge and after each.
     top : float
         No similarity is larger; 0 for euclidean and 1 for cosine similarities.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import epruner
+    >>> X = np.array([[0, 0], [1, 0], [0, 1], [9, 9], [9, 8], [8, 9], [20, 0], [21, 1]])
+    >>> hierarchy = epruner.merge_exemplars(epruner.AffinityPropagation().fit(X), X)
+    >>> hierarchy.merges.tolist()  # clusters 0 and 1 make cluster 3, which then meets cluster 2
+    [[0, 1], [2, 3]]
+    >>> hierarchy.linkage.shape, hierarchy.leaf_order.tolist()
+    ((2, 4), [2, 0, 1])
     """
 
     leaves: Clustering
@@ -101,6 +112,15 @@ class ExemplarHierarchy:
             If `k` is no integer.
         ValueError
             If there is no such clustering.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import epruner
+        >>> X = np.array([[0, 0], [1, 0], [0, 1], [9, 9], [9, 8], [8, 9], [20, 0], [21, 1]])
+        >>> hierarchy = epruner.merge_exemplars(epruner.AffinityPropagation().fit(X), X)
+        >>> hierarchy.cut(2).labels.tolist()
+        [0, 0, 0, 0, 0, 0, 1, 1]
         """
         if not isinstance(k, Integral) or isinstance(k, bool):
             raise TypeError(f"k={k!r} must be an integer")
@@ -153,6 +173,7 @@ def merge_exemplars(model: Any, X: ArrayLike | None = None) -> ExemplarHierarchy
     Returns
     -------
     ExemplarHierarchy
+        With the model's clusters as leaves.
 
     Raises
     ------
@@ -169,6 +190,16 @@ def merge_exemplars(model: Any, X: ArrayLike | None = None) -> ExemplarHierarchy
     ----------
     Bodenhofer, Kothmeier & Hochreiter, "APCluster: an R package for affinity propagation
     clustering", Bioinformatics 27 (2011).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import epruner
+    >>> X = np.array([[0, 0], [1, 0], [0, 1], [9, 9], [9, 8], [8, 9], [20, 0], [21, 1]])
+    >>> model = epruner.AffinityPropagation().fit(X)
+    >>> hierarchy = epruner.merge_exemplars(model, X)
+    >>> hierarchy.exemplars.tolist()  # of each merge
+    [1, 4]
     """
     sums = sums_of(model, X)
     exemplars, labels = model.cluster_centers_indices_, model.labels_

@@ -33,6 +33,17 @@ class PreferencePath:
         One for each preference.
     damping : ndarray of shape (m,)
         The damping of each.
+
+    Examples
+    --------
+    >>> import epruner
+    >>> from sklearn.datasets import make_blobs
+    >>> X, _ = make_blobs(60, cluster_std=0.5, random_state=0)
+    >>> path = epruner.preference_path(X, [-2000, -100, -20, -0.5])
+    >>> path.n_clusters.tolist(), path.labels.shape
+    ([1, 2, 3, 17], (4, 60))
+    >>> path.converged.tolist()
+    [True, True, True, True]
     """
 
     preferences: Floats
@@ -96,11 +107,16 @@ def preference_path(
         the logarithm of their distance to the largest similarity: from the lower end of
         `preference_range`, where one cluster is best, to the median similarity of points to their
         nearest, above which about half of them are exemplars. Both are those of 256 points.
+    affinity : as for `AffinityPropagation`
+        What similarities are made of.
     damping : float or 'auto', default=0.9
         As for `AffinityPropagation`, whose 0.5 is too little where clusters are few.
-    affinity, max_iter, convergence_iter, random_state, ties, sample_weight, n_neighbors, memory, \
-backend, n_threads, verbose
-        As for `AffinityPropagation`.
+    max_iter, convergence_iter, random_state, ties : as for `AffinityPropagation`
+        The same for every preference.
+    sample_weight : array-like of shape (n,), default=None
+        As for ``AffinityPropagation.fit``.
+    n_neighbors, memory, backend, n_threads, verbose : as for `AffinityPropagation`
+        What is computed and by what.
 
     Returns
     -------
@@ -120,6 +136,16 @@ backend, n_threads, verbose
     -----
     ConvergenceWarning
         Once, naming the preferences whose runs did not converge.
+
+    Examples
+    --------
+    >>> import epruner
+    >>> from sklearn.datasets import make_blobs
+    >>> X, _ = make_blobs(60, cluster_std=0.5, random_state=0)
+    >>> epruner.preference_path(X, [-2000, -100, -20, -0.5]).n_clusters.tolist()
+    [1, 2, 3, 17]
+    >>> epruner.preference_path(X, 5).preferences.shape  # five, from one cluster to many
+    (5,)
     """
     X = from_tensor(X, "X")
     automatic = damping == "auto"

@@ -59,13 +59,33 @@ def preference_range(S: ArrayLike, *, exact: bool = False) -> tuple[float, float
     Parameters
     ----------
     S : array-like of shape (n, n)
-        Similarities; the diagonal is ignored.
+        Finite similarities; the diagonal is ignored.
     exact : bool, default=False
         `low` is otherwise a bound from below, in O(n²); exactly, it takes O(n³).
+
+    Returns
+    -------
+    low, high : float
+        Both of the similarities' unit.
+
+    Raises
+    ------
+    ValueError
+        If `S` is not square, holds one point only, or NaN or infinite entries.
+    TypeError
+        If `S` holds no real numbers.
 
     References
     ----------
     Frey & Dueck's preferenceRange; `preferenceRange` of R's apcluster.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import epruner
+    >>> x = np.array([0.0, 1.0, 2.0, 10.0, 11.0])
+    >>> epruner.preference_range(-((x[:, None] - x) ** 2), exact=True)
+    (-147.0, -1.0)
     """
     clean = validate.similarities(from_tensor(S, "S"))
     validate.require_finite(clean)

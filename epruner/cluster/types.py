@@ -63,6 +63,18 @@ class Clustering:
     net_similarity : float
         Similarities of the points to their exemplars plus the exemplars' preferences: what
         affinity propagation maximises.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import epruner
+    >>> x = np.array([0.0, 1.0, 2.0, 10.0, 11.0])
+    >>> S = -((x[:, None] - x) ** 2)
+    >>> (clustering,) = epruner.affinity_propagation_many([S], preference=-20.0)
+    >>> clustering.exemplars[clustering.labels].tolist()  # the exemplar of each point
+    [1, 1, 1, 3, 3]
+    >>> clustering.converged, float(clustering.net_similarity)
+    (True, -43.0)
     """
 
     exemplars: Indices

@@ -26,7 +26,31 @@ _ROWS = 4096  # multiplied at a time
 
 
 def exemplar_clusters(X: Floats) -> Indices:
-    """Clusters (n,) of unit vectors (n, d), by affinity propagation on their cosines."""
+    """Clusters (n,) of unit vectors (n, d), by affinity propagation on their cosines.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+        Unit vectors, float32 or float64.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Cluster of each; -1 for none.
+
+    Raises
+    ------
+    ValueError
+        If a row is all zeros, or entries are NaN or infinite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from epruner.companions import discovery
+    >>> X = np.array([[1.0, 0.0], [0.96, 0.28], [0.0, 1.0], [0.28, 0.96]])
+    >>> discovery.exemplar_clusters(X).tolist()
+    [0, 0, 1, 1]
+    """
     labels: Indices = AffinityPropagation(affinity="cosine", damping="auto").fit(X).labels_
     return labels
 
@@ -49,6 +73,16 @@ class DiscoveredClasses:
         Cosine distance within which an embedding joins a class in the first round.
     rounds : int
         How often classes were extended.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from epruner.companions import discovery
+    >>> noise = np.random.default_rng(0).normal(size=(60, 3))
+    >>> clouds = np.eye(3).repeat(20, axis=0) + 0.1 * noise
+    >>> found = discovery.discover_classes(clouds, known=clouds[:20], tightest=1)
+    >>> found.n_classes, np.bincount(found.labels + 1).tolist()  # the first: of no new class
+    (2, [20, 20, 20])
     """
 
     labels: Indices
@@ -74,6 +108,7 @@ class DiscoveredClasses:
         Parameters
         ----------
         more : array-like or tensor of shape (m, d)
+            Embeddings of the same width; only directions count.
 
         Returns
         -------
@@ -86,6 +121,17 @@ class DiscoveredClasses:
             If `more` is empty, of another width, or holds NaN, infinities or a row of zeros.
         TypeError
             If `more` holds no numbers.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from epruner.companions import discovery
+        >>> noise = np.random.default_rng(0).normal(size=(60, 3))
+        >>> clouds = np.eye(3).repeat(20, axis=0) + 0.1 * noise
+        >>> found = discovery.discover_classes(clouds, known=clouds[:20], tightest=1)
+        >>> more = found.extend([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+        >>> (more.labels[-2:] >= 0).tolist()  # the second is of the class that was known
+        [True, False]
         """
         X = _directions(more, "more", self.embeddings.shape[1]).astype(self.embeddings.dtype)
         rounds = self.rounds + 1
@@ -162,6 +208,15 @@ def discover_classes(
         infinite, a row is all zeros, lengths differ, or a parameter is out of range.
     TypeError
         If embeddings or objectness hold no numbers, or `clusterer` is not callable.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from epruner.companions import discovery
+    >>> noise = np.random.default_rng(0).normal(size=(60, 3))
+    >>> clouds = np.eye(3).repeat(20, axis=0) + 0.1 * noise
+    >>> discovery.discover_classes(clouds, known=clouds[:20], tightest=1).n_classes
+    2
     """
     X = _directions(embeddings, "embeddings")
     n, d = X.shape

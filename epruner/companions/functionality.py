@@ -75,6 +75,17 @@ def functional_importance(model: nn.Module, calibrate: Any, *, inputs: Any = Non
     ------
     TypeError, ValueError
         No inputs, inputs that are all equal or not finite, or no gradient from the outputs.
+
+    Examples
+    --------
+    >>> import epruner, torch
+    >>> from epruner.companions import functionality
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))
+    >>> importance = functionality.functional_importance(model, torch.randn(32, 3, 8, 8))
+    >>> method = epruner.Method("uniform", importance, "visual", repair="merge")
+    >>> epruner.prune(model, (1, 3, 8, 8), macs=0.5, method=method).model[0].out_channels
+    8
     """
     check_model(model)
     if inputs is None:
@@ -106,14 +117,33 @@ def contributions(
     model : torch.nn.Module
         Never modified.
     groups : sequence of epruner.pruning.graph.groups.Group
+        As ``epruner.analyse(model, inputs).groups`` has them.
     calibrate : as for `functional_importance`
+        Inputs without labels.
     example : (args, kwargs)
-        Example inputs.
+        Example inputs, as ``epruner.analyse(model, inputs).arguments`` has them.
 
     Returns
     -------
     dict of str to ndarray of shape (channels,), float64
         By group name. Where several layers add onto the channels, the sum over these.
+
+    Raises
+    ------
+    TypeError, ValueError
+        No inputs, inputs that are all equal or not finite, or no gradient from the outputs.
+
+    Examples
+    --------
+    >>> import epruner, torch
+    >>> from epruner.companions import functionality
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))
+    >>> net = epruner.analyse(model, (1, 3, 8, 8))
+    >>> inputs = torch.randn(32, 3, 8, 8)
+    >>> scores = functionality.contributions(model, net.groups, inputs, net.arguments)
+    >>> scores["0"].shape
+    (16,)
     """
     shown = tracing_copy(model)[0]
     modules = dict(shown.named_modules())
@@ -188,10 +218,25 @@ def first_to_go(labels: Indices, scores: Scores) -> Indices:
     labels : ndarray of int, shape (n,)
         Cluster of each filter.
     scores : ndarray of shape (n,)
+        What each contributes; the least go first.
 
     Returns
     -------
     ndarray of int, shape (n,)
+        Indices of all filters, the first to go at the front.
+
+    Raises
+    ------
+    ValueError, IndexError
+        If the two are not of one length.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from epruner.companions import functionality
+    >>> labels = np.array([0, 0, 0, 1])
+    >>> functionality.first_to_go(labels, np.array([3.0, 1.0, 2.0, 0.5])).tolist()
+    [1, 2, 3, 0]
     """
     turns = np.zeros(len(labels))
     for label in np.unique(labels):
@@ -235,6 +280,13 @@ def plot_filters(
     TypeError, ValueError
         The layer cannot be pruned or is not there, the network reads no image, series or volume,
         or the suffix names no format.
+
+    Examples
+    --------
+    >>> from epruner.companions import functionality
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> functionality.plot_filters(model, (1, 3, 8, 8), "0", "filters.png")
     """
     check_model(model)
     _pictures.check_format(path)

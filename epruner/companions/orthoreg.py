@@ -51,6 +51,17 @@ class OrthoReg:
     ----------
     .. [1] Lubana et al., "OrthoReg: Robust Network Pruning Using Orthonormality Regularization",
        arXiv 2009.05014.
+
+    Examples
+    --------
+    >>> import epruner, torch
+    >>> from epruner.companions.orthoreg import OrthoReg
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> batches = [(torch.randn(32, 8), torch.arange(32) % 2)]
+    >>> history = epruner.finetune(model, batches, epochs=2, regularizer=OrthoReg(model))
+    >>> OrthoReg(model)
+    OrthoReg(strength=0.01, layers=1)
     """
 
     def __init__(self, model: nn.Module, strength: float = 1e-2) -> None:
@@ -94,6 +105,16 @@ class OrthoReg:
         ------
         ValueError
             A layer is not there.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from epruner.companions.orthoreg import OrthoReg
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 2))
+        >>> _ = nn.init.eye_(model[0].weight)  # orthonormal filters cost nothing
+        >>> OrthoReg(model)(model).item()
+        0.0
         """
         terms, sides = [], []
         for name in self.layers:

@@ -53,6 +53,16 @@ def exemplar_loss(
         negative or not finite, or there is one exemplar only (no pair) and a weight.
     TypeError
         If embeddings are not floating tensors of one dtype, or the weight is no number.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from epruner.companions.siamese import exemplar_loss
+    >>> z_exemplar = torch.eye(4)  # four different objects
+    >>> z_search = 5 * torch.eye(4).unsqueeze(1)  # one place each, which shows the object
+    >>> loss = exemplar_loss(z_exemplar, z_search, torch.ones(4, 1))
+    >>> round(loss.item(), 2)
+    0.18
     """
     _check(z_exemplar, z_search, labels, weight)
     scores = (z_exemplar.view(len(z_exemplar), *[1] * (z_search.dim() - 2), -1) * z_search).sum(-1)

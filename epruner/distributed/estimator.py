@@ -60,13 +60,23 @@ def affinity_propagation(
     X : array-like of shape (m, d), or SciPy sparse matrix of shape (m, n)
         The rows of this rank: features, or with ``affinity='precomputed'`` similarities. The rows
         of all ranks, in their order, are the n points.
+    affinity, preference, preference_quantile, beta, n_clusters : as for `AffinityPropagation`
+        What is clustered, and into how many.
+    damping, max_iter, convergence_iter, random_state : as for `AffinityPropagation`
+        How messages are passed.
+    n_threads, verbose : as for `AffinityPropagation`
+        What this rank does.
+    return_n_iter : bool, default=False
+        Whether to return the number of iterations, too.
+    group, checkpoint, checkpoint_every : as for `AffinityPropagation`
+        With whom, and where messages are kept.
 
     Returns
     -------
     cluster_centers_indices : ndarray of shape (n_clusters,)
         Indices of the exemplars among all n points, ascending; the same on all ranks.
     labels : ndarray of shape (m,)
-        Cluster of each of this rank's points.
+        Cluster of each of this rank's points; -1 where there is none.
     n_iter : int
         Only with ``return_n_iter=True``.
 
@@ -76,6 +86,20 @@ def affinity_propagation(
         On all ranks, if a parameter or the rows of one are not as they must be.
     RankError
         If another rank fails or is lost.
+    RuntimeError
+        If there is no process group.
+
+    Examples
+    --------
+    One process, that is all ranks; under ``torchrun`` it is ``with launched():`` instead.
+
+    >>> import torch.distributed as dist
+    >>> from epruner.distributed import affinity_propagation
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> exemplars, labels = affinity_propagation([[0.0], [1.0], [2.0], [10.0]], preference=-20.0)
+    >>> exemplars.tolist(), labels.tolist()
+    ([1, 3], [0, 0, 0, 1])
+    >>> dist.destroy_process_group()
     """
     model = AffinityPropagation(
         affinity=affinity,
@@ -138,6 +162,18 @@ class AffinityPropagation(epruner.cluster.AffinityPropagation):
         The same on all ranks.
     preference_ : ndarray of shape (m,)
         The preferences used, of the points of this rank.
+
+    Examples
+    --------
+    One process, that is all ranks; under ``torchrun`` it is ``with launched():`` instead.
+
+    >>> import torch.distributed as dist
+    >>> from epruner.distributed import AffinityPropagation
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> model = AffinityPropagation(preference=-20.0).fit([[0.0], [1.0], [2.0], [10.0]])
+    >>> model.labels_.tolist(), model.cluster_centers_.tolist()
+    ([0, 0, 0, 1], [[1.0], [10.0]])
+    >>> dist.destroy_process_group()
     """
 
     def __init__(
@@ -179,10 +215,16 @@ class AffinityPropagation(epruner.cluster.AffinityPropagation):
         Parameters
         ----------
         X : array-like of shape (m, d), or SciPy sparse matrix of shape (m, n)
-            None at all, shape (0, d), will do.
+            The rows of this rank. None at all, shape (0, d), will do.
         y : Ignored
+            For scikit-learn's pipelines.
         sample_weight : None
             Weights need a matrix of similarities, which no rank holds.
+
+        Returns
+        -------
+        AffinityPropagation
+            This estimator, with the attributes that end in ``_``.
 
         Raises
         ------
@@ -193,6 +235,22 @@ class AffinityPropagation(epruner.cluster.AffinityPropagation):
             If another rank fails or is lost.
         MemoryError
             If what this rank would hold does not fit.
+        RuntimeError
+            If there is no process group.
+
+        Warns
+        -----
+        ConvergenceWarning
+            On rank 0: the exemplars were not stable after `max_iter` iterations.
+
+        Examples
+        --------
+        >>> import torch.distributed as dist
+        >>> from epruner.distributed import AffinityPropagation
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> AffinityPropagation(n_clusters=2).fit([[0.0], [1.0], [10.0], [11.0]]).labels_.tolist()
+        [0, 0, 1, 1]
+        >>> dist.destroy_process_group()
         """
         for name in [name for name in vars(self) if name.endswith("_")]:
             delattr(self, name)  # an earlier fit's

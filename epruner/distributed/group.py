@@ -34,6 +34,14 @@ class RankError(RuntimeError):
     rank : int
         Which one.
     reason : str
+        What became of it: that it failed, with its error, or is gone.
+
+    Examples
+    --------
+    >>> from epruner.distributed import RankError
+    >>> error = RankError(3, "is gone")
+    >>> error.rank, str(error)
+    (3, 'rank 3 is gone')
     """
 
     def __init__(self, rank: int, reason: str) -> None:

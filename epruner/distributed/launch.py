@@ -41,6 +41,13 @@ def launched(timeout: timedelta | None = None) -> Iterator[dist.ProcessGroup | N
     ValueError
         WORLD_SIZE is no number, or what else a launcher says (RANK, MASTER_ADDR, MASTER_PORT) is
         missing.
+
+    Examples
+    --------
+    >>> from epruner.distributed import launched
+    >>> with launched() as group:  # by itself, not under torchrun
+    ...     print(group)
+    None
     """
     size = os.environ.get("WORLD_SIZE", "1")
     if not size.isdecimal():

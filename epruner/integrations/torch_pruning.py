@@ -67,6 +67,20 @@ class ExemplarImportance(tp.importance.Importance):  # type: ignore[misc]
     References
     ----------
     Lin et al., "Network Pruning using Adaptive Exemplar Filters", arXiv 2101.07985.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import torch_pruning as tp
+    >>> from epruner.integrations.torch_pruning import ExemplarImportance
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.Conv2d(16, 4, 3))
+    >>> pruner = tp.pruner.MetaPruner(
+    ...     model, torch.randn(1, 3, 8, 8), importance=ExemplarImportance(), pruning_ratio=0.5,
+    ...     ignored_layers=[model[1]],
+    ... )
+    >>> pruner.step()
+    >>> model[0].out_channels
+    8
     """
 
     def __init__(
@@ -91,6 +105,22 @@ class ExemplarImportance(tp.importance.Importance):  # type: ignore[misc]
         Tensor of shape (channels of the group's first layer,), float32, or None
             On the device of the weights. None, as Torch-Pruning's own, where none of the group's
             layers is a convolution or linear layer that produces these channels.
+
+        Raises
+        ------
+        ValueError
+            Weights that are NaN or infinite.
+
+        Examples
+        --------
+        >>> import torch
+        >>> import torch_pruning as tp
+        >>> from epruner.integrations.torch_pruning import ExemplarImportance
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.Conv2d(16, 4, 3))
+        >>> graph = tp.DependencyGraph().build_dependency(model, torch.randn(1, 3, 8, 8))
+        >>> group = graph.get_pruning_group(model[0], tp.prune_conv_out_channels, list(range(16)))
+        >>> ExemplarImportance()(group).shape
+        torch.Size([16])
         """
         filters = _filters(group)
         if filters is None:

@@ -125,6 +125,17 @@ class Analysis:
         Multiply-adds and parameters of every module for the example inputs.
     arguments : (args, kwargs)
         The example inputs.
+
+    Examples
+    --------
+    >>> import epruner
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> analysis = epruner.analyse(model, (1, 8))
+    >>> [(group.name, group.channels) for group in analysis.groups]
+    [('0', 32)]
+    >>> analysis.costs.totals().macs  # 8 * 32 + 32 * 4
+    384
     """
 
     def __init__(self, model: nn.Module, inputs: Any, stages: Stages) -> None:
@@ -147,10 +158,26 @@ class Analysis:
     def check(self, model: nn.Module) -> None:
         """Refuse another network than the one that was analysed.
 
+        Parameters
+        ----------
+        model : torch.nn.Module
+            Whose parameters and buffers must have the names and shapes of those analysed; their
+            values may differ.
+
         Raises
         ------
         ValueError
             Modules or sizes differ.
+
+        Examples
+        --------
+        >>> import epruner
+        >>> from torch import nn
+        >>> analysis = epruner.analyse(nn.Sequential(nn.Linear(8, 32), nn.Linear(32, 4)), (1, 8))
+        >>> analysis.check(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4)))
+        Traceback (most recent call last):
+            ...
+        ValueError: the analysis is of another network: '0.weight' has shape (32, 8) there and ...
         """
         mine = {name: tensor.shape for name, tensor in self._model.state_dict().items()}
         for name, tensor in model.state_dict().items():
@@ -168,7 +195,23 @@ class Analysis:
         return "\n\n".join([self.table().to_text()] * bool(self.groups) + [self._summary()])
 
     def table(self) -> Table:
-        """One row a layer whose channels can go: how many, what goes with them, what it costs."""
+        """One row a layer whose channels can go: how many, what goes with them, what it costs.
+
+        Returns
+        -------
+        Table
+            Prints with ``to_text`` and ``to_markdown``.
+
+        Examples
+        --------
+        >>> import epruner
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> print(epruner.analyse(model, (1, 8)).table().to_markdown())
+        | layer | kind | filters | MACs | share | params | readers | together with |
+        | :-- | :-- | --: | --: | --: | --: | --: | :-- |
+        | 0 | Linear | 32 | 256 | 66.7 % | 288 | 1 |  |
+        """
         total = self.costs.totals()
         rows = []
         for group in self.groups:
@@ -228,9 +271,14 @@ class Analysis:
 
         Parameters
         ----------
-        macs, params, latency, beta, budget, recipe, method, loss, calibrate, group, \
-        constraints, layers, ignore, scope, random_state, n_threads
-            As for `epruner.prune`; of `method` all but the repair.
+        macs, params, latency, beta, budget, recipe : as for `epruner.prune`
+            How much, one of them or numbers in `constraints`.
+        method, loss, calibrate, group : as for `epruner.prune`
+            How filters are chosen; of `method` all but the repair.
+        constraints, layers, ignore, scope : as for `epruner.prune`
+            Where, and what must hold of the numbers.
+        random_state, n_threads : as for `epruner.prune`
+            Seed, and threads of the clustering.
 
         Returns
         -------
@@ -247,6 +295,16 @@ class Analysis:
         -----
         BudgetWarning
             The budget could not be met.
+
+        Examples
+        --------
+        >>> import epruner
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> analysis = epruner.analyse(model, (1, 8))
+        >>> plans = [analysis.select(macs=share) for share in (0.75, 0.5, 0.25)]
+        >>> [len(plan.modules["0"].out) for plan in plans]  # filters that stay of the 32
+        [24, 16, 8]
         """
         ranks = ranks_of(group)
         with ranks.agree():
@@ -303,6 +361,8 @@ class Analysis:
 
         Where blocks may go, several: without passing any by, and with losses of blocks taken for
         less and for more. What is left of their errors after the repair tells which is better.
+
+        :meta private:
         """
         method, constraints = request.method, request.constraints
         groups, skipped = wanted_groups(
@@ -584,6 +644,19 @@ def analyse(model: nn.Module, inputs: Any, *, progress: bool = False) -> Analysi
         No model, no inputs, or no layer with filters in it.
     TraceError
         The forward pass fails on `inputs`, or the model cannot be analysed.
+
+    Examples
+    --------
+    >>> import epruner
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> analysis = epruner.analyse(model, (1, 8))
+    >>> print(analysis.table().to_text())
+    layer  kind    filters  MACs   share  params  readers  together with
+    -----  ------  -------  ----  ------  ------  -------  -------------
+    0      Linear       32   256  66.7 %     288        1
+    >>> analysis.skipped[0].name, analysis.skipped[0].reason
+    ('2', 'its channels are the output of the model')
     """
     check_model(model)
     with closing(Stages(progress, ("analysis", "trial"))) as stages:

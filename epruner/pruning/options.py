@@ -103,14 +103,25 @@ class Method:
         train all of them to answer as the original does. "auto" is least squares if the network
         can be shown something, and merge if not.
 
-    "reconstruction", "losses", "activations" and the last three repairs need the network to be
-    shown inputs: given, synthetic or, where that is enough, noise (see `calibrate` of `prune`);
-    "fisher" inputs with labels.
-
     Raises
     ------
     TypeError, ValueError
         A part that is none of these.
+
+    Notes
+    -----
+    "reconstruction", "losses", "activations" and the last three repairs need the network to be
+    shown inputs: given, synthetic or, where that is enough, noise (see `calibrate` of `prune`);
+    "fisher" inputs with labels.
+
+    Examples
+    --------
+    >>> import epruner
+    >>> from torch import nn
+    >>> method = epruner.Method("uniform", "fpgm", repair="merge")
+    >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> epruner.prune(model, (1, 8), macs=0.5, method=method).model[0].out_features
+    16
     """
 
     allocation: str
@@ -126,18 +137,56 @@ class Method:
         check_choice("repair", self.repair, ("auto", *REPAIRS))
 
     def needs_evidence(self) -> str:
-        """The part that needs the network to be shown something, as it is written; "" if none."""
+        """The part that needs the network to be shown something, as it is written; "" if none.
+
+        Returns
+        -------
+        str
+            Such as ``"repair='least_squares'"``.
+
+        Examples
+        --------
+        >>> import epruner
+        >>> epruner.Method("uniform", "l1", repair="least_squares").needs_evidence()
+        "repair='least_squares'"
+        >>> epruner.Method("uniform", "l1", repair="merge").needs_evidence()
+        ''
+        """
         for name, needy in NEEDS_EVIDENCE.items():
             if (part := getattr(self, name)) in needy:
                 return f"{name}={part!r}"
         return ""
 
     def needs_labels(self) -> bool:
-        """Whether some part of it learns from labels."""
+        """Whether some part of it learns from labels.
+
+        Returns
+        -------
+        bool
+            True of "fisher".
+
+        Examples
+        --------
+        >>> import epruner
+        >>> epruner.Method("fisher", "fisher").needs_labels()
+        True
+        """
         return NEEDS_LABELS in (self.allocation, self.importance)
 
     def to_dict(self) -> dict[str, str]:
-        """Plain JSON values; functions go by their names."""
+        """Plain JSON values; functions go by their names.
+
+        Returns
+        -------
+        dict of str to str
+            By the names of the parameters.
+
+        Examples
+        --------
+        >>> import epruner
+        >>> epruner.Method("uniform", "l1").to_dict()
+        {'allocation': 'uniform', 'importance': 'l1', 'features': 'weights', 'repair': 'auto'}
+        """
         return {name: label_of(part) for name, part in vars(self).items()}
 
 
@@ -248,6 +297,15 @@ class Constraints:
     ------
     TypeError, ValueError
         Values of another kind.
+
+    Examples
+    --------
+    >>> import epruner
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.Linear(32, 4))
+    >>> twelve = epruner.Constraints(n_filters={"0": 12})
+    >>> epruner.prune(model, (1, 8), constraints=twelve).model[0].out_features
+    12
     """
 
     min_filters: int | float | None = None
@@ -280,7 +338,19 @@ class Constraints:
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """What is not as by default, plain JSON values."""
+        """What is not as by default, plain JSON values.
+
+        Returns
+        -------
+        dict of str to plain values
+            By the names of the parameters.
+
+        Examples
+        --------
+        >>> import epruner
+        >>> epruner.Constraints(round_to=8).to_dict()
+        {'round_to': 8}
+        """
         values, default = {**vars(self), "n_filters": dict(self.n_filters)}, vars(Constraints())
         return {name: value for name, value in values.items() if value != default[name]}
 
@@ -298,7 +368,21 @@ class Budget:
 
     Raises
     ------
-    TypeError, ValueError
+    TypeError
+        `measure` is no function.
+    ValueError
+        `share` is not in (0, 1].
+
+    Examples
+    --------
+    >>> import epruner
+    >>> from torch import nn
+    >>> def weights(network):
+    ...     return sum(p.numel() for p in network.parameters() if p.dim() > 1)
+    >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> result = epruner.prune(model, (1, 8), budget=epruner.Budget(weights, 0.5))
+    >>> weights(result.model) / weights(model)
+    0.5
     """
 
     measure: Callable[[nn.Module], float]

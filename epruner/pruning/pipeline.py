@@ -151,6 +151,7 @@ def prune(
     Returns
     -------
     PruningResult
+        The smaller network, its plan and a report.
 
     Raises
     ------
@@ -164,11 +165,27 @@ def prune(
 
     Warns
     -----
-    BudgetWarning, RepairWarning
+    BudgetWarning
+        The budget could not be met; the message says what was.
+    RepairWarning
+        A repair was left off or rests on too little data.
 
     References
     ----------
     .. [1] Lin et al., "Network Pruning using Adaptive Exemplar Filters", arXiv 2101.07985.
+
+    Examples
+    --------
+    >>> import epruner
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> result = epruner.prune(model, (1, 8), macs=0.5)
+    >>> result.model
+    Sequential(
+      (0): Linear(in_features=8, out_features=16, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=16, out_features=4, bias=True)
+    )
     """
     ranks = ranks_of(group)
     with ranks.agree():
@@ -288,7 +305,9 @@ def repair(
     model, small : torch.nn.Module
         The original, and what `plan` makes of it; neither is modified.
     plan : Plan
+        What stayed, as ``PruningResult.plan`` and ``Analysis.select`` have it.
     calibrate, group : as for `prune`, optional
+        What is learnt from, and with whom.
     repair : {"auto", "none", "merge", "batchnorm", "least_squares", "distill"}
         See `Method`.
     inputs : as for `prune`, optional
@@ -311,11 +330,24 @@ def repair(
     ------
     TypeError, ValueError
         Among others where `small` is not what `plan` makes of `model`.
+    RankError
+        A rank was lost.
 
     Warns
     -----
     RepairWarning
         It was left off, or rests on too little data.
+
+    Examples
+    --------
+    >>> import epruner, torch
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> plan = epruner.analyse(model, (1, 8)).select(macs=0.5)
+    >>> inputs = torch.randn(256, 8)
+    >>> small, done = epruner.repair(model, plan.apply(model), plan, calibrate=inputs)
+    >>> done.after < done.before  # errors of the outputs, on inputs that were held back
+    True
     """
     ranks = ranks_of(group)
     with ranks.agree():
@@ -398,6 +430,7 @@ def distill(
         From the list of tensors of a batch and a `torch.Generator` to those that are learned from.
         Default: images are mirrored, shifted and mixed in pairs, other inputs are left as they are.
     random_state : int
+        Seed of everything that draws.
     progress : bool
         Show a progress bar on standard error.
     group : torch.distributed.ProcessGroup, optional
@@ -414,7 +447,8 @@ def distill(
     Raises
     ------
     TypeError, ValueError
-        Over ranks also where networks or options differ; what is wrong on one is raised on all.
+        An argument of the wrong type or value, or no inputs. Over ranks also where networks or
+        options differ; what is wrong on one is raised on all.
     RankError
         A rank was lost.
 
@@ -422,6 +456,16 @@ def distill(
     -----
     RepairWarning
         No step brought the outputs nearer, and `small` was returned as it was.
+
+    Examples
+    --------
+    >>> import epruner, torch
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> result = epruner.prune(model, (1, 8), macs=0.5)
+    >>> small, done = epruner.distill(model, result.model, torch.randn(256, 8), steps=20)
+    >>> done.steps, done.after < done.before
+    (20, True)
     """
     ranks = ranks_of(group)
     with ranks.agree():

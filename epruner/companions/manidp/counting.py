@@ -24,6 +24,17 @@ class MultiplyAdds:
         How many of all gated channels it leaves on.
     whole : int
         Multiply-adds of the network without gates, for one input; of what `to_static` left, that.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from epruner.companions import manidp
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 3))
+    >>> gated = manidp.gate(model, (1, 3, 8, 8))
+    >>> found = manidp.multiply_adds(gated, torch.randn(2, 3, 8, 8))
+    >>> found.channels.tolist(), found.whole
+    ([16, 16], 24768)
     """
 
     per_input: Tensor
@@ -47,12 +58,31 @@ def multiply_adds(gated: GatedNetwork, inputs: Tensor) -> MultiplyAdds:
     Parameters
     ----------
     gated : GatedNetwork
+        Not modified.
     inputs : Tensor of shape (n, ...)
+        Of the network's forward, on its device.
+
+    Returns
+    -------
+    MultiplyAdds
+        Of each input.
 
     Raises
     ------
     TypeError, ValueError
         No tensor, or one without inputs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from epruner.companions import manidp
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 3))
+    >>> gated = manidp.gate(model, (1, 3, 8, 8))
+    >>> _ = gated.gates()["0"].excite.bias.data[:8].fill_(-1)  # as training may: half go off
+    >>> found = manidp.multiply_adds(gated, torch.randn(2, 3, 8, 8))
+    >>> found.channels.tolist(), round(found.share, 2)
+    ([8, 8], 0.51)
     """
     check_gated(gated)
     on = {name: (mask > 0).sum(1) for name, mask in gated.masks(inputs).items()}

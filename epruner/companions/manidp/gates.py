@@ -22,6 +22,11 @@ class Gate(nn.Module):
     The saliency of the channels is ``π = relu(V relu(U mean(x)) + b)``, the mask ``π [π >= τ]``.
     ``b`` starts at one and V at zero: at first the gate changes nothing.
 
+    Parameters
+    ----------
+    inputs, outputs : int
+        Channels that the convolution reads and makes.
+
     Attributes
     ----------
     tau : Tensor
@@ -30,6 +35,17 @@ class Gate(nn.Module):
         Over the inputs of the running epoch.
     seen : tuple of Tensor or None
         In training, the means (n, inputs) and saliencies (n, outputs) of the last batch.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from epruner.companions import manidp
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 3))
+    >>> gated = manidp.gate(model, (1, 3, 8, 8))
+    >>> gate = gated.gates()["0"]
+    >>> float(gate.tau), gate(torch.randn(5, 3, 8, 8)).shape
+    (0.0, torch.Size([5, 16]))
     """
 
     tau: Tensor
@@ -47,7 +63,30 @@ class Gate(nn.Module):
         self.seen: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, inputs, ...) -> the mask (n, outputs)."""
+        """The mask of each input.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n, inputs, ...)
+            What the convolution reads.
+
+        Returns
+        -------
+        Tensor of shape (n, outputs)
+            Saliencies, 0 below the threshold.
+
+        Raises
+        ------
+        RuntimeError
+            `x` has another number of channels.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from epruner.companions.manidp.gates import Gate
+        >>> Gate(3, 16)(torch.randn(5, 3, 8, 8)).shape
+        torch.Size([5, 16])
+        """
         means = x.flatten(2).mean(2)
         saliency = F.relu(self.excite(F.relu(self.squeeze(means))))
         self.seen = (means, saliency) if self.training and torch.is_grad_enabled() else None
@@ -94,6 +133,15 @@ class GatedNetwork(nn.Module):
         Half the mean cross-entropy of the last epoch; inputs below it are easy.
     loss_sum, count : Tensor
         Cross-entropies of the running epoch's inputs, and their number.
+
+    Examples
+    --------
+    >>> from epruner.companions import manidp
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 3))
+    >>> gated = manidp.gate(model, (1, 3, 8, 8))
+    >>> [group.name for group in gated.groups], [layer.name for layer in gated.skipped]
+    (['0'], ['2'])
     """
 
     easy_below: Tensor
@@ -121,11 +169,52 @@ class GatedNetwork(nn.Module):
         self.to(next(plain.parameters()).device).train(plain.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the network answers with the channels that each input leaves on."""
+        """What the network answers with the channels that each input leaves on.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Of the network's forward.
+
+        Returns
+        -------
+        Tensor, or what the network returns
+            For the same inputs.
+
+        Raises
+        ------
+        RuntimeError
+            As the network does.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from epruner.companions import manidp
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 3))
+        >>> inputs = torch.randn(2, 3, 8, 8)
+        >>> gated = manidp.gate(model.eval(), inputs)
+        >>> torch.allclose(gated(inputs), model(inputs), atol=1e-6)  # at first all channels are on
+        True
+        """
         return self.network(*args, **kwargs)
 
     def gates(self) -> dict[str, Gate]:
-        """All gates, by the names of their convolutions."""
+        """All gates, by the names of their convolutions.
+
+        Returns
+        -------
+        dict of str to Gate
+            In the order of the network.
+
+        Examples
+        --------
+        >>> from epruner.companions import manidp
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 3))
+        >>> list(manidp.gate(model, (1, 3, 8, 8)).gates())
+        ['0']
+        """
         found: dict[str, Gate] = {}
         for group in self.groups:
             gated: Any = self.network.get_submodule(group.name)
@@ -133,7 +222,21 @@ class GatedNetwork(nn.Module):
         return found
 
     def plain(self) -> nn.Module:
-        """A copy of the network without gates, with the weights it has now."""
+        """A copy of the network without gates, with the weights it has now.
+
+        Returns
+        -------
+        torch.nn.Module
+            Of the class and sizes of the network that was gated.
+
+        Examples
+        --------
+        >>> from epruner.companions import manidp
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 3))
+        >>> manidp.gate(model, (1, 3, 8, 8)).plain()[0]
+        Conv2d(3, 16, kernel_size=(3, 3), stride=(1, 1))
+        """
         network = deep_copy(self.network)
         for group in self.groups:
             gated: Any = network.get_submodule(group.name)
@@ -145,10 +248,30 @@ class GatedNetwork(nn.Module):
     def masks(self, inputs: Tensor) -> dict[str, Tensor]:
         """Masks (n, channels) of all gates, by the names of their convolutions, in eval mode.
 
+        Parameters
+        ----------
+        inputs : Tensor of shape (n, ...)
+            Of the network's forward, on its device.
+
+        Returns
+        -------
+        dict of str to Tensor of shape (n, channels)
+            0 where a channel is off.
+
         Raises
         ------
         TypeError, ValueError
             No tensor, or one without inputs.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from epruner.companions import manidp
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 3))
+        >>> masks = manidp.gate(model, (1, 3, 8, 8)).masks(torch.randn(5, 3, 8, 8))
+        >>> masks["0"].shape
+        torch.Size([5, 16])
         """
         if not isinstance(inputs, Tensor):
             raise TypeError(f"inputs must be a tensor (n, ...), got {type(inputs).__name__}")
@@ -194,11 +317,22 @@ def gate(model: nn.Module, inputs: Any) -> GatedNetwork:
     Returns
     -------
     GatedNetwork
+        On the model's device and in its mode.
 
     Raises
     ------
     TypeError, ValueError, TraceError
         As `epruner.analyse`; a network with nothing to gate.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from epruner.companions import manidp
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 3))
+    >>> gated = manidp.gate(model, (1, 3, 8, 8))
+    >>> gated(torch.randn(5, 3, 8, 8)).shape
+    torch.Size([5, 4, 4, 4])
     """
     analysis = analyse(model, inputs)
     plain = deep_copy(model)

@@ -110,6 +110,22 @@ def skipping(gated: GatedNetwork) -> nn.Module:
     -------
     torch.nn.Module
         Called like the network, with a batch of one; a ValueError for any other.
+
+    Raises
+    ------
+    TypeError
+        `gated` did not come from `gate`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from epruner.companions import manidp
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 3))
+    >>> gated = manidp.gate(model, (1, 3, 8, 8)).eval()
+    >>> one = torch.randn(1, 3, 8, 8)
+    >>> torch.allclose(manidp.skipping(gated)(one), gated(one), atol=1e-5)
+    True
     """
     check_gated(gated)
     network = deep_copy(gated.network).eval()

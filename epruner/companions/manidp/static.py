@@ -32,6 +32,17 @@ class Static:
     always, never : mapping of str to ndarray of int
         By convolution, the channels that were on, or off, for all inputs. All others depend on the
         input.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from epruner.companions import manidp
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 3))
+    >>> gated = manidp.gate(model, (1, 3, 8, 8))
+    >>> found = manidp.to_static(gated, torch.randn(64, 3, 8, 8))
+    >>> len(found.always["0"]), len(found.never["0"])  # before training all are on
+    (16, 0)
     """
 
     plan: Plan
@@ -59,6 +70,18 @@ def to_static(gated: GatedNetwork, inputs: Tensor) -> Static:
     ------
     TypeError, ValueError
         No tensor, or inputs that are all equal, which would use the same channels.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from epruner.companions import manidp
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 3))
+    >>> gated = manidp.gate(model, (1, 3, 8, 8))
+    >>> _ = gated.gates()["0"].excite.bias.data[:6].fill_(-1)  # as training may: six go off
+    >>> found = manidp.to_static(gated, torch.randn(64, 3, 8, 8))
+    >>> found.plan.apply(model)[0]
+    Conv2d(3, 10, kernel_size=(3, 3), stride=(1, 1))
     """
     check_gated(gated)
     masks = gated.masks(inputs)

@@ -40,6 +40,19 @@ class Regularizer:
     ------
     TypeError, ValueError
         No gated network, or an option out of range.
+
+    Examples
+    --------
+    >>> import epruner, torch
+    >>> from epruner.companions import manidp
+    >>> from torch import nn
+    >>> conv = [nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU()]
+    >>> model = nn.Sequential(*conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
+    >>> gated = manidp.gate(model, (1, 3, 8, 8))
+    >>> batches = [(torch.randn(32, 3, 8, 8), torch.arange(32) % 2)]
+    >>> term = manidp.Regularizer(gated, epochs=3, share=0.5)
+    >>> len(epruner.finetune(gated, batches, epochs=3, regularizer=term))
+    3
     """
 
     def __init__(
@@ -71,10 +84,25 @@ class Regularizer:
     def set_epoch(self, done: int) -> None:
         """Set the thresholds from the last epoch.
 
+        Parameters
+        ----------
+        done : int
+            Epochs that are over; `epruner.finetune` calls it before each.
+
         Raises
         ------
         ValueError
             It had inputs of one class only.
+
+        Examples
+        --------
+        >>> from epruner.companions import manidp
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 3))
+        >>> gated = manidp.gate(model, (1, 3, 8, 8))
+        >>> manidp.Regularizer(gated, epochs=3).set_epoch(0)
+        >>> float(gated.gates()["0"].tau)  # before the first epoch nothing is switched off
+        0.0
         """
         if len(self._labels) == 1:
             raise ValueError(
@@ -101,13 +129,32 @@ class Regularizer:
         model : torch.nn.Module
             The gated network, which made the scores just before.
         scores : Tensor of shape (n, classes)
-        labels : Tensor of shape (n,)
+            What it answered.
+        labels : Tensor of shape (n,), int64
+            The classes.
+
+        Returns
+        -------
+        Tensor of shape ()
+            To be added to the loss.
 
         Raises
         ------
         TypeError, ValueError
             No labels, another number of them than of scores, scores of one class, or another
             network.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from epruner.companions import manidp
+        >>> from torch import nn
+        >>> conv = [nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU()]
+        >>> model = nn.Sequential(*conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
+        >>> gated = manidp.gate(model, (1, 3, 8, 8)).train()
+        >>> scores = gated(torch.randn(32, 3, 8, 8))
+        >>> manidp.Regularizer(gated, epochs=3)(gated, scores, torch.arange(32) % 2).shape
+        torch.Size([])
         """
         if not isinstance(labels, Tensor):
             raise TypeError(f"labels must be a tensor (n,), got {type(labels).__name__}")

@@ -89,6 +89,15 @@ def synthesise(
         gradient.
     FloatingPointError
         The network gives NaN or infinity on noise.
+
+    Examples
+    --------
+    >>> import epruner, torch
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    >>> _ = model(torch.randn(32, 3, 8, 8))  # BatchNorm learns statistics
+    >>> epruner.synthesise(model, (1, 3, 8, 8), n=4).shape
+    torch.Size([4, 3, 8, 8])
     """
     ranks = ranks_of(group)
     with ranks.agree():

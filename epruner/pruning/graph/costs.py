@@ -40,6 +40,14 @@ class Totals:
     macs_with_norm : int
         ``macs`` plus four per element of every BatchNorm output: the convention behind the
         figures published for this method.
+
+    Examples
+    --------
+    >>> import epruner
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> epruner.analyse(model, (1, 8)).costs.totals()
+    Totals(macs=384, params=420, macs_with_norm=384)
     """
 
     macs: int
@@ -67,6 +75,15 @@ class Cost:
         How often the recorded pass ran it.
     squared : Fraction
         Share of `macs` and `weights` that scales with the square of the output side (recurrence).
+
+    Examples
+    --------
+    >>> import epruner
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> cost = epruner.analyse(model, (1, 8)).costs.modules["0"]
+    >>> cost.macs, cost.macs_at(16, 8), cost.params_at(16, 8)
+    (256, 128, 144)
     """
 
     macs: int
@@ -79,15 +96,69 @@ class Cost:
     squared: Fraction = Fraction(0)
 
     def macs_at(self, outputs: int, inputs: int) -> int:
-        """Multiply-adds with so many channels kept; exact."""
+        """Multiply-adds with so many channels kept; exact.
+
+        Parameters
+        ----------
+        outputs, inputs : int
+            Channels of the two sides, at most those of full size.
+
+        Returns
+        -------
+        int
+            As many as for the example inputs.
+
+        Examples
+        --------
+        >>> from epruner.pruning.graph.costs import Cost
+        >>> linear = Cost(macs=256, norm=0, weights=256, per_output=32, outputs=32, inputs=8)
+        >>> linear.macs_at(16, 8)
+        128
+        """
         return self._scale(self.macs, outputs, inputs)
 
     def norm_at(self, outputs: int) -> int:
-        """BatchNorm output elements with so many channels kept."""
+        """BatchNorm output elements with so many channels kept.
+
+        Parameters
+        ----------
+        outputs : int
+            Channels, at most those of full size.
+
+        Returns
+        -------
+        int
+            0 if it is no BatchNorm.
+
+        Examples
+        --------
+        >>> from epruner.pruning.graph.costs import Cost
+        >>> norm = Cost(macs=0, norm=576, weights=0, per_output=32, outputs=16, inputs=0)
+        >>> norm.norm_at(8)
+        288
+        """
         return self.norm * outputs // self.outputs if self.norm else 0
 
     def params_at(self, outputs: int, inputs: int) -> int:
-        """Parameters with so many channels kept."""
+        """Parameters with so many channels kept.
+
+        Parameters
+        ----------
+        outputs, inputs : int
+            Channels of the two sides, at most those of full size.
+
+        Returns
+        -------
+        int
+            Bias included.
+
+        Examples
+        --------
+        >>> from epruner.pruning.graph.costs import Cost
+        >>> linear = Cost(macs=256, norm=0, weights=256, per_output=32, outputs=32, inputs=8)
+        >>> linear.params_at(16, 8)
+        144
+        """
         scaled = self.per_output * outputs // self.outputs if self.outputs else self.per_output
         return scaled + self._scale(self.weights, outputs, inputs)
 
@@ -104,7 +175,24 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of a network: per module, and the parameters that no rule knows."""
+    """Costs of a network: per module, and the parameters that no rule knows.
+
+    Parameters
+    ----------
+    modules : mapping of str to Cost
+        By dotted name.
+    other_params : int
+        Parameters that belong to no module of a known type.
+
+    Examples
+    --------
+    >>> import epruner
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> costs = epruner.analyse(model, (1, 8)).costs
+    >>> {name: cost.macs for name, cost in costs.modules.items()}
+    {'0': 256, '2': 128}
+    """
 
     modules: Mapping[str, Cost]
     other_params: int
@@ -122,6 +210,20 @@ class Costs:
             Channels of the modules that are not at full size.
         without : collection of str
             Modules that are not there.
+
+        Returns
+        -------
+        Totals
+            With so many channels.
+
+        Examples
+        --------
+        >>> import epruner
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> costs = epruner.analyse(model, (1, 8)).costs
+        >>> costs.totals({"0": (16, 8), "2": (4, 16)}).macs
+        192
         """
         sizes = sizes or {}
         macs = norm = 0

@@ -46,6 +46,17 @@ class Member:
         entries per channel (as many for each), a concatenation an offset between the two.
     size : int
         All channels of this side of the module.
+
+    Examples
+    --------
+    A layer that reads a flattened map reads each channel at every position:
+
+    >>> import epruner
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(36, 2))
+    >>> (reader,) = epruner.analyse(model, (1, 3, 5, 5)).groups[0].consumers
+    >>> reader.module, reader.fold, reader.entries[1].tolist()
+    ('2', 9, [9, 10, 11, 12, 13, 14, 15, 16, 17])
     """
 
     module: str
@@ -78,6 +89,14 @@ class Number:
         At full size.
     per : int
         What each channel counts for.
+
+    Examples
+    --------
+    A module that holds its number of heads, and whose heads are the channels:
+
+    >>> from epruner.pruning.graph.groups import Number
+    >>> Number("attention", "num_heads", value=8, per=1)
+    Number(module='attention', attribute='num_heads', value=8, per=1)
     """
 
     module: str
@@ -95,6 +114,7 @@ class Group:
     name : str
         First producer, in the order of the network.
     channels : int
+        How many there are.
     blocks : int
         A grouped convolution takes part: of each of this many consecutive equal blocks of
         channels the same number must stay.
@@ -116,6 +136,17 @@ class Group:
     norms : tuple of Member
         Modules that take a norm over the channels: without some of them it is another, so that
         pruning them is an approximation.
+
+    Examples
+    --------
+    >>> import epruner
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 3))
+    >>> (group,) = epruner.analyse(model, (1, 3, 8, 8)).groups
+    >>> group.name, group.channels
+    ('0', 16)
+    >>> [member.module for member in group.followers + group.consumers]
+    ['1', '2']
     """
 
     name: str
@@ -133,7 +164,23 @@ class Group:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A layer left alone, and why."""
+    """A layer left alone, and why.
+
+    Parameters
+    ----------
+    name : str
+        Dotted module name.
+    reason : str
+        What keeps it whole, in words.
+
+    Examples
+    --------
+    >>> import epruner
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> epruner.analyse(model, (1, 8)).skipped
+    (Skipped(name='2', reason='its channels are the output of the model'),)
+    """
 
     name: str
     reason: str

@@ -88,6 +88,15 @@ def save(pruned: Pruned | tuple[nn.Module, Plan], path: str | os.PathLike[str]) 
         When the file cannot be written, e.g. on a full disk.
     TypeError
         When the network's state holds something other than tensors.
+
+    Examples
+    --------
+    >>> import epruner
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> result = epruner.prune(model, (1, 8), macs=0.5)
+    >>> epruner.save(result, "small.safetensors")
+    >>> epruner.save((result.model, result.plan), "trained.safetensors")  # after fine-tuning, say
     """
     if isinstance(pruned, tuple):
         (model, plan), report = pruned, None
@@ -146,6 +155,16 @@ def load(fresh_model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         When there is no such file.
     ValueError
         When the file was not written by :func:`save` or does not fit the network.
+
+    Examples
+    --------
+    >>> import epruner
+    >>> from torch import nn
+    >>> def build():
+    ...     return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> epruner.save(epruner.prune(build(), (1, 8), macs=0.5), "small.safetensors")
+    >>> epruner.load(build(), "small.safetensors")[0]
+    Linear(in_features=8, out_features=16, bias=True)
     """
     saved = read(path)
     plan = saved.plan

@@ -33,8 +33,8 @@ def export_onnx(
     ----------
     model : torch.nn.Module
         Not changed.
-    inputs : tensor, tuple of arguments, dict of keyword arguments or shape
-        As for ``epruner.prune``.
+    inputs : Tensor, tuple of arguments, dict of keyword arguments, or shape
+        As for `epruner.prune`.
     path : path-like
         Target; written beside it first and renamed when complete.
     any_batch : bool
@@ -52,8 +52,18 @@ def export_onnx(
         When the exporter's packages (extra ``onnx``) are absent.
     OSError
         When the file cannot be written.
+    TypeError
+        `inputs` are no arguments of the network.
     ValueError
         When the network cannot be exported, or is too large for one ONNX file.
+
+    Examples
+    --------
+    >>> import epruner
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> epruner.export_onnx(model, (1, 8), "small.onnx")
+    True
     """
     target = check_target(path)
     try:
@@ -84,8 +94,36 @@ def export_program(
 ) -> bool:
     """Write a network, in evaluation mode, as a ``torch.export`` program (``.pt2``).
 
-    Parameters, returned value and errors are those of :func:`export_onnx`. Read it with
-    ``torch.export.load(path).module()``, which needs no code of the network.
+    Read it with ``torch.export.load(path).module()``, which needs no code of the network.
+
+    Parameters
+    ----------
+    model, inputs, path, any_batch : as for `export_onnx`
+        The network, example inputs, the target, and whether batches may have any size.
+
+    Returns
+    -------
+    bool
+        Whether the program takes batches of any size.
+
+    Raises
+    ------
+    OSError
+        When the file cannot be written.
+    TypeError
+        `inputs` are no arguments of the network.
+    ValueError
+        When the network cannot be exported.
+
+    Examples
+    --------
+    >>> import epruner, torch
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> epruner.export_program(model, (1, 8), "small.pt2")
+    True
+    >>> torch.export.load("small.pt2").module()(torch.zeros(5, 8)).shape
+    torch.Size([5, 4])
     """
     target = check_target(path)
 

@@ -36,6 +36,7 @@ def load_weights(
     Parameters
     ----------
     model : torch.nn.Module
+        Takes the weights; of the same names and shapes once keys are renamed.
     path : path-like
         A state dict written by ``torch.save``, bare or nested under a usual name (``state_dict``,
         ``model``, ``params_ema``, ...; averaged weights before others); or a safetensors file. Read
@@ -56,6 +57,16 @@ def load_weights(
         When there is no such file.
     ValueError
         When it is unreadable, holds more than tensors, or does not fit the network.
+
+    Examples
+    --------
+    >>> import epruner, torch
+    >>> trained = {f"module.{name}": x for name, x in torch.nn.Linear(8, 4).state_dict().items()}
+    >>> torch.save({"state_dict": trained}, "weights.pth")
+    >>> model = torch.nn.Linear(8, 4)
+    >>> epruner.load_weights(model, "weights.pth", prefix_strip="module.")
+    >>> torch.equal(model.weight, trained["module.weight"])
+    True
     """
     state = rename(read_state(path, entry), prefix_strip, key_map or {})
     load_into(model, state, what=os.fspath(path))

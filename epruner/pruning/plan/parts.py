@@ -22,6 +22,17 @@ class ModulePlan:
         Kept input channels in ascending order; None keeps all. The JSON key is ``in``.
     out_before, in_before : int or None
         Sizes before pruning of the sides that change, to check that a fresh model fits.
+
+    Raises
+    ------
+    ValueError
+        Channels that do not ascend within their number before, none at all, or no such number.
+
+    Examples
+    --------
+    >>> from epruner.pruning.plan.parts import ModulePlan
+    >>> ModulePlan(out=(0, 2), out_before=3).out
+    (0, 2)
     """
 
     out: tuple[int, ...] | None = None
@@ -34,7 +45,19 @@ class ModulePlan:
         _check_side("in", self.in_, self.in_before)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, without the sides that do not change."""
+        """Plain JSON values, without the sides that do not change.
+
+        Returns
+        -------
+        dict of str to list of int or int
+            With the keys ``out``, ``out_before``, ``in`` and ``in_before``.
+
+        Examples
+        --------
+        >>> from epruner.pruning.plan.parts import ModulePlan
+        >>> ModulePlan(in_=(0, 2), in_before=3).to_dict()
+        {'in': [0, 2], 'in_before': 3}
+        """
         record: dict[str, Any] = {}
         if self.out is not None:
             record |= {"out": list(self.out), "out_before": self.out_before}
@@ -44,7 +67,29 @@ class ModulePlan:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> ModulePlan:
-        """Inverse of `to_dict`; ValueError for anything else."""
+        """Rebuild what a module keeps from `to_dict`.
+
+        Parameters
+        ----------
+        record : mapping of str to list of int or int
+            What `to_dict` gave.
+
+        Returns
+        -------
+        ModulePlan
+            Equal to that which was written.
+
+        Raises
+        ------
+        ValueError
+            Unknown keys, or values that are no channels.
+
+        Examples
+        --------
+        >>> from epruner.pruning.plan.parts import ModulePlan
+        >>> ModulePlan.from_dict({"out": [0, 2], "out_before": 3}).out
+        (0, 2)
+        """
         unknown = set(record) - {"out", "out_before", "in", "in_before"}
         if unknown:
             raise ValueError(

@@ -46,6 +46,18 @@ class Plan:
     ------
     ValueError
         An attribute that is no pair of integers.
+
+    Examples
+    --------
+    >>> import epruner
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> plan = epruner.analyse(model, (1, 8)).select(macs=0.5)
+    >>> print(plan)
+    module   outputs    inputs
+    ------  --------  --------
+    0       16 of 32       all
+    2            all  16 of 32
     """
 
     modules: Mapping[str, ModulePlan]
@@ -65,7 +77,20 @@ class Plan:
         return Plan, (dict(self.modules), attributes, dict(self.views), self.passed)
 
     def to_json(self) -> str:
-        """The plan as compact JSON."""
+        """The plan as compact JSON.
+
+        Returns
+        -------
+        str
+            On one line, with the version of its format.
+
+        Examples
+        --------
+        >>> from epruner import Plan
+        >>> from epruner.pruning.plan.parts import ModulePlan
+        >>> Plan({"fc": ModulePlan(out=(0, 2), out_before=3)}).to_json()
+        '{"format":"epruner-plan","version":1,"modules":{"fc":{"out":[0,2],"out_before":3}}}'
+        """
         record: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
@@ -84,12 +109,32 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Inverse of `to_json`.
+        """Rebuild a plan from `to_json`.
+
+        Parameters
+        ----------
+        text : str
+            What `to_json` gave.
+
+        Returns
+        -------
+        Plan
+            Equal to that which was written.
 
         Raises
         ------
         ValueError
             `text` is not JSON, not a plan, or a plan of a version this package does not know.
+        TypeError
+            `text` is no string.
+
+        Examples
+        --------
+        >>> from epruner import Plan
+        >>> from epruner.pruning.plan.parts import ModulePlan
+        >>> plan = Plan({"fc": ModulePlan(out=(0, 2), out_before=3)})
+        >>> Plan.from_json(plan.to_json()) == plan
+        True
         """
         try:
             record = json.loads(text)
@@ -151,6 +196,19 @@ class Plan:
         ValueError
             `model` lacks a module or an attribute of the plan or has it in another size; an unknown
             start.
+
+        Examples
+        --------
+        >>> from epruner import Plan
+        >>> from epruner.pruning.plan.parts import ModulePlan
+        >>> from torch import nn
+        >>> made = ModulePlan(out=(0, 2), out_before=3)
+        >>> read = ModulePlan(in_=(0, 2), in_before=3)
+        >>> Plan({"0": made, "1": read}).apply(nn.Sequential(nn.Linear(8, 3), nn.Linear(3, 4)))
+        Sequential(
+          (0): Linear(in_features=8, out_features=2, bias=True)
+          (1): Linear(in_features=2, out_features=4, bias=True)
+        )
         """
         for option, value, choices in (("init", init, INITS), ("bn", bn, BN_MODES)):
             if value not in choices:
@@ -161,7 +219,23 @@ class Plan:
         return small
 
     def table(self) -> Table:
-        """One row a module or attribute: how many outputs and inputs stay, what it becomes."""
+        """One row a module or attribute: how many outputs and inputs stay, what it becomes.
+
+        Returns
+        -------
+        Table
+            Prints with ``to_text`` and ``to_markdown``.
+
+        Examples
+        --------
+        >>> from epruner import Plan
+        >>> from epruner.pruning.plan.parts import ModulePlan
+        >>> plan = Plan({"fc": ModulePlan(out=(0, 2), out_before=3)})
+        >>> print(plan.table().to_text())
+        module  outputs  inputs
+        ------  -------  ------
+        fc       2 of 3     all
+        """
 
         def side(kept: tuple[int, ...] | None, before: int | None) -> str:
             return "all" if kept is None else f"{len(kept)} of {before}"

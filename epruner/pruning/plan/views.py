@@ -32,10 +32,19 @@ class View:
     Parameters
     ----------
     method : str
+        Its name, ``"forward"`` say.
     call : int
         Number of the call of ``view`` or ``reshape`` in the method, in the order of its text.
     size : int
         Number of the size in that call.
+
+    Examples
+    --------
+    The second size of the first ``view`` in a forward:
+
+    >>> from epruner.pruning.plan.views import View
+    >>> View("forward", call=0, size=1)
+    View(method='forward', call=0, size=1)
     """
 
     method: str

@@ -40,6 +40,7 @@ class Report:
     skipped : tuple of Skipped
         Layers left alone, each with its reason.
     before, after : Totals
+        Sizes of the whole network.
     settings : mapping of str to plain JSON values
         What was asked: budget or beta, method, constraints, scope and so on.
     notes : tuple of str
@@ -52,6 +53,17 @@ class Report:
         What a pass takes before and after, if the budget was one of time.
     passed : tuple of str
         Residual blocks that are passed by.
+
+    Examples
+    --------
+    >>> import epruner
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> report = epruner.prune(model, (1, 8), macs=0.5).report
+    >>> [(layer.name, layer.before, layer.after) for layer in report.layers]
+    [('0', 32, 16)]
+    >>> [f"{layer.name}: {layer.reason}" for layer in report.skipped]
+    ['2: its channels are the output of the model']
     """
 
     layers: tuple[LayerReport, ...]
@@ -66,7 +78,23 @@ class Report:
     passed: tuple[str, ...] = ()
 
     def table(self) -> Table:
-        """One row a pruned layer."""
+        """One row a pruned layer.
+
+        Returns
+        -------
+        Table
+            Prints with ``to_text`` and ``to_markdown``.
+
+        Examples
+        --------
+        >>> import epruner
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> print(epruner.prune(model, (1, 8), macs=0.5).report.table().to_text())
+        layer  kind    filters  kept   share  MACs  after  params  after
+        -----  ------  -------  ----  ------  ----  -----  ------  -----
+        0      Linear       32    16  50.0 %   256    128     288    144
+        """
         rows: list[tuple[str, ...]] = [
             (
                 layer.name,
@@ -96,7 +124,25 @@ class Report:
         )
 
     def totals(self) -> Table:
-        """Multiply-adds, parameters, multiply-adds counted with BatchNorm; the time, if known."""
+        """Multiply-adds, parameters, multiply-adds counted with BatchNorm; the time, if known.
+
+        Returns
+        -------
+        Table
+            Prints with ``to_text`` and ``to_markdown``.
+
+        Examples
+        --------
+        >>> import epruner
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> print(epruner.prune(model, (1, 8), macs=0.5).report.totals().to_text())
+        whole network                  before  after   change
+        -----------------------------  ------  -----  -------
+        multiply-adds (MACs)              384    192  -50.0 %
+        parameters                        420    212  -49.5 %
+        MACs + 4 x BatchNorm elements     384    192  -50.0 %
+        """
         rows: list[tuple[str, ...]] = [
             (label, amount(old), amount(new), change(old, new))
             for label, old, new in (
@@ -115,7 +161,22 @@ class Report:
         return Table(("whole network", "before", "after", "change"), rows)
 
     def remarks(self) -> list[str]:
-        """The notes, the layers left alone by reason, the time taken; one line each."""
+        """The notes, the layers left alone by reason, the time taken; one line each.
+
+        Returns
+        -------
+        list of str
+            What stands under the tables where the report is printed.
+
+        Examples
+        --------
+        >>> import epruner
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> remarks = epruner.prune(model, (1, 8), macs=0.5).report.remarks()
+        >>> [line for line in remarks if line.startswith("left alone")]
+        ['left alone (its channels are the output of the model): 2']
+        """
         lines = [f"method: {self.method}"] if self.method else []
         lines += [f"repair: {self.repair}"] if self.repair else []
         lines += [f"time: {self.timing}"] if self.timing else []
@@ -136,7 +197,22 @@ class Report:
         return "\n\n".join(blocks)
 
     def to_markdown(self) -> str:
-        """The same content as Markdown."""
+        """The same content as Markdown.
+
+        Returns
+        -------
+        str
+            Two tables and a list.
+
+        Examples
+        --------
+        >>> import epruner
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> text = epruner.prune(model, (1, 8), macs=0.5).report.to_markdown()
+        >>> print(text.splitlines()[2])
+        | multiply-adds (MACs) | 384 | 192 | -50.0 % |
+        """
         blocks = [self.totals().to_markdown()]
         if self.layers:
             blocks.append(self.table().to_markdown())
@@ -152,11 +228,19 @@ class Report:
         path : path-like
             Written whole or not at all.
         title : str
+            Of the page.
 
         Raises
         ------
         FileNotFoundError, PermissionError, ValueError
             The path cannot be written to.
+
+        Examples
+        --------
+        >>> import epruner
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> epruner.prune(model, (1, 8), macs=0.5).report.to_html("report.html")
         """
         write_atomically(check_target(path), page(self, title).encode())
 
@@ -177,11 +261,33 @@ class Report:
             When matplotlib (extra ``plot``) is absent.
         ValueError
             When no layer was pruned or the suffix names no format.
+
+        Examples
+        --------
+        >>> import epruner
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> epruner.prune(model, (1, 8), macs=0.5).report.plot("layers.png")
         """
         _pictures.save(draw_layers(self.layers, self.before, self.after), path)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values only; ``Report.from_dict`` gives an equal report back."""
+        """Plain JSON values only; ``Report.from_dict`` gives an equal report back.
+
+        Returns
+        -------
+        dict of str to plain JSON values
+            By the names of the parameters.
+
+        Examples
+        --------
+        >>> import epruner
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> record = epruner.prune(model, (1, 8), macs=0.5).report.to_dict()
+        >>> record["after"]
+        {'macs': 192, 'params': 212, 'macs_with_norm': 192}
+        """
         return {
             "layers": [asdict(layer) for layer in self.layers],
             "skipped": [asdict(skipped) for skipped in self.skipped],
@@ -219,10 +325,30 @@ class Report:
     def from_dict(cls, data: Mapping[str, Any]) -> Report:
         """Rebuild a report from ``to_dict``.
 
+        Parameters
+        ----------
+        data : mapping of str to plain JSON values
+            What ``to_dict`` gave.
+
+        Returns
+        -------
+        Report
+            Equal to that which was written.
+
         Raises
         ------
         ValueError
             When a field is missing, unknown or of the wrong shape.
+
+        Examples
+        --------
+        >>> import json
+        >>> import epruner
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> report = epruner.prune(model, (1, 8), macs=0.5).report
+        >>> type(report).from_dict(json.loads(json.dumps(report.to_dict()))) == report
+        True
         """
         try:
             return cls(

@@ -27,7 +27,7 @@ class Candidates:
     ----------
     features : ndarray of shape (n, d)
         Filter matrix.
-    exemplars : ndarray of int
+    exemplars : ndarray of int, shape (clusters,)
         Exemplars that affinity propagation found, as many as it found.
     seed : int
         For those that draw.
@@ -37,6 +37,20 @@ class Candidates:
         Gives `similarities`, which not all look at.
     first : int
         Channel of the layer that the first of them is: of a grouped convolution one group's.
+
+    Examples
+    --------
+    An importance of one's own, that keeps the filters of the largest weight:
+
+    >>> import epruner
+    >>> from torch import nn
+    >>> def largest(candidates, count):
+    ...     order = abs(candidates.features).max(axis=1).argsort()
+    ...     return sorted(order[-count:])
+    >>> method = epruner.Method("uniform", largest)
+    >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> epruner.prune(model, (1, 8), macs=0.5, method=method).model[0].out_features
+    16
     """
 
     features: Matrix

@@ -23,18 +23,28 @@ class Recipe:
     Parameters
     ----------
     name : str
+        As for `published`.
     beta : float
         For blocks (or convolutions, VGG) before `later_from`.
     kind : {"residual", "vgg", "inception"}
+        By which names its layers are found.
     convs : tuple of int
         Which convolutions of a residual block are pruned, from 1.
     later_from : int or None
         Block (or convolution) from 0 on from which `later_beta` holds.
     later_beta : float or None
+        None is `beta` throughout.
     later_convs : tuple of int or None
         The convolutions that `later_beta` is for; None is all of `convs`.
     blocks : int
         Residual blocks the network must have, to catch a recipe for another depth; 0 is any.
+
+    Examples
+    --------
+    >>> from epruner import recipes
+    >>> recipe = recipes.published("resnet50")
+    >>> recipe.beta, recipe.later_beta, recipe.convs
+    (0.73, 0.85, (1, 2))
     """
 
     name: str
@@ -49,10 +59,29 @@ class Recipe:
     def betas(self, model: nn.Module) -> dict[str, float]:
         """Beta of every layer that the recipe prunes, by its name in this model.
 
+        Parameters
+        ----------
+        model : torch.nn.Module
+            Its modules named as usual: ``layer1.0.conv1``, ``stage1.unit1.body.conv1``.
+
+        Returns
+        -------
+        dict of str to float
+            By module name, in the order of the network.
+
         Raises
         ------
         ValueError
             The modules of the model are not named in a usual way, or it is another network.
+
+        Examples
+        --------
+        >>> from epruner import recipes
+        >>> from torch import nn
+        >>> vgg = nn.Sequential(*(nn.Conv2d(8, 8, 3) for _ in range(13)))
+        >>> betas = recipes.published("vgg16").betas(vgg)
+        >>> len(betas), betas["0"], betas["12"]
+        (13, 0.73, 0.92)
         """
         convs = [name for name, m in model.named_modules() if isinstance(m, _ConvNd)]
         found = {"residual": self._residual, "vgg": self._vgg, "inception": self._inception}[
@@ -130,6 +159,17 @@ def published(name: str) -> Recipe:
     -------
     Recipe
         For ``prune(model, inputs, recipe=...)``.
+
+    Raises
+    ------
+    ValueError
+        There is none of that name; the message lists those that there are.
+
+    Examples
+    --------
+    >>> from epruner import recipes
+    >>> recipes.published("resnet56").beta
+    0.76
     """
     if name not in PUBLISHED:
         raise ValueError(f"no published recipe {name!r}; there are {', '.join(PUBLISHED)}")

@@ -45,6 +45,14 @@ class Epoch:
         Mean over the images.
     accuracy : float or None
         Share of the evaluation set that is classified correctly, if there is one.
+
+    Examples
+    --------
+    >>> import epruner, torch
+    >>> batches = [(torch.randn(32, 8), torch.arange(32) % 2)]
+    >>> (epoch,) = epruner.finetune(torch.nn.Linear(8, 2), batches, epochs=1)
+    >>> epoch.epoch, epoch.accuracy  # there was nothing to evaluate on
+    (1, None)
     """
 
     epoch: int
@@ -84,6 +92,7 @@ def finetune(
         every rank's own part, of as many batches: what is learned is the mean over the inputs of
         all ranks.
     epochs : int
+        At least 1.
     optimizer : {"sgd", "adamw"}
         SGD with Nesterov momentum 0.9, or AdamW.
     lr : float, optional
@@ -93,6 +102,7 @@ def finetune(
     schedule : {"cosine", "step"}
         Down to zero over all steps, or a tenth after half and after three quarters of them.
     label_smoothing : float in [0, 1)
+        What of a label's weight goes to all classes.
     teacher : torch.nn.Module, optional
         The unpruned network; its softened scores are learned beside the labels.
     distill : float in [0, 1]
@@ -129,10 +139,23 @@ def finetune(
         An option out of range, labels of another number than inputs, a checkpoint of another
         network or recipe. Over ranks also models, options or numbers of batches that differ, and
         what is wrong on one of them is raised on all.
+    TypeError
+        `regularizer` is no function.
     FloatingPointError
         The loss became NaN or infinite.
     RankError
         A rank was lost.
+
+    Examples
+    --------
+    >>> import epruner, torch
+    >>> from torch import nn
+    >>> from torch.utils.data import DataLoader, TensorDataset
+    >>> inputs = torch.randn(256, 8)
+    >>> loader = DataLoader(TensorDataset(inputs, (inputs[:, 0] > 0).long()), batch_size=32)
+    >>> history = epruner.finetune(nn.Linear(8, 2), loader, epochs=3, eval_loader=loader)
+    >>> [epoch.epoch for epoch in history], history[-1].loss < history[0].loss
+    ([1, 2, 3], True)
     """
     ranks = ranks_of(group)
     with ranks.agree():

@@ -1,0 +1,273 @@
+"""Public names: what their docstrings say, that their examples run, that the reference has them."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache, cached_property
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules, walk_packages
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import epruner
+
+pytest.importorskip("matplotlib")
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+LEFT_OUT = 0  # examples that a doctest cannot run
+# Of numpydoc.validate: no text, no summary, parameters that the signature has not or that have no
+# text, values without, sections out of order or unknown.
+FAULTS = {"GL06", "GL07", "GL08", "SS01", "SS03", "PR01", "PR02", "PR03", "RT03", "YD01"}
+CANNOT_BE_WRONG = {
+    "epruner.accel.load_ipython_extension",  # what IPython gives is not looked at
+    "epruner.accel.unload_ipython_extension",
+    "epruner.pruning.graph.costs.Cost.macs_at",  # sizes are taken as they are
+    "epruner.pruning.graph.costs.Cost.norm_at",
+    "epruner.pruning.graph.costs.Cost.params_at",
+    "epruner.pruning.graph.costs.Costs.totals",
+}
+
+
+def _imported(name: str) -> ModuleType | None:
+    try:
+        return import_module(name)
+    except ImportError as error:  # an extra that is not installed
+        assert "which is not installed" in str(error), error
+        return None
+
+
+@cache
+def public_modules() -> Mapping[str, ModuleType]:
+    """The package, its parts that list names, the modules among these, and the integrations."""
+    found = {"epruner": epruner}
+    for part in iter_modules(epruner.__path__, "epruner."):
+        if not part.name.rpartition(".")[2].startswith("_"):
+            module = import_module(part.name)
+            if hasattr(module, "__all__"):
+                found[part.name] = module
+    for name, module in list(found.items()):
+        inside = {entry: getattr(module, entry) for entry in module.__all__}
+        found |= {f"{name}.{entry}": x for entry, x in inside.items() if inspect.ismodule(x)}
+    for part in iter_modules(import_module("epruner.integrations").__path__):
+        name = f"epruner.integrations.{part.name}"
+        if (found_here := _imported(name)) is not None:
+            found[name] = found_here
+    once = {id(module): name for name, module in reversed(found.items())}
+    return {name: module for name, module in found.items() if once[id(module)] == name}
+
+
+def _names(module: ModuleType) -> list[str]:
+    """What a module lists, or else the functions and classes that it defines."""
+    if hasattr(module, "__all__"):
+        return [name for name in module.__all__ if not inspect.ismodule(getattr(module, name))]
+    return [
+        name
+        for name, x in vars(module).items()
+        if not name.startswith("_")
+        and (inspect.isfunction(x) or inspect.isclass(x))
+        and x.__module__ == module.__name__
+    ]
+
+
+@cache
+def _classes() -> Mapping[str, list[type]]:
+    """All classes of the package by their names."""
+    found: dict[str, list[type]] = {}
+    for part in walk_packages(epruner.__path__, "epruner."):
+        if part.name.endswith("__main__") or part.name.startswith("epruner.cluster._native"):
+            continue
+        if (module := _imported(part.name)) is None:
+            continue
+        for name, x in vars(module).items():
+            if inspect.isclass(x) and x.__module__ == part.name:
+                found.setdefault(name, []).append(x)
+    return found
+
+
+def sections(doc: str | None) -> dict[str, list[str]]:
+    """Lines of a docstring by the heading that they stand under; "" is what comes before."""
+    lines = inspect.cleandoc(doc or "").splitlines()
+    found: dict[str, list[str]] = {"": []}
+    heading = ""
+    for line, rule in zip(lines, [*lines[1:], ""], strict=True):
+        if line and rule == "-" * len(line):
+            heading = line
+            found[heading] = []
+        elif set(line) != {"-"}:
+            found[heading].append(line)
+    return found
+
+
+def _named_classes(doc: str | None, module: str) -> Iterator[type]:
+    """Classes of the package that a docstring has for types, or names in full."""
+    parts = sections(doc)
+    for heading in ("Parameters", "Attributes", "Returns", "Yields"):
+        for line in parts.get(heading, []):
+            if line and not line.startswith(" "):
+                for word in re.findall(r"[A-Z]\w+", line.rpartition(" : ")[2]):
+                    here = vars(sys.modules[module]).get(word)
+                    found = [here] if inspect.isclass(here) else _classes().get(word, [])
+                    if len(found) == 1 and not getattr(found[0], "_is_protocol", False):
+                        yield found[0]
+    for name in re.findall(r"`(epruner\.[\w.]+)`", doc or ""):
+        home, _, word = name.rpartition(".")
+        yield from (c for c in _classes().get(word, []) if c.__module__ == home)
+
+
+def members(cls: type) -> dict[str, Any]:
+    """What a class itself defines for those who use it: methods as functions, and properties."""
+    found = {}
+    for name, x in vars(cls).items():
+        if name.startswith("_") and name != "__call__":
+            continue
+        x = getattr(x, "__func__", x)  # of a class method
+        if inspect.isfunction(x) or isinstance(x, property | cached_property):
+            if ":meta private:" not in (x.__doc__ or ""):
+                found[name] = x
+    return found
+
+
+@cache
+def public_objects() -> Mapping[str, Any]:
+    """Public functions, classes and values by name, and the classes that their docstrings name."""
+    waiting = [
+        (f"{path}.{name}", getattr(module, name))
+        for path, module in public_modules().items()
+        for name in _names(module)
+    ]
+    found: dict[str, Any] = {}
+    known: set[int] = set()
+    while waiting:
+        path, x = waiting.pop(0)
+        if id(x) in known:
+            continue
+        known.add(id(x))
+        found[path] = x
+        if not callable(x):
+            continue
+        inside = members(x).values() if inspect.isclass(x) else []
+        for doc in [x.__doc__, *(member.__doc__ for member in inside)]:
+            for cls in _named_classes(doc, x.__module__):
+                if cls.__module__.startswith("epruner"):
+                    waiting.append((f"{cls.__module__}.{cls.__qualname__}", cls))
+    return found
+
+
+@cache
+def documented() -> Mapping[str, Any]:
+    """All that has a docstring to check: functions, classes and what these define."""
+    found = {}
+    for path, x in public_objects().items():
+        if callable(x):
+            found[path] = x
+        if inspect.isclass(x):
+            found |= {f"{path}.{name}": member for name, member in members(x).items()}
+    return found
+
+
+def _is_property(x: object) -> bool:
+    return isinstance(x, property | cached_property)
+
+
+def _takes(x: Any) -> bool:
+    """Whether it is given anything besides itself."""
+    names = list(inspect.signature(x).parameters)
+    return any(name not in ("self", "cls") for name in names)
+
+
+def _gives(x: Any) -> bool:
+    """Whether a function returns something."""
+    return inspect.signature(x).return_annotation not in (None, "None")
+
+
+@pytest.mark.parametrize("path", [p for p, x in documented().items() if inspect.isfunction(x)])
+def test_function_says_what_it_takes_gives_and_refuses(path: str) -> None:
+    """Only what takes nothing refuses nothing."""
+    function = documented()[path]
+    parts = sections(function.__doc__)
+    assert "Examples" in parts
+    assert ("Parameters" in parts) == _takes(function)
+    assert ("Returns" in parts or "Yields" in parts) == _gives(function)
+    if _takes(function) and path not in CANNOT_BE_WRONG:
+        assert "Raises" in parts
+
+
+@pytest.mark.parametrize("path", [p for p, x in documented().items() if inspect.isclass(x)])
+def test_class_says_what_it_holds_and_refuses(path: str) -> None:
+    """Fields of records, too; what checks itself says what it refuses."""
+    cls = documented()[path]
+    parts = sections(cls.__doc__)
+    assert "Examples" in parts
+    described = "\n".join([*parts.get("Parameters", []), *parts.get("Attributes", [])])
+    if is_dataclass(cls):
+        missing = [f.name for f in fields(cls) if not re.search(rf"\b{f.name}\b", described)]
+        assert not missing
+        if hasattr(cls, "__post_init__") and fields(cls):
+            assert "Raises" in parts
+
+
+@pytest.mark.parametrize("path", [p for p, x in documented().items() if _is_property(x)])
+def test_property_says_what_it_is(path: str) -> None:
+    assert sections(documented()[path].__doc__)[""][0].endswith(".")
+
+
+@pytest.mark.parametrize("path", [p for p, x in documented().items() if not _is_property(x)])
+def test_docstring_is_numpydoc_and_fits_the_signature(path: str) -> None:
+    validate = pytest.importorskip("numpydoc.validate")
+    x = documented()[path]
+    if is_dataclass(x) or (inspect.isclass(x) and "Parameters" not in sections(x.__doc__)):
+        pytest.skip("what it holds is described, which is tested by itself")
+    found = validate.validate(validate.get_doc_object(x))["errors"]
+    assert not [(code, text) for code, text in found if code in FAULTS]
+
+
+def _examples(path: str) -> doctest.DocTest:
+    doc = inspect.getdoc(documented()[path]) or ""
+    return doctest.DocTestParser().get_doctest(doc, {"__name__": "__main__"}, path, path, 0)
+
+
+@pytest.mark.parametrize("path", [p for p in documented() if _examples(p).examples])
+def test_examples_run(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=OPTIONS, verbose=False)
+    result = runner.run(_examples(path), out=said.append)
+    assert result.attempted > 0
+    assert result.failed == 0, "".join(said)
+
+
+def test_hardly_an_example_is_left_out() -> None:
+    skipped = [
+        f"{path}: {example.source}"
+        for path in documented()
+        for example in _examples(path).examples
+        if doctest.SKIP in example.options
+    ]
+    assert len(skipped) == LEFT_OUT, skipped
+
+
+def _entries() -> tuple[list[str], list[str]]:
+    """Names in the tables of the reference, and modules whose text stands on its pages."""
+    names: list[str] = []
+    modules: list[str] = []
+    for page in sorted(REFERENCE.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        modules += re.findall(r"^\.\. automodule:: ([\w.]+)$", text, re.MULTILINE)
+        for table in re.findall(r"^\.\. autosummary::\n((?:(?: +.*)?\n)*)", text, re.MULTILINE):
+            names += re.findall(r"^ +(epruner[\w.]+)$", table, re.MULTILINE)
+    return names, modules
+
+
+def test_reference_has_all_that_is_public_once() -> None:
+    names, modules = _entries()
+    assert sorted(names) == sorted(public_objects())
+    assert sorted(modules) == sorted(public_modules())
