@@ -65,8 +65,8 @@ plt.show()
 # --------------
 #
 # Without a path, a quantile of the similarities is a start that does not depend on the units of
-# the features. The median, which is the default, gives many clusters; the smallest similarity
-# gives few.
+# the features. The median, which is the default, gives many clusters; the smallest similarity of
+# all gives fewer, but not few: for those, take a path, or ask for a number with ``n_clusters=``.
 
 print("quantile  preference  clusters")
 for quantile in (0.5, 0.1, 0.01, 0.0):

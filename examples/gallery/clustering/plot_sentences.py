@@ -4,8 +4,8 @@ What are these sentences about?
 
 An exemplar of sentences is a sentence: it can be read, which the mean of their vectors cannot. Here
 the first sentences of the docstrings in Python's standard library are clustered by the words that
-they share. Each block is one of the largest clusters, its exemplar in bold, then its nearest
-members.
+they share; what the words mean nobody knows here. Each block is one of the largest clusters, its
+exemplar in bold, then its nearest members.
 """
 
 import importlib
@@ -45,9 +45,9 @@ figure, axes = plt.subplots(4, 2, figsize=(11, 6.4), layout="constrained")
 for ax, c, colour in zip(axes.T.flat, largest, colours, strict=True):
     members = np.flatnonzero(model.labels_ == c)
     likeness = vectors[members] @ model.cluster_centers_[c]
-    ax.set(xlim=(0, 1), ylim=(0, 4))
+    ax.set(xlim=(0, 1), ylim=(0, 4.6))
     ax.set_axis_off()
-    ax.axvspan(0, 0.012, color=colour)
+    ax.axvspan(0, 0.012, ymax=0.85, color=colour)
     for line, i in enumerate(members[np.argsort(-likeness, kind="stable")[:4]]):
         bold = "bold" if line == 0 else "normal"
         ax.text(0.03, 3.5 - line, sentences[i], va="center", fontsize=9, fontweight=bold)

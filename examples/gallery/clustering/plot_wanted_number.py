@@ -57,11 +57,14 @@ for number, guess in enumerate(guesses, 1):
     left.annotate(str(number), guess, (0, 8), textcoords="offset points", ha="center")
 left.axhline(WANTED, color="0.7", linewidth=1, zorder=0)
 left.set_xscale("log", base=2)
+left.xaxis.set_major_formatter("{x:g}")
+left.set_ylim(0, 1.12 * max(found_numbers))
 left.set_xlabel("preference, as a multiple of the median similarity")
 left.set_ylabel("number of clusters")
 left.legend(frameon=False)
 right.bar(["by hand", "n_clusters=10"], [by_hand, in_one_call], color=["#0072B2", "#D55E00"])
 right.set_ylabel("seconds")
+right.margins(y=0.1)
 for place, seconds in enumerate((by_hand, in_one_call)):
     right.annotate(
         f"{seconds:.2f} s", (place, seconds), (0, 3), textcoords="offset points", ha="center"
