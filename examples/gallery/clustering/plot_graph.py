@@ -55,12 +55,13 @@ plt.show()
 # the club. Who met neither of them cannot be linked to an exemplar on the left, and has the label
 # -1.
 
+print("                           exemplars  without  on the side they took")
 for model, title in zip(fits, titles, strict=True):
-    right = officers[model.cluster_centers_indices_][model.labels_] == officers
     linked = model.labels_ >= 0
+    side = officers[model.cluster_centers_indices_][model.labels_[linked]]
     print(
-        f"{title}: exemplars {model.cluster_centers_indices_}, {np.sum(~linked)} without,"
-        f" {np.sum(right & linked)} of {np.sum(linked)} on the side they took"
+        f"{title:25}  {model.cluster_centers_indices_!s:9}  {np.sum(~linked):7}"
+        f"  {np.sum(side == officers[linked])} of {np.sum(linked)}"
     )
 
 # %%
@@ -69,18 +70,21 @@ for model, title in zip(fits, titles, strict=True):
 #
 # The other usual graph joins each point to its nearest neighbours, as
 # ``affinity="nearest_neighbors"`` does. Time and memory then grow with the stored pairs. Below,
-# digits are clustered so, and again with the same preferences and all pairs.
+# digits are clustered so, and again with the same preferences and all pairs. The default preference
+# of each point keeps clusters smaller than its list of neighbours; with a much lower one, larger
+# clusters would be torn.
 
 X = load_digits().data
 print(f"all pairs: {len(X) * (len(X) - 1):,}\n")
-print("neighbours  stored pairs  clusters  with all pairs  adjusted Rand index between both")
+print("Clusters by nearest neighbours, by all pairs, and their adjusted Rand index")
+print("neighbours  stored pairs  nearest  all  index")
 for n_neighbors in (10, 30, 100):
     near = AffinityPropagation(
         affinity="nearest_neighbors", n_neighbors=n_neighbors, damping="auto"
     ).fit(X)
     full = AffinityPropagation(preference=near.preference_, damping=0.9, max_iter=1000).fit(X)
     print(
-        f"{n_neighbors:10}  {n_neighbors * len(X):12,}  {len(near.cluster_centers_indices_):8}"
-        f"  {len(full.cluster_centers_indices_):14}"
-        f"  {adjusted_rand_score(near.labels_, full.labels_):32.2f}"
+        f"{n_neighbors:10}  {n_neighbors * len(X):12,}  {len(near.cluster_centers_indices_):7}"
+        f"  {len(full.cluster_centers_indices_):3}"
+        f"  {adjusted_rand_score(near.labels_, full.labels_):5.3f}"
     )
