@@ -37,6 +37,7 @@ collect_ignore = (
         "cli",
         *(f"companions/test_{name}.py" for name in ("functionality", "manidp", "orthoreg")),
         "distributed",
+        "docs",
         "gpu",
         "pruning",
     ]
