@@ -5,7 +5,7 @@ Filters that answer alike whatever any filter of their layer responds to have th
 (`epruner.pruning.select.visual`) and are one cluster, found by affinity propagation. Within a
 cluster filters are ranked by their contribution
 
-    c(F) = mean over inputs and positions of |d y / d A_F|,
+    c(F) = mean over inputs and positions of abs(d y / d A_F),
 
 A_F the activation of F after its BatchNorm and y the largest output of an input (of each tensor, if
 several are returned). Of each cluster filters go in proportion to its size, the least first. A
@@ -110,7 +110,7 @@ def functional_importance(model: nn.Module, calibrate: Any, *, inputs: Any = Non
 def contributions(
     model: nn.Module, groups: Sequence[Group], calibrate: Any, example: Arguments
 ) -> dict[str, Scores]:
-    """c(F) of every filter: mean over inputs and positions of |d y / d A_F|.
+    """c(F) of every filter: mean over inputs and positions of ``|d y / d A_F|``.
 
     Parameters
     ----------

@@ -17,9 +17,9 @@ from epruner.pruning.network.layers import is_conv1d, layers_of, weight_dims
 
 
 class OrthoReg:
-    """A term for the loss of a network that is going to be pruned [1]_.
+    """A term for the loss of a network that is going to be pruned.
 
-    With the filters of layer l as rows of W_l, their biases appended where there are some::
+    After [1]_. With the filters of layer l as rows of W_l, their biases appended where there are some::
 
         strength * sum_l omega_l * sum |W_l W_l' - I|
 

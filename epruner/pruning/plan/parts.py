@@ -17,7 +17,7 @@ class ModulePlan:
     out : tuple of int or None
         Kept output channels in ascending order; None keeps all. For layers whose input and output
         channels are the same thing (BatchNorm, depthwise convolution, PReLU, a bare tensor) only
-         `out` is used.
+        `out` is used.
     in_ : tuple of int or None
         Kept input channels in ascending order; None keeps all. The JSON key is ``in``.
     out_before, in_before : int or None
