@@ -38,7 +38,9 @@ STYLE = {
     "figure.facecolor": "white",
     "font.size": 9,
     "grid.alpha": 0.25,
+    "legend.columnspacing": 1.5,
     "legend.frameon": False,
+    "legend.handlelength": 1.6,
     "legend.fontsize": 9,
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
@@ -510,7 +512,7 @@ def clustering(drop_in: Results, scale: Results) -> Figure:
     clock.set(xscale="log", yscale="log", xlabel="points (64 features)")
     last = both[-1]
     n, ends = last["n"], (last["fast"]["epruner_s"], last["fast"]["scikit_learn_s"])
-    clock.vlines(n, *ends, color=GREY, linestyle=":")
+    clock.plot([n, n], ends, ":", color=GREY)
     clock.annotate(
         f"{last['fast']['vs_scikit_learn']:.0f} times", (n, np.sqrt(np.prod(ends))), (6, 0),
         textcoords="offset points", va="center",

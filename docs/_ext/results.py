@@ -7,8 +7,8 @@
     ```{results-machine} clustering_scale
     ```
 
-The first draws a picture of benchmarks/pictures.py while the site is built, among the
-build's doctrees and not among the sources, and writes under it what the second writes by itself: the
+The first draws a picture of benchmarks/pictures.py while the site is built, among the build's
+doctrees and not among the sources, and writes under it what the second writes by itself: the
 command that made the results, and the machine.
 """
 
@@ -35,18 +35,17 @@ NAMES = {"python": "Python", "numpy": "NumPy", "scikit_learn": "scikit-learn"}  
 def machine_of(results: dict[str, Any]) -> str:
     """What a results file says of the machine, in a line; empty where nothing depends on it."""
     found = results.get("machine", {})
-    torch = {"torch": results["torch"]} if "torch" in results else {}
-    if isinstance(found, str):
-        return ", ".join([found, *(f"{name} {version}" for name, version in torch.items())])
-    found = found | torch
-    words = [str(found[key]) for key in ("cpu",) if key in found]
-    words += [f"{found[key]} {key}" for key in ("cores", "threads") if key in found]
-    versions = found.keys() - {"cpu", "cores", "threads", "clock", "load_before"}
-    words += [f"{NAMES.get(key, key)} {found[key]}" for key in found if key in versions]
-    if found.get("clock") == "cpu":
+    found = dict(found) if isinstance(found, dict) else {"cpu": found}
+    if "torch" in results:
+        found["torch"] = results["torch"]
+    load, clock = found.pop("load_before", None), found.pop("clock", "wall")
+    words = [str(found.pop("cpu"))] if found else []
+    words += [f"{found.pop(key)} {key}" for key in ("cores", "threads") if key in found]
+    words += [f"{NAMES.get(name, name)} {version}" for name, version in found.items()]
+    if clock == "cpu":
         words.append("times are the processor's")
-    if "load_before" in found:
-        words.append(f"load before the run {found['load_before']:.1f}")
+    if load is not None:
+        words.append(f"load before the run {load:.1f}")
     return ", ".join(words)
 
 
