@@ -42,6 +42,7 @@ sphinx_gallery_conf = {
     "examples_dirs": [str(DOCS.parent / "examples" / "gallery")],
     "gallery_dirs": ["gallery"],
     "filename_pattern": r"plot_",
+    "within_subsection_order": "gallery_order.Order",
     "abort_on_example_error": True,
     "capture_repr": (),
     "show_memory": False,
