@@ -22,6 +22,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "sphinx_llm.txt",
     "blocks",
+    "plain",
     "results",
 ]
 exclude_patterns = ["_*", "gallery/**/*.ipynb", "gallery/**/*.py", "gallery/**/*.json"]
@@ -47,8 +48,7 @@ sphinx_gallery_conf = {
     "capture_repr": (),
     "show_memory": False,
     "min_reported_time": 1,
-    "plot_gallery": "True",
-    "remove_config_comments": True,
+        "remove_config_comments": True,
     "thumbnail_size": (640, 400),
     "doc_module": ("epruner",),
     "reference_url": {"epruner": None},
@@ -61,6 +61,7 @@ llms_txt_description = (
 )
 llms_txt_build_parallel = False  # the second build finds what the first has made
 llms_txt_suffix_mode = "replace"  # page.md beside page.html
+llms_txt_suppress_unknown_node_warnings = ["imgsgnode"]  # the gallery's pictures, in several sizes
 
 html_theme = "pydata_sphinx_theme"
 html_title = "epruner"
