@@ -202,12 +202,12 @@ def drop_in(drop_in: Results) -> Figure:
     """Whole fits of programs that call scikit-learn, as they are and accelerated."""
     rows = [row for row in drop_in["rows"] if row["data"] == "gaussian"]
     figure, (ax,) = panels(1, 3.6)
-    for name, colour, marker, get in (
-        ("scikit-learn", VERMILLION, "s", lambda row: row["fast"].get("scikit_learn_s")),
-        ("accelerated, the same noise", SKY, "^", lambda row: row["scikit-learn"]["epruner_s"]),
-        ("accelerated, fast ties", BLUE, "o", lambda row: row["fast"]["epruner_s"]),
+    for name, colour, marker, ties, key in (
+        ("scikit-learn", VERMILLION, "s", "fast", "scikit_learn_s"),
+        ("accelerated, the same noise", SKY, "^", "scikit-learn", "epruner_s"),
+        ("accelerated, fast ties", BLUE, "o", "fast", "epruner_s"),
     ):
-        found = [(row["n"], get(row)) for row in rows if get(row) is not None]
+        found = [(row["n"], row[ties][key]) for row in rows if key in row[ties]]
         ax.plot(*zip(*found, strict=True), color=colour, marker=marker, label=name)
     ax.set(xscale="log", yscale="log", xlabel="points (Gaussian)", ylabel="time of fit")
     plain(ax.xaxis, [row["n"] for row in rows], "{:,}")
@@ -478,7 +478,7 @@ def digits_and_exemplars(ax: Any) -> None:
     colours = np.array([BLUE, ORANGE, GREEN, VERMILLION, SKY, PURPLE, GREY])
     own = colours[np.arange(exemplars.size) % colours.size]
     ties = np.stack([places, places[exemplars[labels]]], axis=1)
-    ax.add_collection(LineCollection(ties, colors=own[labels], linewidths=0.5, alpha=0.5))
+    ax.add_collection(LineCollection(list(ties), colors=own[labels], linewidths=0.5, alpha=0.5))
     ax.scatter(*places.T, s=3, c=own[labels], linewidths=0)
     for exemplar, colour in zip(exemplars, own, strict=True):
         image = OffsetImage(
@@ -527,7 +527,7 @@ def pruning(methods: Results) -> Figure:
     """README: accuracy against multiply-adds by way, and other networks."""
     rows = methods["rows"]
     figure, (ax, others) = panels(2, 3.0)
-    figure.get_layout_engine().set(wspace=0.06)
+    figure.set_layout_engine("constrained", wspace=0.06)
     chosen = (SLICED, WITHOUT, GIVEN, DISTILLED)
     by_macs(ax, rows, "theo", chosen)
     ax.set(ylabel="accuracy, %", ylim=(0, 100))
