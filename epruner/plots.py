@@ -78,9 +78,8 @@ def plot_clusters(model: Any, X: ArrayLike, *, ax: Axes | None = None) -> Axes:
 
     Examples
     --------
-    >>> import numpy as np
     >>> from epruner import AffinityPropagation, plots
-    >>> X = np.array([[0, 0], [1, 0], [0, 1], [9, 9], [9, 8], [8, 9]])
+    >>> X = [[0, 0], [1, 0], [0, 1], [9, 9], [9, 8], [8, 9]]
     >>> ax = plots.plot_clusters(AffinityPropagation().fit(X), X)
     >>> ax.figure.savefig("clusters.png")
     """
@@ -169,9 +168,8 @@ def plot_heatmap(
 
     Examples
     --------
-    >>> import numpy as np
     >>> from epruner import AffinityPropagation, plots
-    >>> X = np.array([[0, 0], [1, 0], [0, 1], [9, 9], [9, 8], [8, 9], [20, 0], [21, 1]])
+    >>> X = [[0, 0], [1, 0], [0, 1], [9, 9], [9, 8], [8, 9], [20, 0]]
     >>> ax = plots.plot_heatmap(AffinityPropagation().fit(X), X)
     >>> ax.get_xlabel()
     'point, ordered by cluster'

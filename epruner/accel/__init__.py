@@ -40,8 +40,9 @@ def install(ties: str | None = None) -> None:
     >>> import sklearn.cluster
     >>> from epruner import accel
     >>> accel.install()
-    >>> sklearn.cluster.AffinityPropagation(preference=-20.0).fit([[0], [1], [9]]).labels_.tolist()
-    [0, 0, 1]
+    >>> model = sklearn.cluster.AffinityPropagation(preference=-20.0)
+    >>> model.fit([[0], [1], [2], [10]]).labels_.tolist()
+    [0, 0, 0, 1]
     >>> accel.uninstall()
     """
     fit.choose(ties)

@@ -198,7 +198,8 @@ def affinity_propagation_many(
     >>> import epruner
     >>> x = np.array([0.0, 1.0, 2.0, 10.0, 11.0])
     >>> S = -((x[:, None] - x) ** 2)
-    >>> several = epruner.affinity_propagation_many([S, S[:3, :3]], preference=[-20.0, None])
+    >>> problems = [S, S[:3, :3]]
+    >>> several = epruner.affinity_propagation_many(problems, preference=[-20.0, None])
     >>> [clustering.exemplars.tolist() for clustering in several]
     [[1, 3], [1]]
     """
@@ -316,16 +317,15 @@ default='euclidean'
 
     Examples
     --------
-    >>> import numpy as np
     >>> from epruner import AffinityPropagation
-    >>> X = np.array([[0, 0], [1, 0], [0, 1], [9, 9], [9, 8], [8, 9], [20, 0], [21, 1]])
+    >>> X = [[0, 0], [1, 0], [0, 1], [9, 9], [9, 8], [8, 9], [20, 0]]
     >>> model = AffinityPropagation().fit(X)
     >>> model.labels_.tolist()
-    [0, 0, 0, 1, 1, 1, 2, 2]
+    [0, 0, 0, 1, 1, 1, 2]
     >>> model.cluster_centers_.tolist()
     [[0.0, 0.0], [9.0, 9.0], [20.0, 0.0]]
     >>> AffinityPropagation(n_clusters=2).fit(X).labels_.tolist()
-    [0, 0, 0, 1, 1, 1, 1, 1]
+    [0, 0, 0, 1, 1, 1, 1]
     """
 
     def __init__(
@@ -412,7 +412,8 @@ default='euclidean'
         >>> model = AffinityPropagation(affinity="precomputed", preference=-20.0)
         >>> model.fit(S).labels_.tolist()
         [0, 0, 1]
-        >>> model = AffinityPropagation(preference=-2.0).fit([[0.0], [1.0]], sample_weight=[1, 9])
+        >>> model = AffinityPropagation(preference=-2.0)
+        >>> model = model.fit([[0.0], [1.0]], sample_weight=[1, 9])
         >>> model.cluster_centers_indices_.tolist()  # the point that counts nine times
         [1]
         """

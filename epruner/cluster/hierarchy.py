@@ -39,11 +39,11 @@ class ExemplarHierarchy:
 
     Examples
     --------
-    >>> import numpy as np
     >>> import epruner
-    >>> X = np.array([[0, 0], [1, 0], [0, 1], [9, 9], [9, 8], [8, 9], [20, 0], [21, 1]])
-    >>> hierarchy = epruner.merge_exemplars(epruner.AffinityPropagation().fit(X), X)
-    >>> hierarchy.merges.tolist()  # clusters 0 and 1 make cluster 3, which then meets cluster 2
+    >>> X = [[0, 0], [1, 0], [0, 1], [9, 9], [9, 8], [8, 9], [20, 0]]
+    >>> model = epruner.AffinityPropagation().fit(X)
+    >>> hierarchy = epruner.merge_exemplars(model, X)
+    >>> hierarchy.merges.tolist()  # 0 and 1 make cluster 3
     [[0, 1], [2, 3]]
     >>> hierarchy.linkage.shape, hierarchy.leaf_order.tolist()
     ((2, 4), [2, 0, 1])
@@ -115,12 +115,12 @@ class ExemplarHierarchy:
 
         Examples
         --------
-        >>> import numpy as np
         >>> import epruner
-        >>> X = np.array([[0, 0], [1, 0], [0, 1], [9, 9], [9, 8], [8, 9], [20, 0], [21, 1]])
-        >>> hierarchy = epruner.merge_exemplars(epruner.AffinityPropagation().fit(X), X)
+        >>> X = [[0, 0], [1, 0], [0, 1], [9, 9], [9, 8], [8, 9], [20, 0]]
+        >>> model = epruner.AffinityPropagation().fit(X)
+        >>> hierarchy = epruner.merge_exemplars(model, X)
         >>> hierarchy.cut(2).labels.tolist()
-        [0, 0, 0, 0, 0, 0, 1, 1]
+        [0, 0, 0, 0, 0, 0, 1]
         """
         if not isinstance(k, Integral) or isinstance(k, bool):
             raise TypeError(f"k={k!r} must be an integer")
@@ -193,9 +193,8 @@ def merge_exemplars(model: Any, X: ArrayLike | None = None) -> ExemplarHierarchy
 
     Examples
     --------
-    >>> import numpy as np
     >>> import epruner
-    >>> X = np.array([[0, 0], [1, 0], [0, 1], [9, 9], [9, 8], [8, 9], [20, 0], [21, 1]])
+    >>> X = [[0, 0], [1, 0], [0, 1], [9, 9], [9, 8], [8, 9], [20, 0]]
     >>> model = epruner.AffinityPropagation().fit(X)
     >>> hierarchy = epruner.merge_exemplars(model, X)
     >>> hierarchy.exemplars.tolist()  # of each merge

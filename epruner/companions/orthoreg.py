@@ -19,7 +19,7 @@ from epruner.pruning.network.layers import is_conv1d, layers_of, weight_dims
 class OrthoReg:
     """A term for the loss of a network that is going to be pruned.
 
-    After [1]_. With the filters of layer l as rows of W_l, their biases appended where there are some::
+    With the filters of layer l as rows of W_l, their biases appended where there are some [1]_::
 
         strength * sum_l omega_l * sum |W_l W_l' - I|
 

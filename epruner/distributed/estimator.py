@@ -96,7 +96,8 @@ def affinity_propagation(
     >>> import torch.distributed as dist
     >>> from epruner.distributed import affinity_propagation
     >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    >>> exemplars, labels = affinity_propagation([[0.0], [1.0], [2.0], [10.0]], preference=-20.0)
+    >>> X = [[0.0], [1.0], [2.0], [10.0]]
+    >>> exemplars, labels = affinity_propagation(X, preference=-20.0)
     >>> exemplars.tolist(), labels.tolist()
     ([1, 3], [0, 0, 0, 1])
     >>> dist.destroy_process_group()
@@ -248,7 +249,8 @@ class AffinityPropagation(epruner.cluster.AffinityPropagation):
         >>> import torch.distributed as dist
         >>> from epruner.distributed import AffinityPropagation
         >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        >>> AffinityPropagation(n_clusters=2).fit([[0.0], [1.0], [10.0], [11.0]]).labels_.tolist()
+        >>> X = [[0.0], [1.0], [10.0], [11.0]]
+        >>> AffinityPropagation(n_clusters=2).fit(X).labels_.tolist()
         [0, 0, 1, 1]
         >>> dist.destroy_process_group()
         """

@@ -173,7 +173,8 @@ class Analysis:
         --------
         >>> import epruner
         >>> from torch import nn
-        >>> analysis = epruner.analyse(nn.Sequential(nn.Linear(8, 32), nn.Linear(32, 4)), (1, 8))
+        >>> model = nn.Sequential(nn.Linear(8, 32), nn.Linear(32, 4))
+        >>> analysis = epruner.analyse(model, (1, 8))
         >>> analysis.check(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4)))
         Traceback (most recent call last):
             ...

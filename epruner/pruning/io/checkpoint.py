@@ -96,7 +96,7 @@ def save(pruned: Pruned | tuple[nn.Module, Plan], path: str | os.PathLike[str]) 
     >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
     >>> result = epruner.prune(model, (1, 8), macs=0.5)
     >>> epruner.save(result, "small.safetensors")
-    >>> epruner.save((result.model, result.plan), "trained.safetensors")  # after fine-tuning, say
+    >>> epruner.save((result.model, result.plan), "trained.safetensors")
     """
     if isinstance(pruned, tuple):
         (model, plan), report = pruned, None

@@ -61,7 +61,7 @@ def load_weights(
     Examples
     --------
     >>> import epruner, torch
-    >>> trained = {f"module.{name}": x for name, x in torch.nn.Linear(8, 4).state_dict().items()}
+    >>> trained = torch.nn.Linear(8, 4).state_dict(prefix="module.")
     >>> torch.save({"state_dict": trained}, "weights.pth")
     >>> model = torch.nn.Linear(8, 4)
     >>> epruner.load_weights(model, "weights.pth", prefix_strip="module.")

@@ -148,7 +148,8 @@ class LayerRepair:
     >>> import epruner, torch
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
-    >>> report = epruner.prune(model, (1, 8), macs=0.5, calibrate=torch.randn(256, 8)).report
+    >>> inputs = torch.randn(256, 8)
+    >>> report = epruner.prune(model, (1, 8), macs=0.5, calibrate=inputs).report
     >>> (layer,) = report.repair.layers
     >>> layer.name, layer.target, layer.after < layer.before
     ('2', 'output', True)
@@ -187,7 +188,8 @@ class Repair:
     >>> import epruner, torch
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
-    >>> report = epruner.prune(model, (1, 8), macs=0.5, calibrate=torch.randn(256, 8)).report
+    >>> inputs = torch.randn(256, 8)
+    >>> report = epruner.prune(model, (1, 8), macs=0.5, calibrate=inputs).report
     >>> report.repair.after < report.repair.before, report.repair.inputs
     (True, 'inputs')
     """
