@@ -36,7 +36,7 @@ for share in shares:
     by_noise, _ = epruner.repair(model, sliced, plan, inputs=net)
     by_images, _ = epruner.repair(model, sliced, plan, calibrate=images)
     distilled = by_images
-    if share <= 0.5:  # above, nothing is left to gain
+    if share <= 0.3:  # above, nothing is left to gain
         distilled, _ = epruner.distill(
             model, by_images, images, steps=60, lr=2e-3, augment=as_they_are
         )
