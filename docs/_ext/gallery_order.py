@@ -17,7 +17,7 @@ ORDER = (
     "methods",
     "transformer",
     "exemplar_filters",
-    "export",
+    "milliseconds",
     "distributed",
 )
 

@@ -244,6 +244,7 @@ def _examples(path: str) -> doctest.DocTest:
     return doctest.DocTestParser().get_doctest(doc, {"__name__": "__main__"}, path, path, 0)
 
 
+@pytest.mark.slow  # the build of the site runs them all
 @pytest.mark.parametrize("path", [p for p in documented() if _examples(p).examples])
 def test_examples_run(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if path == "epruner.export_onnx":
