@@ -22,6 +22,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "sphinx_llm.txt",
     "blocks",
+    "gallery",
     "plain",
     "results",
 ]
@@ -43,7 +44,7 @@ sphinx_gallery_conf = {
     "examples_dirs": [str(DOCS.parent / "examples" / "gallery")],
     "gallery_dirs": ["gallery"],
     "filename_pattern": r"plot_",
-    "within_subsection_order": "gallery_order.Order",
+    "within_subsection_order": "gallery.Order",
     "abort_on_example_error": True,
     "capture_repr": (),
     "show_memory": False,
