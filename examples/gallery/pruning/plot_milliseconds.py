@@ -9,6 +9,7 @@ wants multiples of eight filters. Bars are medians, thin lines reach from quarti
 """
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from timeit import timeit
 
@@ -52,8 +53,8 @@ def milliseconds(rounds: int = 60) -> NDArray[np.float64]:
         for place, (network, session) in enumerate(zip(networks.values(), sessions, strict=True)):
             feed = {session.get_inputs()[0].name: batch.numpy()}
             with torch.inference_mode():
-                taken[0, place, count] = timeit(lambda: network(batch), number=1)
-            taken[1, place, count] = timeit(lambda: session.run(None, feed), number=1)
+                taken[0, place, count] = timeit(partial(network, batch), number=1)
+            taken[1, place, count] = timeit(partial(session.run, None, feed), number=1)
     return 1000 * taken
 
 
