@@ -28,7 +28,7 @@ def draw(result: PruningResult, title: str) -> None:
     sizes = np.bincount(clusters.labels)
     order = np.argsort(-sizes, kind="stable")
     colours = np.clip(0.5 + filters / (2 * np.quantile(abs(filters), 0.97)), 0, 1)
-    figure, axes = plt.subplots(figsize=(7, 0.9 + 0.46 * len(order)), layout="constrained")
+    _, axes = plt.subplots(figsize=(7, 0.9 + 0.46 * len(order)), layout="constrained")
     for row, cluster in enumerate(order):
         exemplar = clusters.exemplars[cluster]
         members = np.flatnonzero(clusters.labels == cluster)

@@ -66,8 +66,8 @@ for skipped in report.skipped:
     print(f"{skipped.name:<18} {skipped.reason}")
 
 # %%
-# The reasons say what would help. With ``scope="all"`` the channels that several layers add onto may
-# go, too; a layer's own number is set by name or pattern.
+# The reasons say what would help. With ``scope="all"`` the channels that several layers add onto
+# may go, too; a layer's own number is set by name or pattern.
 
 everything = epruner.prune(model, net, macs=0.5, calibrate=images, scope="all")
 wide = Constraints(n_filters={"stage2.*.conv1": 24})
