@@ -22,7 +22,7 @@ ORDER = (
     "transformer",
     "exemplar_filters",
     "milliseconds",
-    "distributed",
+    "two_processes",
 )
 
 
