@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 import epruner
 from epruner import Constraints
@@ -27,7 +28,7 @@ model = trained_network()  # a residual network that reads scikit-learn's digits
 images = split()[0]
 batch = images[:64]
 
-networks = {"whole": model}
+networks: dict[str, nn.Module] = {"whole": model}
 for name, constraints in (
     ("half the multiply-adds", Constraints()),
     ("half, in multiples of 8", Constraints(round_to=8)),

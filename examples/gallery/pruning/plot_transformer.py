@@ -33,7 +33,8 @@ class VisionTransformer(nn.Module):
 
     def tokens(self, x: Tensor) -> Tensor:
         """(n, 1, 8, 8) -> (n, 16, width)."""
-        return self.patches(x).flatten(2).transpose(1, 2) + self.places
+        tokens: Tensor = self.patches(x).flatten(2).transpose(1, 2) + self.places
+        return tokens
 
     def forward(self, x: Tensor) -> Tensor:
         scores: Tensor = self.head(self.encoder(self.tokens(x)).mean(1))
@@ -86,7 +87,7 @@ plt.show()
 
 for layer in result.report.layers:
     print(f"{layer.name:<34} {layer.after:>2} of {layer.before}")
-print(result.model.encoder.layers[0].self_attn)
+print(result.model.get_submodule("encoder.layers.0.self_attn"))
 
 # %%
 # Without one image
