@@ -216,7 +216,7 @@ def preset(name: str, *, evidence: str, exemplars: bool) -> tuple[Method, str]:
         return replace(METHODS["paper"], repair="auto"), "beta and recipe compare weights"
     if name == "auto":
         best = BEST_UNSEEN if evidence == "none" else BEST
-        return METHODS[best], "the best in benchmarks/results/methods.md"
+        return METHODS[best], "the best that was measured"
     if name == "exemplar" and evidence == "none":
         why = "weights are compared, as there is nothing to tell what their readers lose"
         return replace(METHODS[name], features="weights"), why

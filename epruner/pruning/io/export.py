@@ -186,7 +186,7 @@ def _open_batch_program(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporter's remarks on packages that it could also use and on its own code."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx", "torch._subclasses")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
