@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ def drawn(axes: Any, label: str) -> list[tuple[float, float]]:
 def squares(file: Path) -> Any:
     """Means of a picture's squares, (rows, columns, 3)."""
     with Image.open(file) as image:
-        shape = (image.height // SQUARE, SQUARE, image.width // SQUARE, SQUARE, 3)
-        return np.asarray(image.convert("RGB"), float).reshape(shape).mean(axis=(1, 3))
+        rows, columns = image.height // SQUARE, image.width // SQUARE
+        whole = image.convert("RGB").crop((0, 0, columns * SQUARE, rows * SQUARE))
+    return np.asarray(whole, float).reshape(rows, SQUARE, columns, SQUARE, 3).mean(axis=(1, 3))
 
 
 def difference(one: Path, other: Path) -> float:
@@ -51,6 +53,17 @@ def test_pictures_of_the_readme_are_drawn_from_todays_results(name: str, tmp_pat
     with Image.open(there) as image:
         assert image.info["Results"] == pictures.digest(*pictures.PICTURES[name].results()), redraw
     assert difference(there, pictures.save(name, tmp_path)) < TOLERANCE, redraw
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["discovery", "orthoreg"])
+def test_pictures_of_examples_are_what_these_draw(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = tmp_path / "picture.png"
+    monkeypatch.setattr(sys, "argv", [name, "--picture", str(picture)])
+    import_module(f"examples.{name}").main()
+    assert difference(ROOT / "docs" / "pictures" / f"companions-{name}.png", picture) < TOLERANCE
 
 
 def test_a_picture_of_other_results_is_found(tmp_path: Path) -> None:

