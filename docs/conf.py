@@ -49,7 +49,7 @@ sphinx_gallery_conf = {
     "capture_repr": (),
     "show_memory": False,
     "min_reported_time": 1,
-        "remove_config_comments": True,
+    "remove_config_comments": True,
     "thumbnail_size": (640, 400),
     "doc_module": ("epruner",),
     "reference_url": {"epruner": None},

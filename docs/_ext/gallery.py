@@ -50,7 +50,16 @@ def picture_first(app: Sphinx, name: str, source: list[str]) -> None:
     source[0] = f"{introduction}{found[0]}\n{code}{remainder}"
 
 
+SCRIPT = re.compile(r"\((?:\.\./)+examples/gallery/(\w+/plot_\w+)\.py\)")
+
+
+def link_pages(app: Sphinx, name: str, source: list[str]) -> None:
+    """Let links to the gallery's scripts, which work in the repository, lead to their pages."""
+    source[0] = SCRIPT.sub(r"(/gallery/\1.rst)", source[0])
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register the hook."""
+    """Register both hooks."""
     app.connect("source-read", picture_first)
+    app.connect("source-read", link_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

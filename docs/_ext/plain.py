@@ -11,7 +11,7 @@ from sphinx_design.shared import PassthroughTextElement
 
 
 class Plain(SphinxPostTransform):
-    """Types of parameters, links of cards, footnotes, and where the site keeps its images."""
+    """Types of parameters, footnotes, links of cards and on a page, the images of the site."""
 
     default_priority = 900  # once references are resolved
     builders = ("llms-markdown",)
@@ -29,6 +29,9 @@ class Plain(SphinxPostTransform):
         for node in list(self.document.findall(nodes.citation)):
             text = " ".join(child.astext() for child in node.children[1:])
             node.replace_self(nodes.paragraph("", text))
+        for node in self.document.findall(nodes.reference):
+            if "refid" in node:  # a place on the same page
+                node["internal"] = True
         here = posixpath.dirname(self.env.docname)
         for node in self.document.findall(nodes.image):
             if "://" not in node["uri"]:

@@ -215,8 +215,10 @@ def preset(name: str, *, evidence: str, exemplars: bool) -> tuple[Method, str]:
     if exemplars and name in ("auto", "exemplar"):
         return replace(METHODS["paper"], repair="auto"), "beta and recipe compare weights"
     if name == "auto":
-        best = BEST_UNSEEN if evidence == "none" else BEST
-        return METHODS[best], "the best that was measured"
+        if evidence == "none":
+            why = "weights alone decide where nothing can be shown; calibrate=inputs tells more"
+            return METHODS[BEST_UNSEEN], why
+        return METHODS[BEST], "the best that was measured"
     if name == "exemplar" and evidence == "none":
         why = "weights are compared, as there is nothing to tell what their readers lose"
         return replace(METHODS[name], features="weights"), why

@@ -716,6 +716,7 @@ class TestObjects:
             expected = Method("reconstruction", "reconstruction", "weights", repair)
         assert method == expected
         assert why
+        assert ("calibrate=" in why) == (evidence == "none" and not exemplars)
         for name, preset in METHODS.items():
             learns = {"reconstruction": ("none",), "fisher": ("none", "noise", "synthetic")}
             if evidence in learns.get(name, ()):
