@@ -48,6 +48,7 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
     "capture_repr": (),
     "show_memory": False,
+    "write_computation_times": False,
     "min_reported_time": 1,
     "remove_config_comments": True,
     "thumbnail_size": (640, 400),
