@@ -2,7 +2,7 @@
 
 Trained anew in every process, in some seconds on one core; nothing is downloaded or kept::
 
-    from examples.digits import accuracy, calibration_images, trained_network
+    from examples.digits import accuracy, trained_network
 
     model = trained_network()
     accuracy(model)  # on images it has not seen

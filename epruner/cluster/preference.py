@@ -71,7 +71,7 @@ def preference_range(S: ArrayLike, *, exact: bool = False) -> tuple[float, float
     Raises
     ------
     ValueError
-        If `S` is not square, holds one point only, or NaN or infinite entries.
+        If `S` is not square, holds one point only, or NaN or infinite entries, -inf included.
     TypeError
         If `S` holds no real numbers.
 
@@ -93,6 +93,13 @@ def preference_range(S: ArrayLike, *, exact: bool = False) -> tuple[float, float
     n = s.shape[0]
     if n < 2:
         raise ValueError("S holds one point: a preference range needs at least two")
+    np.fill_diagonal(s, 0)
+    if np.isneginf(s).any():
+        i, k = np.argwhere(np.isneginf(s))[0]
+        raise ValueError(
+            f"S[{i}, {k}] is -inf: a preference range begins with one cluster of all points, which "
+            "may not exist where pairs must not be linked"
+        )
     np.fill_diagonal(s, -np.inf)
     nearest = s.max(axis=1)
     np.fill_diagonal(s, 0)

@@ -433,7 +433,7 @@ def test_clustering_from_a_shell_does_not_import_torch(tmp_path: Path) -> None:
 
 
 def test_the_documentation_shows_what_is_printed(run: Run) -> None:
-    document = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    document = (ROOT / "docs" / "clustering" / "command-line.md").read_text(encoding="utf-8")
     exec(re.findall(r"<!-- invisible-code-block: python\n(.*?)-->", document, re.DOTALL)[0], {})
     command, shown = re.findall(r"```(?:sh)?\n(.*?)```", document, re.DOTALL)[:2]
     code, out, err = run(*shlex.split(command)[1:])

@@ -62,6 +62,14 @@ def test_preference_range_brackets_the_numbers_of_clusters() -> None:
     assert everyone.size == 150
 
 
+@pytest.mark.parametrize("bad", [-np.inf, np.inf, np.nan])
+def test_a_preference_range_needs_every_similarity(bad: float) -> None:
+    S = negative_squared_distances(DIGITS[:5])
+    S[1, 3] = bad
+    with pytest.raises(ValueError, match=r"S\[1, 3\] is"):
+        preference_range(S)
+
+
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_sparse_points_that_are_all_exemplars(n: int) -> None:
     S = scipy.sparse.csr_matrix(-1 - np.random.default_rng(0).random((n, n)))

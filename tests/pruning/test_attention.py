@@ -47,15 +47,16 @@ def without_heads(module: nn.MultiheadAttention, gone: tuple[int, ...]) -> nn.Mu
     return silent
 
 
+DRAW = torch.Generator().manual_seed(0)  # under which no query has all its keys masked: NaN
 MASKS: dict[str, dict[str, Any]] = {
     "none": {},
-    "bool": {"attn_mask": torch.rand(L, S) < 0.3},
-    "float": {"attn_mask": torch.randn(L, S)},
-    "by head": {"attn_mask": torch.rand(N * HEADS, L, S) < 0.3},
+    "bool": {"attn_mask": torch.rand(L, S, generator=DRAW) < 0.3},
+    "float": {"attn_mask": torch.randn(L, S, generator=DRAW)},
+    "by head": {"attn_mask": torch.rand(N * HEADS, L, S, generator=DRAW) < 0.3},
     "padding": {"key_padding_mask": torch.arange(S) >= torch.tensor([[4], [S], [2]])},
     "both": {
-        "attn_mask": torch.randn(N * HEADS, L, S),
-        "key_padding_mask": torch.randn(N, S),
+        "attn_mask": torch.randn(N * HEADS, L, S, generator=DRAW),
+        "key_padding_mask": torch.randn(N, S, generator=DRAW),
     },
 }
 

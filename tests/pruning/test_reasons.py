@@ -578,7 +578,7 @@ def test_what_stays_is_named_with_its_reason(name: str) -> None:
 
 def documented() -> list[str]:
     """The reasons in the documentation's table, with * for names, numbers and what is left out."""
-    text = (ROOT / "docs" / "what-can-be-pruned.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "pruning" / "what-can-be-pruned.md").read_text(encoding="utf-8")
     rows = text.partition("| reason | when |")[2].partition("\n\n")[0].splitlines()[2:]
     reasons = "; ".join(row.split("|")[1].strip() for row in rows).replace("`", "").split("; ")
     return [re.sub(r" in 'x'|(?<=')\w+(?=')|\d+| ?\.\.\.", "*", reason) for reason in reasons]

@@ -8,7 +8,6 @@ others? A matrix of all pairs would not fit into the memory of most machines; wi
 that leave few enough for an exact clustering.
 """
 
-import resource
 from time import perf_counter
 
 import matplotlib.pyplot as plt
@@ -25,11 +24,13 @@ X = colours.astype(np.float32)
 
 start = perf_counter()
 palettes, label = [X], np.arange(len(X))  # label: of each colour, its place in the last palette
+links = []  # how many similarities are held
 for _ in range(2):
     model = AffinityPropagation(affinity="nearest_neighbors", n_neighbors=20, damping="auto")
     model.fit(palettes[-1])
     palettes.append(model.cluster_centers_)
     label = model.labels_[label]
+    links.append(model.affinity_matrix_.nnz)
 weight = np.bincount(label, weights=count)  # how many pixels each exemplar stands for
 model = AffinityPropagation(n_clusters=16).fit(palettes[-1], sample_weight=weight)
 palettes.append(model.cluster_centers_)
@@ -49,13 +50,11 @@ for ax in axes.values():
 plt.show()
 
 # %%
-# What it took on the machine that built this page. The peak is that of the whole process, with all
-# that it did before.
+# What it took on the machine that built this page.
 
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # of KiB, on Linux
 print("colours:", " -> ".join(f"{len(palette):,}" for palette in palettes))
-print(f"{seconds:.1f} s, and at most {peak:.2f} GB")
-print(f"a matrix of all pairs in float32: {4 * len(colours) ** 2 / 1e9:.1f} GB")
+print(f"{seconds:.1f} s")
+print(f"{links[0]:,} similarities held, of {len(colours) ** 2:,} in a matrix of all pairs")
 
 # %%
 # How near is it to the picture?

@@ -50,8 +50,8 @@ n_exemplars = len(by_weights.clusters_of("_conv_stem").exemplars)
 draw(by_weights, f"{len(filters)} filters, {n_exemplars} exemplars")
 
 # %%
-# Grey is zero. What holds the largest cluster together is that all in it are near zero, and its
-# exemplar is a filter that does nothing. Distances of weights say nothing of what the layers that
+# Grey is zero. The exemplar of the largest cluster is a filter that does nothing: weak filters are
+# near to it, whatever they look for. Distances of weights say nothing of what the layers that
 # read a filter lose without it.
 #
 # What readers lose

@@ -65,7 +65,7 @@ figure, axes = plt.subplots(2, 8, figsize=(8, 2.7), layout="constrained")
 for number, heads in enumerate(attention(model, images)):
     stay = result.kept[f"encoder.layers.{number}.self_attn.q_proj"]
     for head, cell in enumerate(axes[number]):
-        cell.imshow(heads[head], cmap="cividis", vmin=0, vmax=0.4)
+        cell.imshow(heads[head].numpy(), cmap="cividis", vmin=0)  # each head to its own scale
         cell.set(xticks=[], yticks=[])
         if head not in stay:
             ends = np.array([-0.5, 3.5])

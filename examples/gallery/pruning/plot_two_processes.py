@@ -20,7 +20,7 @@ from sklearn.datasets import load_sample_image
 
 SIDE = 8  # pixels of a patch
 photo = load_sample_image("china.jpg")
-height, width = (size // SIDE for size in photo.shape[:2])
+height, width = photo.shape[0] // SIDE // 2 * 2, photo.shape[1] // SIDE  # half to each rank
 photo = photo[: height * SIDE, : width * SIDE]
 patches = photo.reshape(height, SIDE, width, SIDE, 3).swapaxes(1, 2)
 points = patches.reshape(height * width, -1).astype(np.float32)

@@ -27,7 +27,7 @@ def as_they_are(tensors: list[Tensor], _: torch.Generator) -> list[Tensor]:
 shares = [0.7, 0.5, 0.3, 0.2, 0.12]
 whole = 100 * accuracy(model)
 ways = ["sliced", "merged", "repaired by noise (default)", "repaired with 300 images", "distilled"]
-found = {way: [whole] for way in ways}
+found: dict[str, list[float]] = {way: [] for way in ways}
 net = epruner.analyse(model, SHAPE)
 for share in shares:
     plan = net.select(macs=share)  # which filters stay: chosen by noise, too
@@ -35,18 +35,20 @@ for share in shares:
     merged, _ = epruner.repair(model, sliced, plan, inputs=net, repair="merge")
     by_noise, _ = epruner.repair(model, sliced, plan, inputs=net)
     by_images, _ = epruner.repair(model, sliced, plan, calibrate=images)
-    distilled = by_images
-    if share <= 0.3:  # above, nothing is left to gain
-        distilled, _ = epruner.distill(
-            model, by_images, images, steps=60, lr=2e-3, augment=as_they_are
+    networks = [sliced, merged, by_noise, by_images]
+    if share <= 0.3:  # where the repair alone loses something
+        networks.append(
+            epruner.distill(model, by_images, images, steps=60, lr=2e-3, augment=as_they_are)[0]
         )
-    for way, network in zip(ways, (sliced, merged, by_noise, by_images, distilled), strict=True):
+    for way, network in zip(ways, networks, strict=False):
         found[way].append(100 * accuracy(network))
 
 colours = ["#595959", "#E69F00", "#0072B2", "#009E73", "#CC79A7"]
 figure, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
 for way, colour, marker in list(zip(ways, colours, "vsoD^", strict=True))[::-1]:
-    axes.plot([100, *(100 * s for s in shares)], found[way], color=colour, marker=marker, label=way)
+    left = [100 * share for share in shares][-len(found[way]) :]
+    axes.plot(left, found[way], color=colour, marker=marker, label=way)
+axes.axhline(whole, color="black", linestyle="--", linewidth=1, label="whole network")
 axes.set(
     xlabel="multiply-adds left (% of the whole network's)",
     ylabel="accuracy on images it has not seen (%)",
