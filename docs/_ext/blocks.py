@@ -6,6 +6,7 @@ out, for those who write prose.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -24,7 +25,8 @@ def run(app: Sphinx) -> None:
         return
     options = ["-q", "-n", "2", "-m", "slow or not slow"]
     tests = [sys.executable, "-m", "pytest", *options, "tests/docs"]
-    if subprocess.run(tests, cwd=ROOT, check=False).returncode:
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # in each of two processes
+    if subprocess.run(tests, cwd=ROOT, env=one_thread, check=False).returncode:
         raise ExtensionError("a code block or a docstring's example failed: see the tests above")
 
 
