@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
 from functools import reduce
 from operator import getitem
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -723,17 +724,15 @@ def test_the_readme_shows_the_report_of_the_published_rule() -> None:
     assert f"--beta {results('paper_rule')['beta']} " in text
 
 
-def test_tables_of_results_are_what_the_benchmark_writes() -> None:
-    clustering = pytest.importorskip("benchmarks.clustering", reason="needs the checkout")
-    text = (RESULTS / "clustering.md").read_text()
-    assert text.startswith(clustering.comparison_table(results("clustering")["rows"]))
-    from benchmarks import distributed, from_features, hierarchy, storage_rule
-
-    scale = from_features.scale_table(results("clustering_scale")["rows"])
-    assert (RESULTS / "clustering_scale.md").read_text().startswith(scale)
-    merging = hierarchy.comparison_table(results("clustering_hierarchy")["rows"])
-    assert (RESULTS / "clustering_hierarchy.md").read_text().startswith(merging)
-    shared = distributed.ranks_table(results("distributed")["cases"])
-    assert (RESULTS / "distributed.md").read_text().strip() == shared
-    rule = storage_rule.rule_table(results("storage_rule")["rows"])
-    assert (RESULTS / "storage_rule.md").read_text().strip() == rule
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.md")), ids=lambda file: file.stem)
+def test_tables_of_results_are_what_the_benchmark_writes(file: Path) -> None:
+    measuring = pytest.importorskip("benchmarks.measuring", reason="needs the checkout")
+    found = results(file.stem)
+    (script,) = re.findall(r"^python benchmarks/(\w+)\.py", found["command"])
+    writer = pytest.importorskip(f"benchmarks.{script}", reason="needs what it is compared with")
+    if hasattr(writer, "groups"):
+        of = {key: tabulate for key, (_, tabulate) in writer.groups(None).items()}
+        text = measuring.tables(found, of)
+    else:
+        text = writer.page(found)
+    assert file.read_text("utf-8") == text + "\n", f"{file.name} is not what {script}.py writes"
