@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +80,12 @@ def measure(case: str) -> dict[str, Any]:
     return row
 
 
-def blocks_table(rows: Sequence[dict[str, Any]]) -> str:
+def page(results: dict[str, Any]) -> str:
     head = ["network", "batch", "budget", "whole (ms)", "blocks passed by"]
     for kind in ("filters", "with blocks"):
         head += [f"{kind}: measured", "MACs", "error", "accuracy", "took (s)"]
     lines = []
-    for row in rows:
+    for row in results["rows"]:
         line = [
             row["network"], str(row["batch"]), f"{row['latency']:g}", milliseconds(row["whole_s"]),
             f"{row['passed']} of {row['blocks']}",
@@ -112,7 +111,7 @@ def main() -> None:
         CASES,
         lambda row: f"{row['network']} {row['batch']} {row['latency']:g}",
         measure,
-        blocks_table,
+        page,
     )
 
 

@@ -34,7 +34,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.distributed_ranks import Case, Measured, inputs, over_ranks
-from benchmarks.measuring import RESULTS, machine, table, write
+from benchmarks.measuring import RESULTS, machine, table, tables, write
 from benchmarks.namespaces import machines
 from epruner.cluster.candidates import first_candidates
 
@@ -339,6 +339,10 @@ def plan_table(rows: Sequence[dict[str, Any]]) -> str:
     )  # fmt: skip
 
 
+def page(results: dict[str, Any]) -> str:
+    return tables(results, {"checks": checks_table, "plan": plan_table})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--predict", action="store_true", help="measure nothing")
@@ -360,9 +364,8 @@ def main() -> None:
     results["assumed"] = {"cores": CORES, "iterations": ITERATIONS}
     results["assumed"] |= {network.name: network.seconds for network in PLANNED}
     results["plan"] = planned(work, engine)
-    tables = checks_table(results["checks"]), plan_table(results["plan"])
-    write("distributed_plan", results, "\n\n".join(tables))
-    print("\n\n".join(tables))
+    write("distributed_plan", results, page(results))
+    print(page(results))
 
 
 if __name__ == "__main__":

@@ -242,6 +242,11 @@ def phases_table(rows: list[dict[str, Any]]) -> str:
     return table(head, body)
 
 
+def page(results: dict[str, Any]) -> str:
+    default, others = results["rows"], results["with_beta"]
+    return f"{scale_table(default)}\n\n{phases_table([*default, *others])}"
+
+
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--million", action="store_true", help="1,000,000 points, d = 32")
@@ -254,11 +259,11 @@ def main() -> None:
         print(phases_table(rows[-1:]), flush=True)
     default = [row for row in rows if row["beta"] is None]
     others = [row for row in rows if row["beta"] is not None]
-    text = scale_table(default) + "\n\n" + phases_table(rows)
-    print(text)
+    results = {"machine": about, "rows": default, "with_beta": others}
+    print(page(results))
     if arguments.only is None:
         file = "clustering_million" if arguments.million else "clustering_scale"
-        write(file, {"machine": about, "rows": default, "with_beta": others}, text)
+        write(file, results, page(results))
 
 
 if __name__ == "__main__":

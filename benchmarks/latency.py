@@ -146,7 +146,7 @@ def measure(name: str) -> dict[str, Any]:
     }
 
 
-def times_table(rows: Sequence[dict[str, Any]]) -> str:
+def page(results: dict[str, Any]) -> str:
     head = [
         "network", "batch", "budget", "whole (ms)", "measured", "MACs", "error",
         "by MACs: measured", "MACs", "error", "took (s)",
@@ -164,7 +164,7 @@ def times_table(rows: Sequence[dict[str, Any]]) -> str:
                 *(optional(row, k) for k in ("error", "rival_share", "rival_macs", "rival_error")),
                 f"{row['seconds']:.0f}",
             ]
-            for row in rows
+            for row in results["rows"]
         ],
     )  # fmt: skip
 
@@ -175,7 +175,7 @@ def fill(
     cases: Sequence[str],
     name_of: Callable[[dict[str, Any]], str],
     measured: Callable[[str], dict[str, Any]],
-    shown: Callable[[Sequence[dict[str, Any]]], str],
+    page: Callable[[dict[str, Any]], str],
 ) -> None:
     """Measure the cases that the command line asks for and a results file lacks.
 
@@ -190,8 +190,8 @@ def fill(
         From a row to its case.
     measured : callable
         From a case to its row.
-    shown : callable
-        From rows to a table.
+    page : callable
+        From results to their Markdown.
     """
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--only", nargs="+", choices=cases, default=cases)
@@ -218,14 +218,14 @@ def fill(
             continue
         row = measured(case)
         rows = [*there(), row]
-        print(shown([row]), flush=True)
+        print(page({"rows": [row]}), flush=True)
         results = {
             "command": f"python benchmarks/{stem}.py{chosen}",  # that of all rows, not of this one
             "machine": machine()
             | {"threads": args.threads, "clock": args.clock, "torch": torch.__version__},
             "rows": rows,
         }
-        write(stem, results, shown(rows))
+        write(stem, results, page(results))
 
 
 def main() -> None:
@@ -236,7 +236,7 @@ def main() -> None:
         tuple(CASES),
         lambda row: f"{row['network']} {row['batch']}",
         measure,
-        times_table,
+        page,
     )
 
 

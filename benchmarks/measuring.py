@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -153,6 +153,14 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+Table = Callable[[list[dict[str, Any]]], str]
+
+
+def tables(results: dict[str, Any], of: Mapping[str, Table]) -> str:
+    """A table of each key of the results that has rows."""
+    return "\n\n".join(tabulate(results[key]) for key, tabulate in of.items() if results.get(key))
+
+
 def write(name: str, results: dict[str, Any], text: str) -> None:
     """Results and their table; the command is this process's unless the results name another."""
     RESULTS.mkdir(exist_ok=True)
@@ -175,7 +183,7 @@ Cases = dict[str, Callable[[], dict[str, Any]]]  # by name, what measures one
 def run(
     description: str,
     file: str,
-    groups: Callable[[int | None], dict[str, tuple[Cases, Callable[[list[Any]], str]]]],
+    groups: Callable[[int | None], dict[str, tuple[Cases, Table]]],
 ) -> None:
     """Measure the cases that the command line chooses, print them as they come, write all.
 
@@ -192,7 +200,7 @@ def run(
             for name in (name for name in cases if name in chosen):
                 results[key].append(cases[name]())
                 print(tabulate(results[key][-1:]), flush=True)
-    text = "\n\n".join(tabulate(results[key]) for key, (_, tabulate) in found.items())
+    text = tables(results, {key: tabulate for key, (_, tabulate) in found.items()})
     print(text)
     if arguments.only is None:
         write(file, results, text)

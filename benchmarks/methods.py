@@ -249,7 +249,7 @@ class Table:
                 "rows": self.rows,
             }
             self._file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-            self._file.with_suffix(".md").write_text(markdown(self.rows), encoding="utf-8")
+            self._file.with_suffix(".md").write_text(page(document) + "\n", encoding="utf-8")
 
 
 def clock() -> Tensor:
@@ -348,8 +348,9 @@ def measure(
             )
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
+def page(results: dict[str, Any]) -> str:
     """The default by what it learns from, and methods beside each other."""
+    rows = results["rows"]
     default = [row for row in rows if row["method"] == "auto"]
     usual = {row["network"]: row["inputs"] for row in rows if row["repair"] == "least_squares"}
 
@@ -367,7 +368,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         row for row in rows
         if row["inputs"] in ("noise", 0) and row["repair"] in ("auto", "merge")
     ]  # fmt: skip
-    return "\n".join(
+    return "\n\n".join(
         sheet(f"{title}: {what}", found, what, column)
         for title, found, column, whats in (
             (
@@ -404,7 +405,7 @@ def sheet(
         cells = ["" if n is None else f"**{n}**" if n == best else f"{n}" for n in numbers]
         base = next(iter(line.values()))["base"]
         lines.append(f"| {network} ({base}) | {macs} | {' | '.join(cells)} |")
-    return f"{title}\n\n" + "\n".join(lines) + "\n"
+    return f"{title}\n\n" + "\n".join(lines)
 
 
 def main() -> None:

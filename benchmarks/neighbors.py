@@ -27,6 +27,7 @@ from sklearn.metrics import adjusted_rand_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measuring import (
+    Table,
     fresh,
     machine,
     options,
@@ -34,6 +35,7 @@ from benchmarks.measuring import (
     resident,
     select,
     table,
+    tables,
     timed,
     write,
     yes,
@@ -205,9 +207,12 @@ def cost(r: dict[str, Any]) -> dict[str, str]:
     }
 
 
-Table = Callable[[list[dict[str, Any]]], str]
 AGREED: Table = partial(tabulated, more=agreement)
 COSTS: Table = partial(tabulated, more=cost)
+
+
+def page(results: dict[str, Any]) -> str:
+    return tables(results, {"agreement": AGREED, "dampings": COSTS, "scale": COSTS})
 
 
 def main() -> None:
@@ -227,10 +232,10 @@ def main() -> None:
         for case in (case for case in cases if case.name in chosen):
             results[key].append(fresh(measure, case))
             print(tabulate(results[key][-1:]), flush=True)
-            text = "\n\n".join(tab(results[k]) for k, (*_, tab) in groups.items() if results[k])
             if arguments.only is None:  # hours: what there is so far
-                write("neighbors_million" if arguments.million else "neighbors", results, text)
-    print(text)
+                file = "neighbors_million" if arguments.million else "neighbors"
+                write(file, results, page(results))
+    print(page(results))
 
 
 if __name__ == "__main__":

@@ -73,11 +73,15 @@ def rule_table(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def page(results: dict[str, Any]) -> str:
+    return rule_table(results["rows"])
+
+
 if __name__ == "__main__":
-    rows = []
+    results: dict[str, Any] = {"rows": []}
     for data, n, medians, damping in CASES:
         S = negative_squared_distances(features(data, n).astype(np.float64))
         np.fill_diagonal(S, medians * np.median(S))
         row = {"data": data, "n": n, "medians": medians, "damping": damping}
-        rows.append(row | simulate(S, damping))
-    write("storage_rule", {"rows": rows}, rule_table(rows))
+        results["rows"].append(row | simulate(S, damping))
+    write("storage_rule", results, page(results))

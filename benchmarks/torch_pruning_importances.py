@@ -69,6 +69,11 @@ def importance_table(rows: list[dict[str, Any]]) -> str:
     return table(head, lines)
 
 
+def page(results: dict[str, Any]) -> str:
+    whole = "\n".join(f"{name} whole: {top1:.1f}" for name, top1 in results["whole"].items())
+    return f"{whole}\n\n{importance_table(results['rows'])}"
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     results: dict[str, Any] = {"machine": machine(), "whole": {}, "rows": []}
@@ -86,5 +91,4 @@ if __name__ == "__main__":
                 row = {"network": name, "scope": scope, "importance": title, "top1": top1}
                 results["rows"].append(row | {"scoring_s": min(scoring)})
                 print(importance_table(results["rows"][-1:]), flush=True)
-    text = "\n".join(f"{name} whole: {top1:.1f}" for name, top1 in results["whole"].items())
-    write("torch_pruning_importances", results, f"{text}\n\n{importance_table(results['rows'])}")
+    write("torch_pruning_importances", results, page(results))
