@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -16,7 +17,7 @@ class Plain(SphinxPostTransform):
     default_priority = 900  # once references are resolved
     builders = ("llms-markdown",)
 
-    def run(self) -> None:
+    def run(self, **_: Any) -> None:
         for node in list(self.document.findall(nodes.classifier)):
             item = node.parent
             term = item[item.index(node) - 1]
