@@ -4,6 +4,10 @@ import sys
 from importlib.metadata import version as installed
 from pathlib import Path
 
+import torch
+
+torch.set_num_threads(1)  # the gallery's networks are small: threads wait more than they help
+
 DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS / "_ext"), str(DOCS.parent)]  # what the gallery imports lies in the root
 

@@ -38,6 +38,6 @@ def leave_out_comments(app: Sphinx, name: str, source: list[str]) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register both."""
     app.add_config_value("run_blocks", True, "")
-    app.connect("builder-inited", run)
+    app.connect("builder-inited", run, priority=100)  # before the gallery
     app.connect("source-read", leave_out_comments)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -14,15 +14,23 @@ DOCS = ROOT / "docs"
 CLICKS = [
     ("How do I get K clusters?", ["clustering/index", "clustering/preferences"], "n_clusters=10"),
     ("How do I get K clusters?", ["questions", "clustering/preferences"], "n_clusters=10"),
-    ("Is it the same as scikit-learn's?", ["clustering/index", "clustering/exactness"], "Yes, "),
-    ("Is it the same as scikit-learn's?", ["questions", "clustering/exactness"], "Yes, "),
+    (
+        "Is it the same as scikit-learn's?",
+        ["clustering/index", "clustering/exactness"],
+        "Yes, where a run converges",
+    ),
+    (
+        "Is it the same as scikit-learn's?",
+        ["questions", "clustering/exactness"],
+        "Yes, where a run converges",
+    ),
     ("Will my GPU be used?", ["clustering/index", "gpu"], "goes where the data are"),
     ("Will my GPU be used?", ["questions", "gpu"], "goes where the data are"),
     ("My network has no BatchNorm. What then?", ["questions"], "If it has layers that normalise"),
     (
         "My network has no BatchNorm. What then?",
         ["pruning/index", "pruning/repair"],
-        "where there is no layer that normalises",
+        "Layers that normalise each input by themselves",
     ),
     (
         "How do I load the pruned network elsewhere?",
