@@ -56,7 +56,7 @@ axes.set(
 )
 axes.grid(color="#DDDDDD", linewidth=0.6)
 axes.spines[["top", "right"]].set_visible(False)
-axes.legend(frameon=False)
+figure.legend(loc="outside lower center", ncols=3, frameon=False)
 plt.show()
 
 # %%
