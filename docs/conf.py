@@ -69,6 +69,8 @@ llms_txt_build_parallel = False  # the second build finds what the first has mad
 llms_txt_suffix_mode = "replace"  # page.md beside page.html
 llms_txt_suppress_unknown_node_warnings = ["imgsgnode"]  # the gallery's pictures, in several sizes
 
+TABLES = [f"benchmarks/{name}" for name in ("clustering", "large", "pruning", "latency-and-repair")]
+
 html_theme = "pydata_sphinx_theme"
 html_title = "epruner"
 html_static_path = ["_static"]
@@ -84,6 +86,7 @@ html_theme_options = {
     "show_toc_level": 2,
     "footer_start": ["copyright"],
     "footer_end": [],
-    "secondary_sidebar_items": ["page-toc"],
+    # tables of results want the room that a list of headings takes
+    "secondary_sidebar_items": {"**": ["page-toc"]} | dict.fromkeys(TABLES, ()),
 }
 html_sidebars = {"more": [], "questions": [], "limits": [], "comparison": []}

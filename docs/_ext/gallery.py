@@ -16,13 +16,13 @@ ORDER = (
     "hierarchy",
     "sentences",
     "graph",
+    "two_processes",
     "without_images",
     "report",
     "methods",
     "transformer",
     "exemplar_filters",
     "milliseconds",
-    "two_processes",
 )
 
 
