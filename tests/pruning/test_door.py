@@ -768,6 +768,8 @@ def test_the_default_is_the_method_that_the_report_says(
     assert settings["evidence"] == evidence
     assert settings["why"]
     assert settings["why"] in str(found.report)
+    by_reconstruction = expected.importance == "reconstruction"  # which compares no features
+    assert ("weights compared" in found.report.method) == (not by_reconstruction)
     assert (found.report.repair is None) == (evidence == "none")
     spelt = epruner.prune(model, IMAGE, method=expected, **options)
     assert spelt.report.settings == {**settings, "why": None}

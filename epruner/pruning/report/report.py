@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
 _NAMES_SHOWN = 6
+_NO_FEATURES = {"fisher", "random", "reconstruction", "uniform"}  # parts that compare none
 
 
 @dataclass(frozen=True)
@@ -312,10 +313,10 @@ class Report:
         found = self.settings.get("method")
         if not isinstance(found, Mapping):
             return ""
-        line = (
-            f"{found['allocation']} numbers of filters, {found['importance']} members, "
-            f"{found['features']} compared, repair {found['repair']}"
-        )
+        line = f"{found['allocation']} numbers of filters, {found['importance']} members, "
+        if {found["allocation"], found["importance"]} - _NO_FEATURES:
+            line += f"{found['features']} compared, "
+        line += f"repair {found['repair']}"
         if (evidence := self.settings.get("evidence", "none")) != "none":
             line += f", learnt from {evidence}{' inputs' if evidence == 'synthetic' else ''}"
         why = self.settings.get("why")
