@@ -30,11 +30,10 @@ extensions = [
     "plain",
     "results",
 ]
-exclude_patterns = ["_*", "gallery/**/*.ipynb", "gallery/**/*.py", "gallery/**/*.json"]
+exclude_patterns = ["_*"]
 templates_path = ["_templates"]
 default_role = "autolink"  # `prune` in a docstring is a link where there is such a name
 highlight_language = "none"
-nitpicky = False
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4
@@ -42,7 +41,6 @@ myst_heading_anchors = 4
 autosummary_generate = True
 autodoc_typehints = "none"  # numpydoc's tables have the types, in words
 numpydoc_show_class_members = False
-numpydoc_class_members_toctree = False
 
 sphinx_gallery_conf = {
     "examples_dirs": [str(DOCS.parent / "examples" / "gallery")],

@@ -18,6 +18,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from epruner.pruning.threads import torch_threads
+
 SHAPE = (1, 1, 8, 8)  # of one image, as the network takes it
 _TEST = 597
 
@@ -100,11 +102,8 @@ def train(model: nn.Module, *, epochs: int, rate: float = 3e-3) -> None:
 
 @cache
 def _trained() -> DigitsResNet:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # layers this small gain nothing from more
-    with torch.random.fork_rng(devices=[]):
+    with torch_threads(1), torch.random.fork_rng(devices=[]):  # layers this small gain from no more
         torch.manual_seed(0)
         model = DigitsResNet()
         train(model, epochs=8)
-    torch.set_num_threads(threads)
     return model

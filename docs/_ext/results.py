@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))
-
-from benchmarks import pictures  # noqa: E402
+from benchmarks import pictures
 
 NAMES = {"python": "Python", "numpy": "NumPy", "scikit_learn": "scikit-learn"}  # others as they are
 

